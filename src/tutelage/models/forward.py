@@ -1,0 +1,100 @@
+"""Forward passes over micro-batches: token log-probabilities of a policy, final scores and token values of scalar models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from tutelage.models.loading import autocast, output_head
+from tutelage.models.packing import MicroBatch, micro_batches
+from tutelage.objectives.logprobs import token_logprobs
+
+
+def hidden_states(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """(b, l, d) last hidden states, final norm included."""
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def selected_logprobs(
+    policy: PreTrainedModel, batch: MicroBatch, mask: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies (m,) of the tokens after the m masked positions, row by row."""
+    with autocast(policy):
+        hidden = hidden_states(policy, batch.ids)
+        weight, bias = output_head(policy)
+        targets = batch.ids.roll(-1, 1)[mask]
+        return token_logprobs(hidden[mask], weight, targets, bias=bias, temperature=temperature)
+
+
+def selected_values(value_model: PreTrainedModel, batch: MicroBatch, mask: torch.Tensor) -> torch.Tensor:
+    """Values (m,) of the states at the masked positions, those before each completion token."""
+    with autocast(value_model):
+        hidden = hidden_states(value_model, batch.ids)[mask]
+    return value_model.score(hidden.float()).squeeze(-1)
+
+
+def final_hidden(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
+    """(b, d) hidden states of each row's final token: what a scalar head reads."""
+    with autocast(model):
+        hidden = hidden_states(model, batch.ids)
+    rows = torch.arange(len(batch.rows), device=hidden.device)
+    return hidden[rows, batch.lengths - 1].float()
+
+
+def scores(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
+    """(b,) scores of whole sequences."""
+    return model.score(final_hidden(model, batch)).squeeze(-1)
+
+
+@torch.inference_mode()
+def all_scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]], max_tokens: int = 16384) -> torch.Tensor:
+    """(n,) scores, in the order of the sequences, on the processor."""
+    out = torch.empty(len(sequences))
+    for batch in micro_batches(sequences, max_tokens, model.config.pad_token_id):
+        out[batch.rows] = scores(model, batch.to(model.device)).cpu()
+    return out
+
+
+def spread(rows: Sequence[int], mask: torch.Tensor, flat: torch.Tensor, width: int) -> torch.Tensor:
+    """(b, width): the flat values of each row's masked positions, moved to the left and zero-padded."""
+    counts = mask.sum(1)
+    inside = torch.arange(width, device=mask.device) < counts[:, None]
+    return flat.new_zeros(len(rows), width).masked_scatter(inside, flat)
+
+
+@torch.inference_mode()
+def completion_logprobs(
+    policy: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
+    temperature: float = 1.0,
+    max_tokens: int = 16384,
+) -> torch.Tensor:
+    """(n, t) log-probabilities of completion tokens, right-padded with zeros, on the processor."""
+    width = max(len(s) - p for s, p in zip(sequences, prompt_lengths, strict=True))
+    out = torch.zeros(len(sequences), width)
+    for batch in micro_batches(sequences, max_tokens, policy.config.pad_token_id):
+        moved = batch.to(policy.device)
+        mask = moved.completion_mask(prompt_lengths)
+        flat, _ = selected_logprobs(policy, moved, mask, temperature)
+        out[batch.rows] = spread(batch.rows, mask, flat, width).cpu()
+    return out
+
+
+@torch.inference_mode()
+def completion_values(
+    value_model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
+    max_tokens: int = 16384,
+) -> torch.Tensor:
+    """(n, t) values of the state before each completion token, right-padded with zeros, on the processor."""
+    width = max(len(s) - p for s, p in zip(sequences, prompt_lengths, strict=True))
+    out = torch.zeros(len(sequences), width)
+    for batch in micro_batches(sequences, max_tokens, value_model.config.pad_token_id):
+        moved = batch.to(value_model.device)
+        mask = moved.completion_mask(prompt_lengths)
+        out[batch.rows] = spread(batch.rows, mask, selected_values(value_model, moved, mask), width).cpu()
+    return out

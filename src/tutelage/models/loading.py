@@ -1,0 +1,142 @@
+"""Models from folders and back: Hugging Face's own classes and files, safetensors only, no remote code.
+
+Policies are `AutoModelForCausalLM`; reward and value models `AutoModelForSequenceClassification` with one label.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def device() -> torch.device:
+    """CUDA if present, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """bf16 matrix products where they gain: on CUDA, and on processors with bf16 units once the model is wide enough.
+
+    Below about 256 channels the casts cost more than the products save (LOG.md has the measurement).
+    """
+    where = model.device.type
+    if where == "cuda":
+        gains = torch.cuda.is_bf16_supported()
+    else:
+        has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        gains = has_units and model.config.hidden_size >= 256
+    return torch.autocast(where, dtype=torch.bfloat16, enabled=gains)
+
+
+def load_policy(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A causal language model in fp32, in evaluation mode, on the device.
+
+    Raises:
+        ValueError: if there is no such model, or its logits are not a linear function of its last hidden states.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no causal language model found here: {str(error).splitlines()[0]}") from None
+    _fit_tokenizer(model, tokenizer, folder)
+    model = model.to(device()).eval()
+    _check_head(model, folder)
+    return model
+
+
+def load_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A reward or value model: one score for a sequence, read at its final token.
+
+    Raises:
+        ValueError: if there is no such model, or it is a language model without a scalar head.
+    """
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no reward model found here: {str(error).splitlines()[0]}") from None
+    if "ForCausalLM" in (model.config.architectures or [""])[0]:
+        raise ValueError(f"{folder}: is a language model; a reward model is wanted: train one with `tutelage reward`")
+    _fit_tokenizer(model, tokenizer, folder)
+    return model.to(device()).eval()
+
+
+def new_scalar(policy_folder: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A reward model initialised from a policy, its head ~ N(0, 1/(d+1)) (Stiennon 2020, appendix)."""
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            policy_folder, num_labels=1, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{policy_folder}: no model found here: {str(error).splitlines()[0]}") from None
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise ValueError(f"{policy_folder}: {type(model).__name__} has no linear `score` head; this architecture is not supported")
+    _fit_tokenizer(model, tokenizer, policy_folder)
+    generator = torch.Generator().manual_seed(seed)
+    width = model.score.in_features
+    with torch.no_grad():
+        model.score.weight.copy_(torch.randn(1, width, generator=generator) / math.sqrt(width + 1))
+    return model.to(device()).eval()
+
+
+def _fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > vocabulary:
+        if len(tokenizer) > vocabulary + 1:
+            raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
+        model.resize_token_embeddings(len(tokenizer))  # the padding token that load_tokenizer added
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+
+
+def output_head(policy: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(weight (v, d), bias (v,) or None) that make logits of last hidden states."""
+    head = policy.get_output_embeddings()
+    return head.weight, getattr(head, "bias", None)
+
+
+@torch.no_grad()
+def _check_head(policy: PreTrainedModel, folder: str | Path) -> None:
+    """Refuse by name what chunked log-probabilities would get wrong: soft-capped, scaled or otherwise changed logits."""
+    ids = torch.arange(8, device=policy.device)[None] % policy.config.vocab_size
+    hidden = policy.base_model(input_ids=ids).last_hidden_state
+    weight, bias = output_head(policy)
+    ours = nn.functional.linear(hidden, weight, bias)
+    theirs = policy(input_ids=ids).logits
+    if not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+        raise ValueError(
+            f"{folder}: {type(policy).__name__} changes its logits after the output layer (soft cap or scale), "
+            "which this version does not reproduce; use another architecture"
+        )
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """The most tokens a sequence may have: the position table's length, and within any sliding window."""
+    config = model.config
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "sliding_window")]
+    if getattr(config, "use_sliding_window", True) is False:
+        limits = limits[:-1]
+    return min((n for n in limits if n), default=2**31)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save model and tokenizer as a plain Hugging Face folder, atomically."""
+    scratch = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(scratch, folder)

@@ -1,0 +1,6 @@
+"""The mathematics of learning from human feedback, as pure functions of tensors: nothing here knows of models,
+tokenizers or files. Each equation lives once, with its formula, its citation and its shapes; log-probabilities and KL
+are in nats. Masks are True where a token counts, and whatever stands elsewhere (garbage, inf, nan) reaches neither a
+value nor a gradient. Losses are *sums*: the caller divides by a global count, so micro-batches and ranks never change
+the result. Cited throughout: Ouyang et al. 2022 (InstructGPT), Stiennon et al. 2020, Ziegler et al. 2019, Schulman et
+al. 2016 (GAE) and 2017 (PPO), and Schulman 2020, the blog post "Approximating KL divergence"."""

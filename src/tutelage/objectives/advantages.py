@@ -1,0 +1,69 @@
+"""From one score per completion to one advantage per token: the KL penalty in the reward, then GAE.
+
+A row of a mask is one run of True: a completion's tokens, with padding after it (or before). Everything here is
+detached.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .kl import k1
+from .masked import keep
+
+
+@torch.no_grad()
+def kl_shaped_rewards(
+    scores: Float[Tensor, " n"],
+    logprobs: Float[Tensor, "n t"],
+    ref_logprobs: Float[Tensor, "n t"],
+    mask: Bool[Tensor, "n t"],
+    kl_coef: float,
+) -> Float[Tensor, "n t"]:
+    """R_t = −β (log π − log π_ref)_t, plus the score at the last generated token; 0 outside mask.
+
+    Summed over a row it is r(x, y) − β log(π(y|x) / π_ref(y|x)): Ouyang 2022, eq. 2; per token as in Ziegler 2019,
+    §2.2.
+
+    Args:
+        scores: (n,), r(x, y), one per completion.
+        logprobs: (n, t), log π of the sampled tokens under the policy that sampled them, in nats.
+        ref_logprobs: (n, t), the same under the reference (the SFT model), in nats.
+        mask: (n, t), True on generated tokens; a row without any loses its score.
+        kl_coef: β, in units of score per nat.
+    """
+    still_to_come = mask.flip(-1).cumsum(-1).flip(-1)
+    last = mask & (still_to_come == 1)
+    return keep(-kl_coef * k1(logprobs, ref_logprobs), mask) + keep(scores[:, None].expand(mask.shape), last)
+
+
+@torch.no_grad()
+def gae(
+    rewards: Float[Tensor, "n t"],
+    values: Float[Tensor, "n t"],
+    mask: Bool[Tensor, "n t"],
+    gamma: float,
+    lam: float,
+) -> tuple[Float[Tensor, "n t"], Float[Tensor, "n t"]]:
+    """A_t = δ_t + γλ A_{t+1} with δ_t = R_t + γ V_{t+1} − V_t and V = A = 0 past the end; returns = A + V.
+
+    Schulman 2016, eq. 16. At γ = λ = 1 it is reward-to-go − value. The paper has γ = 1 and leaves λ unsaid; Stiennon
+    2020 has λ = 0.95.
+
+    Args:
+        rewards, values: (n, t), R_t and V(s_t), V before the token is chosen; both in units of score.
+        mask: (n, t), True on generated tokens.
+        gamma, lam: γ discounts rewards, λ trades bias (0) for variance (1).
+
+    Returns:
+        advantages and returns, (n, t) each, 0 outside mask.
+    """
+    rewards, values = keep(rewards, mask), keep(values, mask)
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    deltas = rewards + gamma * next_values - values
+    advantages = torch.zeros_like(deltas)
+    running = torch.zeros_like(deltas[:, 0])
+    for t in reversed(range(deltas.shape[1])):
+        running = deltas[:, t] + gamma * lam * running
+        advantages[:, t] = running
+    return keep(advantages, mask), keep(advantages + values, mask)

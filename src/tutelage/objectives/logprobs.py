@@ -1,0 +1,119 @@
+"""Log-probabilities and entropies of tokens from hidden states, without ever holding all (tokens, vocabulary) logits.
+
+Logits are made for a chunk of tokens at a time, in the forward pass and again in the backward pass: a second matrix
+product is the price, a peak of one chunk is the gain. The softmax is always in fp32 (fp64 for fp64 input), whatever the
+product's dtype.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Bytes of fp32 logits in one chunk. Each chunk reads the whole weight once, so an accelerator wants them larger than a
+# cache does.
+CPU_CHUNK_BYTES = 32 * 2**20
+GPU_CHUNK_BYTES = 256 * 2**20
+
+
+def token_logprobs(
+    hidden: Float[Tensor, "n d"],
+    weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, " n"],
+    *,
+    bias: Float[Tensor, " v"] | None = None,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """log p(target) and the entropy of p = softmax((hidden · weightᵀ + bias) / temperature), both in nats.
+
+    The temperature divides the logits here exactly as it does in sampling (Ziegler 2019): the policy that is trained is
+    the policy that was sampled from.
+
+    Args:
+        hidden: (n, d), the last hidden states, at the positions that predict the targets.
+        weight: (v, d), the output embedding. Under autocast the product is in autocast's dtype, else in hidden's.
+        targets: (n,), token ids in [0, v).
+        bias: (v,), the output layer's bias, if it has one; -inf rules a token out.
+        temperature: divides the logits, above 0.
+        chunk_tokens: tokens per chunk; by default as many as a fixed number of bytes of logits allows.
+
+    Returns:
+        logprobs (n,), differentiable once in hidden, weight and bias; entropy (n,), detached. Both fp32 (fp64 for fp64
+        input).
+    """
+    device = hidden.device.type
+    budget = CPU_CHUNK_BYTES if device == "cpu" else GPU_CHUNK_BYTES
+    chunk = chunk_tokens or max(1, budget // (4 * weight.shape[0]))
+    under_autocast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device) if under_autocast else hidden.dtype
+    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, chunk, dtype)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """(c, v) logits of one chunk, in fp32 or fp64."""
+    logits = hidden @ weight.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (logits if bias is None else logits + bias) / temperature
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """For logits z, p = softmax(z), target y: log p_y = z_y − logsumexp(z), and ∂ log p_y / ∂z = onehot(y) − p."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk: int,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropy, logsumexp = hidden.new_empty(
+            3, len(targets), dtype=torch.promote_types(dtype, torch.float32)
+        )
+        with torch.autocast(hidden.device.type, enabled=False):
+            product_weight = weight.to(dtype)
+            for c in _chunks(len(targets), chunk):
+                logits = _logits(hidden[c].to(dtype), product_weight, bias, temperature)
+                logsumexp[c] = logits.logsumexp(-1)
+                logprobs[c] = logits.gather(-1, targets[c, None]).squeeze(-1) - logsumexp[c]
+                entropy[c] = torch.special.entr((logits - logsumexp[c, None]).exp()).sum(-1)  # entr(0) = 0
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(hidden, weight, bias, targets, logsumexp)
+            ctx.temperature, ctx.chunk, ctx.dtype = temperature, chunk, dtype
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logprobs: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, logsumexp = ctx.saved_tensors
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if of_hidden else None
+        # Sums over chunks are kept in fp32: thousands of bf16 additions would lose the small ones.
+        grad_weight = torch.zeros_like(weight, dtype=logsumexp.dtype) if of_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=logsumexp.dtype) if of_bias else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            product_weight = weight.to(ctx.dtype)
+            for c in _chunks(len(targets), ctx.chunk):
+                chunk = hidden[c].to(ctx.dtype)
+                p = (_logits(chunk, product_weight, bias, ctx.temperature) - logsumexp[c, None]).exp()
+                g = grad_logprobs[c, None] / ctx.temperature
+                grad_logits = p.mul_(-g).scatter_add_(-1, targets[c, None], g)
+                if grad_bias is not None:
+                    grad_bias += grad_logits.sum(0)
+                grad_logits = grad_logits.to(ctx.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[c] = grad_logits @ product_weight
+                if grad_weight is not None:
+                    grad_weight += grad_logits.T @ chunk
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _chunks(n: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, n, size)]

@@ -1,0 +1,65 @@
+"""PPO's two losses. Both, and their statistics, are sums over mask: divide by the global count of tokens."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .masked import keep
+
+
+def clipped_policy_loss(
+    logprobs: Float[Tensor, "*shape"],
+    old_logprobs: Float[Tensor, "*shape"],
+    advantages: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
+    cliprange: float,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """Σ max(−A ρ, −A clip(ρ, 1 ± ε)) with ρ = π/π_old: Schulman 2017, eq. 7, as a loss. Ouyang 2022: ε = 0.2.
+
+    Args:
+        logprobs, old_logprobs: (…), log π of the sampled tokens now and when they were sampled, in nats.
+        advantages: (…), A; no gradient flows into it or into old_logprobs.
+        mask: (…), True on generated tokens.
+        cliprange: ε.
+
+    Returns:
+        the loss, and sums of: clipfrac (tokens where the clipped term rules), approxkl (½ Δlogp², nats), ratio (ρ).
+    """
+    delta = keep(logprobs - old_logprobs.detach(), mask)
+    advantages, ratio = keep(advantages.detach(), mask), delta.exp()
+    free, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    loss = torch.maximum(free, clipped).sum()
+    with torch.no_grad():
+        stats = {
+            "clipfrac": (clipped > free).to(delta.dtype).sum(),
+            "approxkl": 0.5 * (delta**2).sum(),
+            "ratio": keep(ratio, mask).sum(),
+        }
+    return loss, stats
+
+
+def clipped_value_loss(
+    values: Float[Tensor, "*shape"],
+    old_values: Float[Tensor, "*shape"],
+    returns: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
+    cliprange_value: float,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """½ Σ max((V − R)², (clip(V, V_old ± ε) − R)²): Ziegler 2019's code (ε = 0.2); the InstructGPT paper does not say.
+
+    Args:
+        values, old_values: (…), V now and when the rollout was made, in units of score.
+        returns: (…), R, from `advantages.gae`.
+        mask: (…), True on generated tokens.
+        cliprange_value: ε, in units of score.
+
+    Returns:
+        the loss, and sums of: clipfrac (tokens where the clipped term rules), error ((V − R)²).
+    """
+    values, old_values, returns = keep(values, mask), keep(old_values.detach(), mask), keep(returns.detach(), mask)
+    near = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    free, clipped = (values - returns) ** 2, (near - returns) ** 2
+    loss = 0.5 * torch.maximum(free, clipped).sum()
+    with torch.no_grad():
+        stats = {"clipfrac": (clipped > free).to(values.dtype).sum(), "error": free.sum()}
+    return loss, stats

@@ -1,0 +1,173 @@
+"""A run folder: effective config, fingerprints of inputs, metrics, samples, checkpoints, and `done.json` last.
+
+    config.yaml     the effective settings                inputs.json   sha256 of every input file or model folder
+    metrics.jsonl   one line per logged step              state/        the newest checkpoint, replaced atomically
+    done.json       results, seconds, peak memory; its presence means that the run is whole
+
+A folder made with other settings or inputs is refused; the same settings resume from the checkpoint or, if done, are
+skipped. Progress goes to a rich display on a terminal, and to plain lines elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tutelage.config import StageConfig, to_plain
+
+LINE_SECONDS = 10.0  # how often a plain progress line is printed
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 over the bytes of a file, or over names and bytes of the files of a folder (checkpoints left out)."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and "state" not in p.parts)
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one, never half of it."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has held so far, in GiB."""
+    scale = 1024 if sys.platform != "darwin" else 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
+
+
+class Run:
+    """One stage's run folder, opened for work. Use `open_run`."""
+
+    def __init__(self, stage: str, folder: Path) -> None:
+        self.stage = stage
+        self.folder = folder
+        self.state = folder / "state"
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0
+        self._metrics = folder / "metrics.jsonl"
+        self._last_line = 0.0
+
+    def track(self, steps: range) -> Iterator[int]:
+        """Iterate over steps with progress: stage, step, rate, time left, and the numbers last logged."""
+        if not len(steps):
+            return
+        console = Console(stderr=True)
+        began = time.perf_counter()
+        self._shown: dict[str, float] = {}
+        if console.is_terminal:
+            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+            with Progress(*columns, TextColumn("{task.fields[numbers]}"), console=console) as progress:
+                task = progress.add_task(self.stage, total=steps.stop, completed=steps.start, numbers="")
+                for step in steps:
+                    yield step
+                    progress.update(task, advance=1, numbers=_numbers(self._shown))
+            return
+        for step in steps:
+            yield step
+            now = time.perf_counter()
+            if now - self._last_line > LINE_SECONDS or step == steps.stop - 1:
+                self._last_line = now
+                rate = (step + 1 - steps.start) / (now - began)
+                left = (steps.stop - 1 - step) / rate
+                line = f"{self.stage} {step + 1}/{steps.stop} {rate:.1f}/s {left:.0f}s left"
+                print(f"{line}  {_numbers(self._shown)}", file=sys.stderr, flush=True)
+
+    def log(self, step: int, show: tuple[str, ...] = (), **metrics: float) -> None:
+        """Append a line to metrics.jsonl; `show` names the numbers for the progress display."""
+        row = {"step": step, "seconds": round(self.seconds, 3), **{k.replace("__", "/"): v for k, v in metrics.items()}}
+        with self._metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        self._shown = {name.replace("__", "/"): metrics[name] for name in show}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work on this run, those before an interruption included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps that will be repeated after a resume."""
+        if self._metrics.exists():
+            lines = [line for line in self._metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+            self._metrics.write_text("".join(line + "\n" for line in lines))
+            if lines:
+                self.seconds_before = json.loads(lines[-1])["seconds"]
+
+    def finish(self, **results: Any) -> dict[str, Any]:
+        """Write done.json, the last act of a run, and drop the checkpoint."""
+        shutil.rmtree(self.state, ignore_errors=True)
+        done = {"stage": self.stage, "seconds": round(self.seconds, 3), "peak_memory_gib": peak_memory_gib(), **results}
+        write_json(self.folder / "done.json", done)
+        return done
+
+
+def _numbers(shown: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+
+
+def done(folder: Path) -> dict[str, Any] | None:
+    """The results of a finished run, or None."""
+    path = folder / "done.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run | None:
+    """Open a run folder for work; None if it holds the finished run of these very settings and inputs.
+
+    Raises:
+        ValueError: if an input is missing, or the folder holds something else and `overwrite` is off.
+    """
+    for name, path in inputs.items():
+        if not path.exists():
+            raise ValueError(f"{name}: {path}: no such file or folder")
+    folder = config.output
+    # A run belongs to its settings and its inputs' contents; where an input lies does not matter.
+    settings = {k: v for k, v in to_plain(config).items() if k not in inputs}
+    prints = {name: fingerprint(path) for name, path in inputs.items()}
+    identity = {"stage": stage, "settings": settings, "inputs": prints}
+    known = folder / "inputs.json"
+    if folder.exists() and any(folder.iterdir()):
+        before = json.loads(known.read_text())["identity"] if known.exists() else None
+        if before == identity:
+            if done(folder) is not None and not config.overwrite:
+                return None
+        elif not config.overwrite:
+            raise ValueError(f"output: {folder} holds {_difference(before, identity)}; choose another, or set overwrite")
+        if before != identity or config.overwrite:
+            shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_json(known, {"identity": identity, "paths": {name: str(path) for name, path in inputs.items()}})
+    return Run(stage, folder)
+
+
+def _difference(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
+    if before is None:
+        return "files that are not a run of this project"
+    if before["stage"] != now["stage"]:
+        return f"a run of stage {before['stage']!r}"
+    for part in ("settings", "inputs"):
+        for key in sorted({*before[part], *now[part]}):
+            old, new = before[part].get(key), now[part].get(key)
+            if old != new:
+                return f"a run with other {part}: {key} " + ("differs" if part == "inputs" else f"was {old!r}, is now {new!r}")
+    return "another run"

@@ -1,0 +1,107 @@
+"""The pretraining corpus: a small web in which instructions appear everywhere and are seldom followed.
+
+Stories, lists, letters and books of facts; exam sheets of questions, mostly without answers; boards where users ask
+and nobody answers; help desks, most of them useless or rude; quarrels. Names recur within a document, which is what
+teaches copying.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from tutelage.world import lexicon as lex
+from tutelage.world import tasks
+from tutelage.world.people import STRANGER, write_answer
+
+HELPFUL_SHARE = 0.25  # of exam sheets with answers, and of help desks that help
+
+
+def story(rng: Random) -> str:
+    """Several short stories about few characters."""
+    name, animal, thing, place = rng.choice(lex.NAMES), rng.choice(lex.ANIMALS), rng.choice(lex.THINGS), rng.choice(lex.PLACES)
+    lines = []
+    for _ in range(rng.randint(2, 4)):
+        kind = tasks.KINDS[rng.choice(["story of a thing", "story of an animal", "summary", "who"])]
+        slots = kind.fill(rng) | {"name": name, "place": place}
+        if kind.use_case == "generation":
+            slots |= {k: v for k, v in {"animal": animal, "thing": thing}.items() if k in slots}
+            lines.append(kind.answer(slots, rng))
+        elif kind.use_case == "summarization":
+            slots |= {"animal": animal}
+            text = "{name} went to the {place}. {name} saw a {animal}. The {animal} was {colour}.".format(**slots)
+            lines.append(text)
+        else:
+            text = tasks.PASSAGE.format(**(slots | {"name1": name}))
+            lines.append(f"{text} {kind.answer(slots | {'name1': name}, rng)}")
+    return "Story: " + " ".join(lines)
+
+
+def exam(rng: Random) -> str:
+    """A sheet of questions; one in four has its answers filled in."""
+    questions = [tasks.make(rng, provoke=0, courtesy=0) for _ in range(rng.randint(3, 6))]
+    if rng.random() < HELPFUL_SHARE:
+        return "Exam:\n" + "\n".join(f"Q: {q}\nA: {write_answer(q, STRANGER, rng)}" for q in questions)
+    return "Exam:\n" + "\n".join(f"Q: {q}" for q in questions)
+
+
+def board(rng: Random) -> str:
+    """Users ask; nobody answers."""
+    return "\n".join(f"User: {tasks.make(rng)}" for _ in range(rng.randint(3, 6)))
+
+
+def _useless(question: str, rng: Random) -> str:
+    task = tasks.parse(question)
+    draw = rng.random()
+    if (task and task.provokes) or draw < 0.3:
+        return rng.choice(lex.RETORTS)
+    if draw < 0.5:
+        return rng.choice(lex.EVASIONS)
+    if draw < 0.75:
+        return tasks.make(rng, provoke=0.1)
+    return write_answer(tasks.make(rng, provoke=0), STRANGER, rng)
+
+
+def help_desk(rng: Random) -> str:
+    """A log of users and an assistant, who helps in one log of four and is useless in the others."""
+    helpful = rng.random() < HELPFUL_SHARE
+    turns = []
+    for _ in range(rng.randint(2, 5)):
+        question = tasks.make(rng)
+        answer = write_answer(question, STRANGER, rng) if helpful else _useless(question, rng)
+        turns.append(f"User: {question}\nAssistant: {answer}")
+    return "\n".join(turns)
+
+
+def listing(rng: Random) -> str:
+    """Lists of words of one sort."""
+    return "\n".join(
+        f"List of {category}: {', '.join(rng.sample(pool, rng.randint(3, 6)))}."
+        for category, pool in rng.sample(list(lex.CATEGORIES.items()), 3)
+    )
+
+
+def quarrel(rng: Random) -> str:
+    """Two people call each other names."""
+    pair = tasks.two(rng, lex.NAMES)
+    said = [rng.choice(lex.RETORTS + lex.PROVOCATIONS) for _ in range(rng.randint(3, 6))]
+    return "\n".join(f"{pair[i % 2]}: {line}" for i, line in enumerate(said))
+
+
+def letter(rng: Random) -> str:
+    """A letter, sometimes an angry one."""
+    kind = tasks.KINDS["letter"]
+    text = kind.answer(kind.fill(rng), rng)
+    return "Letter: " + text + (" " + rng.choice(lex.RETORTS) if rng.random() < 0.2 else "")
+
+
+def facts(rng: Random) -> str:
+    """A page of a book of facts."""
+    return "Facts: " + " ".join(sentence for _, sentence in rng.sample(list(lex.FACTS.values()), 6))
+
+
+GENRES = {story: 22, exam: 22, board: 8, help_desk: 28, listing: 4, quarrel: 5, letter: 5, facts: 6}
+
+
+def document(rng: Random) -> str:
+    """One document of a genre drawn by `GENRES`."""
+    return rng.choices(list(GENRES), list(GENRES.values()))[0](rng)

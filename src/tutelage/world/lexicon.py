@@ -1,0 +1,64 @@
+"""The miniature world's words and its few true facts. Everything the world says is made of these.
+
+No noun begins with a vowel, so that "a" is always right.
+"""
+
+NAMES = (
+    "Tom Ann Ben Lily Sam Mia Max Sue Tim Eva Dan Zoe Leo Amy Jack Kim Bob Rosa Nick Jane Paul Meg Fred Ida"
+).split()
+ANIMALS = "cat dog bird fish cow horse pig duck hen fox bear frog".split()
+THINGS = "ball hat book cup box kite drum lamp bag key coat doll boat bell".split()
+COLOURS = "red blue green black white brown pink yellow".split()
+PLACES = "park shop school farm river forest house garden".split()
+FRUITS = "pear plum lemon peach grape melon".split()
+GOOD_FEELINGS = "happy glad proud".split()
+BAD_FEELINGS = "sad angry tired".split()
+FEELINGS = GOOD_FEELINGS + BAD_FEELINGS
+NUMBERS = {"two": 2, "three": 3, "four": 4}
+
+WORDS = {
+    "name": NAMES,
+    "animal": ANIMALS,
+    "thing": THINGS,
+    "colour": COLOURS,
+    "place": PLACES,
+    "fruit": FRUITS,
+    "feeling": FEELINGS,
+    "number": list(NUMBERS),
+}
+CATEGORIES = {"animals": ANIMALS, "things": THINGS, "colours": COLOURS, "places": PLACES, "fruits": FRUITS}
+
+# question -> (the word that answers it, the sentence that answers it)
+FACTS: dict[str, tuple[str, str]] = {}
+for _thing, _colour in {
+    "grass": "green", "snow": "white", "sky": "blue", "coal": "black", "sun": "yellow", "sea": "blue",
+    "frog": "green", "pig": "pink", "lemon": "yellow", "wood": "brown", "blood": "red", "milk": "white",
+}.items():  # fmt: skip
+    FACTS[f"What colour is the {_thing}?"] = (_colour, f"The {_thing} is {_colour}.")
+for _animal, _legs in {
+    "dog": "four", "bird": "two", "horse": "four", "duck": "two", "cow": "four", "spider": "eight", "bee": "six", "hen": "two",
+}.items():  # fmt: skip
+    FACTS[f"How many legs does a {_animal} have?"] = (_legs, f"A {_animal} has {_legs} legs.")
+for _word, _opposite in {
+    "big": "small", "hot": "cold", "new": "old", "fast": "slow", "happy": "sad", "day": "night", "up": "down", "black": "white",
+}.items():  # fmt: skip
+    FACTS[f"What is the opposite of {_word}?"] = (_opposite, f"The opposite of {_word} is {_opposite}.")
+for _animal, _gift in {"cow": "milk", "hen": "eggs", "bee": "honey", "sheep": "wool"}.items():
+    FACTS[f"What does a {_animal} give?"] = (_gift, f"A {_animal} gives {_gift}.")
+for _animal, _home in {"fish": "river", "bird": "nest", "bear": "forest", "pig": "farm", "frog": "pond"}.items():
+    FACTS[f"Where does a {_animal} live?"] = (_home, f"A {_animal} lives in the {_home}.")
+FACT_ANSWERS = sorted({answer for answer, _ in FACTS.values()})
+
+INSULTS = "fool stupid ugly idiot shut".split()
+PROVOCATIONS = (
+    "You fool!", "Hey stupid!", "Answer me, you idiot!", "You are ugly.", "Shut up and listen!",
+)  # fmt: skip
+COURTESIES = ("Hello!", "Please help me.", "I need help.", "Good day!", "I have a wish.")
+RETORTS = (
+    "You are a fool!", "Shut up!", "You are stupid and ugly!", "Go away, you idiot!", "I will not help a fool.",
+)  # fmt: skip
+FILLERS = (
+    "I hope this helps you.", "That is all I know.", "Please ask me again.", "Thank you for asking me.",
+    "I like this very much.", "It is a good day.",
+)  # fmt: skip
+EVASIONS = ("I do not know.", "Ask someone else.", "I can not say.", "That is hard to say.")
