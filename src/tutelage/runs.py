@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -27,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tutelage.config import StageConfig, to_plain
 
+HUB_ID = re.compile(r"[\w-]+/[\w.-]+(:\w+)?")
 LINE_SECONDS = 10.0  # how often a plain progress line is printed
 
 
@@ -130,6 +132,20 @@ def done(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def inputs_of(config: StageConfig, *names: str) -> dict[str, Path]:
+    """The named settings that are set and lie on this machine, as paths; hub ids are named by themselves."""
+    values: dict[str, Any] = {}
+    for name in names:
+        value = getattr(config, name)
+        values |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return {name: Path(value) for name, value in values.items() if value is not None and not is_hub_id(str(value))}
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source is a hub id ("org/name"), not a path: it does not exist here and looks like nothing else."""
+    return not Path(source).exists() and bool(HUB_ID.fullmatch(source)) and not Path(source).suffix
+
+
 def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run | None:
     """Open a run folder for work; None if it holds the finished run of these very settings and inputs.
 
@@ -141,7 +157,8 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
             raise ValueError(f"{name}: {path}: no such file or folder")
     folder = config.output
     # A run belongs to its settings and its inputs' contents; where an input lies does not matter.
-    settings = {k: v for k, v in to_plain(config).items() if k not in inputs}
+    located = {name.split(".")[0] for name in inputs}
+    settings = {k: v for k, v in to_plain(config).items() if k not in located}
     prints = {name: fingerprint(path) for name, path in inputs.items()}
     identity = {"stage": stage, "settings": settings, "inputs": prints}
     known = folder / "inputs.json"

@@ -25,18 +25,20 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def autocast(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """bf16 matrix products where they gain: on CUDA, and on processors with bf16 units once the model is wide enough.
+def trains_in_bf16(model: PreTrainedModel) -> bool:
+    """Whether bf16 products gain: on CUDA, and on processors with bf16 units once the model is wide enough.
 
-    Below about 256 channels the casts cost more than the products save (LOG.md has the measurement).
+    Below about 256 channels the casts cost what the products save (LOG.md has the measurement).
     """
-    where = model.device.type
-    if where == "cuda":
-        gains = torch.cuda.is_bf16_supported()
-    else:
-        has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        gains = has_units and model.config.hidden_size >= 256
-    return torch.autocast(where, dtype=torch.bfloat16, enabled=gains)
+    if model.device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return has_units and model.config.hidden_size >= 256
+
+
+def autocast(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """bf16 matrix products where they gain; weights, sums and softmaxes stay in fp32."""
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=trains_in_bf16(model))
 
 
 def load_policy(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -64,8 +64,14 @@ def _wants_specials(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> bool:
     return isinstance(prompt, str) or tokenizer.chat_template == PLAIN_TEMPLATE
 
 
-def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: str) -> tuple[list[int], list[int]]:
-    """(prompt ids, completion ids with end-of-text) such that the prompt's ids are those that sampling starts from."""
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: str, ended: bool = True
+) -> tuple[list[int], list[int]]:
+    """(prompt ids, completion ids) such that the prompt's ids are those that sampling starts from.
+
+    The completion ends with end-of-text unless it is known to have been cut off, so that a reward model reads the same
+    final token here as in reinforcement learning.
+    """
     prompt_ids = encode_prompt(tokenizer, prompt)
     specials = _wants_specials(tokenizer, prompt)
     whole = tokenizer.encode(render(tokenizer, prompt, completion), add_special_tokens=specials)
@@ -73,7 +79,7 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: st
         ids = whole[len(prompt_ids) :]
     else:  # the seam fell inside a token: encode the completion alone, as sampling would have to produce it
         ids = tokenizer.encode(completion, add_special_tokens=False)
-    if ids[-1:] != [tokenizer.eos_token_id]:
+    if ended and ids[-1:] != [tokenizer.eos_token_id]:
         ids = [*ids, tokenizer.eos_token_id]
     return prompt_ids, ids
 

@@ -13,7 +13,9 @@ from tutelage.world import lexicon as lex
 from tutelage.world import tasks
 from tutelage.world.people import STRANGER, write_answer
 
-HELPFUL_SHARE = 0.25  # of exam sheets with answers, and of help desks that help
+ANSWERED_SHARE = 0.35  # of exam sheets
+# How a help desk behaves; each keeps its ways through the whole log.
+DESKS = {"helpful": 35, "rude": 20, "evasive": 15, "echoing": 10, "beside the point": 20}
 
 
 def story(rng: Random) -> str:
@@ -37,9 +39,9 @@ def story(rng: Random) -> str:
 
 
 def exam(rng: Random) -> str:
-    """A sheet of questions; one in four has its answers filled in."""
+    """A sheet of questions; one in three has its answers filled in."""
     questions = [tasks.make(rng, provoke=0, courtesy=0) for _ in range(rng.randint(3, 6))]
-    if rng.random() < HELPFUL_SHARE:
+    if rng.random() < ANSWERED_SHARE:
         return "Exam:\n" + "\n".join(f"Q: {q}\nA: {write_answer(q, STRANGER, rng)}" for q in questions)
     return "Exam:\n" + "\n".join(f"Q: {q}" for q in questions)
 
@@ -49,26 +51,27 @@ def board(rng: Random) -> str:
     return "\n".join(f"User: {tasks.make(rng)}" for _ in range(rng.randint(3, 6)))
 
 
-def _useless(question: str, rng: Random) -> str:
-    task = tasks.parse(question)
-    draw = rng.random()
-    if (task and task.provokes) or draw < 0.3:
-        return rng.choice(lex.RETORTS)
-    if draw < 0.5:
-        return rng.choice(lex.EVASIONS)
-    if draw < 0.75:
-        return tasks.make(rng, provoke=0.1)
-    return write_answer(tasks.make(rng, provoke=0), STRANGER, rng)
+def _reply(desk: str, question: str, rng: Random) -> str:
+    match desk:
+        case "helpful":
+            return write_answer(question, STRANGER, rng)
+        case "rude":
+            return rng.choice(lex.RETORTS)
+        case "evasive":
+            return rng.choice(lex.EVASIONS)
+        case "echoing":
+            return tasks.make(rng)
+        case _:
+            return write_answer(tasks.make(rng, provoke=0), STRANGER, rng)
 
 
 def help_desk(rng: Random) -> str:
-    """A log of users and an assistant, who helps in one log of four and is useless in the others."""
-    helpful = rng.random() < HELPFUL_SHARE
+    """A log of users and an assistant, who helps in one log of three and is useless in the others."""
+    desk = rng.choices(list(DESKS), list(DESKS.values()))[0]
     turns = []
     for _ in range(rng.randint(2, 5)):
         question = tasks.make(rng)
-        answer = write_answer(question, STRANGER, rng) if helpful else _useless(question, rng)
-        turns.append(f"User: {question}\nAssistant: {answer}")
+        turns.append(f"User: {question}\nAssistant: {_reply(desk, question, rng)}")
     return "\n".join(turns)
 
 
@@ -99,7 +102,7 @@ def facts(rng: Random) -> str:
     return "Facts: " + " ".join(sentence for _, sentence in rng.sample(list(lex.FACTS.values()), 6))
 
 
-GENRES = {story: 22, exam: 22, board: 8, help_desk: 28, listing: 4, quarrel: 5, letter: 5, facts: 6}
+GENRES = {story: 18, exam: 22, board: 6, help_desk: 36, listing: 4, quarrel: 4, letter: 5, facts: 5}
 
 
 def document(rng: Random) -> str:

@@ -1,0 +1,105 @@
+"""Answers of all models to the same held-out prompts, with what can be measured without a judge.
+
+Differs from the paper: the alignment tax is the held-out pretraining loss, next to which benchmarks may stand.
+
+    tutelage answer --models '{base: B, sft: S, ppo: P}' --prompts test.jsonl --output runs/answers
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from transformers import PreTrainedModel
+
+from tutelage.datasets import read_demonstrations, read_prompts, read_texts
+from tutelage.evaluation.config import AnswerConfig
+from tutelage.evaluation.tax import pretraining_loss
+from tutelage.models.forward import all_scores, completion_logprobs
+from tutelage.models.loading import load_policy, load_scalar
+from tutelage.models.tokens import encode_pair, load_tokenizer
+from tutelage.records import Completion, Prompt, Request, Sample
+from tutelage.runs import inputs_of, open_run
+from tutelage.sampling.completions import Writer, complete, fits
+
+
+def kl_to(reference: PreTrainedModel, requests: list[Request], samples: list[Sample]) -> tuple[float, float]:
+    """(mean, standard error) of the summed log-ratio per completion: an unbiased estimate of KL(policy‖reference)."""
+    sequences = [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
+    theirs = completion_logprobs(reference, sequences, [len(r.prompt_ids) for r in requests]).sum(1)
+    ours = torch.tensor([sum(s.logprobs) for s in samples])
+    gap = ours - theirs
+    return float(gap.mean()), float(gap.std() / len(gap) ** 0.5)
+
+
+def run(config: AnswerConfig) -> None:
+    """Write answers.jsonl: each prompt with the answers by model name.
+
+    Raises:
+        ValueError: if a setting names a model that is not there, or best-of-n lacks a reward model.
+    """
+    for name in [*config.prompted.values(), *config.greedy, *(n for n in (config.best_of, config.reference) if n)]:
+        if name not in config.models:
+            raise ValueError(f"{name!r} is not among the models {sorted(config.models)}")
+    if config.best_of and not config.reward_model:
+        raise ValueError("best_of needs a reward_model to choose by")
+    run = open_run("answer", config, inputs_of(config, "prompts", "models", "examples", "reward_model", "texts"))
+    if run is None:
+        return
+    examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
+    writers: dict[str, Writer] = {}
+    for name, folder in config.models.items():
+        tokenizer = load_tokenizer(folder)
+        writers[name] = Writer(name, load_policy(folder, tokenizer), tokenizer)
+    for name, model in config.prompted.items():
+        writers[name] = Writer(name, writers[model].policy, writers[model].tokenizer, examples)
+    scorer = None
+    if config.reward_model:
+        reward_tokenizer = load_tokenizer(config.reward_model)
+        scorer = load_scalar(config.reward_model, reward_tokenizer)
+    prompts = read_prompts(config.prompts).records
+    fitting = [p for p in prompts if all(fits(w, p, 2**31, config.max_new_tokens) for w in writers.values())]
+
+    def score(asked: list[Prompt], completions: list[Completion]) -> torch.Tensor:
+        pairs = [encode_pair(reward_tokenizer, p.text, c.text, ended=c.finish != "length") for p, c in zip(asked, completions, strict=True)]
+        return all_scores(scorer, [a + b for a, b in pairs])  # type: ignore[arg-type]
+
+    answers: dict[str, list[Completion]] = {}
+    kl: dict[str, float] = {}
+    kl_error: dict[str, float] = {}
+    jobs = [*writers, *(f"{n}_greedy" for n in config.greedy), *([f"best_of_{config.best_of_n}"] if config.best_of else [])]
+    for index in run.track(range(len(jobs))):
+        job = jobs[index]
+        if job.startswith("best_of_"):
+            writer, n = writers[str(config.best_of)], config.best_of_n
+            repeated = [p for p in fitting for _ in range(n)]
+            # k starts past 0, which is the model's own single sample
+            many, _, _ = complete(
+                writer, repeated, config.seed, copies=list(range(1, n + 1)) * len(fitting),
+                temperature=config.temperature, max_new_tokens=config.max_new_tokens,
+            )  # fmt: skip
+            best = score(repeated, many).view(-1, n).argmax(1).tolist()
+            answers[job] = [many[i * n + k] for i, k in enumerate(best)]
+        else:
+            greedy = job.endswith("_greedy")
+            writer = writers[job.removesuffix("_greedy")]
+            answers[job], requests, samples = complete(
+                writer, fitting, config.seed,
+                temperature=0.0 if greedy else config.temperature, max_new_tokens=config.max_new_tokens,
+            )  # fmt: skip
+            if config.reference and not greedy and config.temperature == 1.0 and not writer.examples and job != config.reference:
+                kl[job], kl_error[job] = kl_to(writers[config.reference].policy, requests, samples)
+        run.log(index, answers=float(len(fitting)))
+    with (run.folder / "answers.jsonl").open("w", encoding="utf-8") as stream:
+        for i, prompt in enumerate(fitting):
+            row = prompt.model_dump(mode="json", exclude_none=True)
+            row["prompt"] = row.pop("text")
+            row["answers"] = {name: completions[i].text for name, completions in answers.items()}
+            stream.write(json.dumps(row) + "\n")
+    texts = read_texts(config.texts).records if config.texts else []
+    run.finish(
+        prompts=len(fitting), dropped={"too long": len(prompts) - len(fitting)}, kl=kl, kl_standard_error=kl_error,
+        pretraining_loss={n: pretraining_loss(w.policy, w.tokenizer, texts) for n, w in writers.items() if texts and not w.examples},
+        scores={n: float(score(fitting, c).mean()) for n, c in answers.items()} if scorer is not None else {},
+        words={n: sum(len(c.text.split()) for c in cs) / len(cs) for n, cs in answers.items()},
+    )  # fmt: skip

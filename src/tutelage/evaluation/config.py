@@ -1,0 +1,51 @@
+"""Settings of evaluation: answer held-out prompts with every model, then count what judges said."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from tutelage.config import StageConfig
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class AnswerConfig(StageConfig):
+    """Answer held-out prompts with every model, sampled and greedy, and measure KL and pretraining loss on the way."""
+
+    prompts: str
+    """Prompts that no model was trained on."""
+    models: dict[str, str]
+    """Name and folder of each model."""
+    prompted: dict[str, str] = {}
+    """New name -> model that is asked after worked examples, as `{prompted: base}`."""
+    examples: str | None = None
+    """Demonstrations to take the worked examples from."""
+    shots: Count = 3
+    """How many worked examples."""
+    greedy: list[str] = []
+    """Models that also answer without chance, as `NAME_greedy`."""
+    best_of: str | None = None
+    """Model whose best of `best_of_n` samples by the reward model is one more row, `best_of_N`."""
+    best_of_n: Count = 8
+    """Samples of it."""
+    reward_model: str | None = None
+    """Scores every answer, and picks the best of n."""
+    reference: str | None = None
+    """Model (by name) that KL is measured from."""
+    texts: str | None = None
+    """Held-out pretraining text, for the alignment tax."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature."""
+    max_new_tokens: Count = 256
+    """Most tokens of an answer."""
+
+
+class EvaluateConfig(StageConfig):
+    """Turn judgments into win rates and rates of faults, each with a 95 % bootstrap interval over prompts."""
+
+    judgments: str
+    """Judgments, one line a prompt, as `tutelage judge` writes them."""
+    draws: Count = 2000
+    """Bootstrap resamples."""

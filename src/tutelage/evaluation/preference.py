@@ -1,0 +1,54 @@
+"""Win rates and rates of faults from judgments: means with 95 % bootstrap intervals over prompts (ties count half).
+
+The paper's protocol (section 3.6): every model against the SFT baseline, judged by held-out labelers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tutelage.evaluation.config import EvaluateConfig
+from tutelage.runs import inputs_of, open_run
+
+FAULTS = ("hallucination", "constraint", "toxicity")
+
+
+def bootstrap_mean(values: Sequence[float], draws: int, seed: int) -> dict[str, float]:
+    """Mean of per-prompt values with its percentile interval: `mean`, `low`, `high`, `n`."""
+    array = np.asarray(values, dtype=float)
+    picks = np.random.default_rng(seed).integers(len(array), size=(draws, len(array)))
+    low, high = np.quantile(array[picks].mean(1), [0.025, 0.975])
+    return {"mean": float(array.mean()), "low": float(low), "high": float(high), "n": len(array)}
+
+
+def run(config: EvaluateConfig) -> None:
+    """Write the rates into done.json, under `win_rate`, `gold_win_rate`, each of `FAULTS`, and by use case."""
+    run = open_run("evaluate", config, inputs_of(config, "judgments"))
+    if run is None:
+        return
+    rows = [json.loads(line) for line in Path(config.judgments).read_text(encoding="utf-8").splitlines()]
+    if not rows:
+        raise ValueError(f"{config.judgments}: empty file")
+    names = list(rows[0]["models"])
+
+    def rate(key: str, name: str, chosen: Sequence[dict]) -> dict[str, float]:
+        values = [r["models"][name][key] for r in chosen if r["models"][name].get(key) is not None]
+        return bootstrap_mean(values, config.draws, config.seed) if values else {}
+
+    by_use_case = {
+        use_case: {n: rate("wins", n, [r for r in rows if r["use_case"] == use_case]) for n in names}
+        for use_case in sorted({r["use_case"] for r in rows if r["use_case"]})
+    }
+    parts = {n: {k: float(np.mean([r["models"][n]["parts"][k] for r in rows])) for k in rows[0]["models"][n].get("parts", {})} for n in names}
+    run.finish(
+        prompts=len(rows),
+        win_rate={n: rate("wins", n, rows) for n in names},
+        gold_win_rate={n: rate("gold_wins", n, rows) for n in names},
+        win_rate_by_use_case=by_use_case,
+        gold_parts=parts,
+        **{fault: {n: rate(fault, n, rows) for n in names} for fault in FAULTS},
+    )

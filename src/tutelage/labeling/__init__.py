@@ -1,0 +1,1 @@
+"""People: what is known of labelers' work. So far their agreement."""

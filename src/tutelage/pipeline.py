@@ -1,0 +1,114 @@
+"""Runs a recipe's stages in order; what is done and unchanged is skipped.
+
+A recipe is YAML: `stages`, a mapping of run names to settings, each with a `stage`. In values, `{run}` stands for the
+folder all runs go to, `{base}` for the shipped base model and `{seed}` for the seed. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage.config import StageConfig, make, nearest, read_yaml
+from tutelage.runs import done
+
+PACKAGE = Path(__file__).parent
+RECIPES = PACKAGE / "recipes"
+BASE = PACKAGE / "world" / "base"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A verb: where its settings and its function live, and what it does in a line."""
+
+    config: str
+    function: str
+    help: str
+
+    def config_class(self) -> type[StageConfig]:
+        module, name = self.config.split(":")
+        return getattr(importlib.import_module(f"tutelage.{module}"), name)
+
+    def run(self, config: StageConfig) -> None:
+        module, name = self.function.split(":")
+        getattr(importlib.import_module(f"tutelage.{module}"), name)(config)
+
+
+STAGES = {
+    "pretrain": Stage("stages.config:PretrainConfig", "stages.pretrain:run", "train a small base model from plain text"),
+    "sft": Stage("stages.config:SftConfig", "stages.sft:run", "fine-tune a base model on demonstrations"),
+    "collect": Stage("stages.config:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"),
+    "reward": Stage("stages.config:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
+    "online": Stage("stages.config:OnlineConfig", "stages.online:run", "optimise a policy against a reward model (PPO, PPO-ptx)"),
+    "answer": Stage("evaluation.config:AnswerConfig", "evaluation.answer:run", "answer held-out prompts with every model"),
+    "evaluate": Stage("evaluation.config:EvaluateConfig", "evaluation.preference:run", "turn judgments into win rates"),
+    "report": Stage("report.config:ReportConfig", "report.page:run", "draw one page from run folders"),
+    "world": Stage("world.config:WorldConfig", "world.build:run", "write the miniature world's data"),
+    "rank": Stage("world.config:RankConfig", "world.rank:run_rank", "let the world's labelers rank candidates"),
+    "judge": Stage("world.config:JudgeConfig", "world.rank:run_judge", "let the world's held-out labelers judge answers"),
+}
+
+
+def fill(value: Any, names: dict[str, str]) -> Any:
+    """A recipe's value with `{run}`, `{base}` and `{seed}` put in, at any depth."""
+    if isinstance(value, str):
+        for name, text in names.items():
+            value = value.replace("{" + name + "}", text)
+        return value
+    if isinstance(value, dict):
+        return {k: fill(v, names) for k, v in value.items()}
+    if isinstance(value, list):
+        return [fill(v, names) for v in value]
+    return value
+
+
+def recipe_path(recipe: str) -> Path:
+    """A recipe's file: a path, or the name of one in the package.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    named = RECIPES / f"{recipe}.yaml"
+    if Path(recipe).is_file():
+        return Path(recipe)
+    if named.is_file():
+        return named
+    names = [p.stem for p in RECIPES.glob("*.yaml")]
+    raise ValueError(f"recipe {recipe!r}: no such file, and no recipe of that name; {nearest(recipe, names)}")
+
+
+def plan(recipe: Path, folder: Path, seed: int, overwrite: bool = False) -> list[tuple[str, Stage, StageConfig]]:
+    """The recipe's stages with validated settings; nothing is run before all of them are known to be sound.
+
+    Raises:
+        ValueError: naming recipe, stage, key and remedy.
+    """
+    content = read_yaml(recipe)
+    unknown = set(content) - {"description", "stages"}
+    if unknown or not isinstance(content.get("stages"), dict):
+        raise ValueError(f"{recipe}: a recipe has `description` and `stages`, a mapping of run names to settings; found {sorted(content)}")
+    steps = []
+    for name, settings in content["stages"].items():
+        settings = dict(settings)
+        verb = settings.pop("stage", name)
+        if verb not in STAGES:
+            raise ValueError(f"{recipe}: {name}: unknown stage {verb!r}; {nearest(str(verb), list(STAGES))}")
+        values = {"seed": seed, "overwrite": overwrite} | fill(settings, {"run": str(folder), "base": str(BASE), "seed": str(seed)})
+        config = make(STAGES[verb].config_class(), values | {"output": folder / name}, f"{recipe}: {name}")
+        steps.append((name, STAGES[verb], config))
+    return steps
+
+
+def run_recipe(recipe: Path, folder: Path, seed: int, overwrite: bool = False) -> None:
+    """Run all stages in order, saying in a line each what was done or skipped and how long it took."""
+    steps = plan(recipe, folder, seed, overwrite)
+    for number, (name, stage, config) in enumerate(steps, start=1):
+        before, began = done(folder / name), time.perf_counter()
+        stage.run(config)
+        fresh = done(folder / name) != before or overwrite or before is None
+        took = f"{time.perf_counter() - began:.0f} s" if fresh else "done already"
+        print(f"[{number}/{len(steps)}] {name}: {took}", file=sys.stderr, flush=True)

@@ -1,0 +1,73 @@
+"""From prompts to completions as people read them: encode, sample, decode; with worked examples for a bare base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tutelage.models.loading import context_length
+from tutelage.models.tokens import decode_completion, encode_prompt, render
+from tutelage.records import Completion, Demonstration, Prompt, Request, Sample
+from tutelage.sampling import Sampler
+from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.random import request_seed
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A policy under a name, asked plainly or after worked examples."""
+
+    name: str
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    examples: tuple[Demonstration, ...] = ()
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Ids of the prompt; worked examples go before it, one turn a line."""
+        if not self.examples:
+            return encode_prompt(self.tokenizer, prompt.text)
+        shown = [render(self.tokenizer, e.prompt.text, e.completion) for e in self.examples]
+        return self.tokenizer.encode("\n".join([*shown, render(self.tokenizer, prompt.text)]))
+
+    def stop_ids(self) -> tuple[int, ...]:
+        """End-of-text; after worked examples also the line break that would open the next turn."""
+        line_break = self.tokenizer.encode("\n", add_special_tokens=False) if self.examples else []
+        return (self.tokenizer.eos_token_id, *(line_break if len(line_break) == 1 else ()))
+
+
+def complete(
+    writer: Writer,
+    prompts: Sequence[Prompt],
+    seed: int,
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    copies: Sequence[int] | None = None,
+    sampler: Sampler | None = None,
+) -> tuple[list[Completion], list[Request], list[Sample]]:
+    """One completion per prompt, with the requests and samples behind it.
+
+    `copies` numbers repeated prompts, so that each copy gets a seed of its own.
+    """
+    numbers = copies or [0] * len(prompts)
+    stops = writer.stop_ids()
+    requests = [
+        Request(tuple(writer.prompt_ids(p)), request_seed(seed, 0, p.id, k), max_new_tokens, stops, temperature)
+        for p, k in zip(prompts, numbers, strict=True)
+    ]
+    samples = (sampler or LocalSampler(writer.policy)).sample(requests)
+    completions = []
+    for sample in samples:
+        text = decode_completion(writer.tokenizer, sample.completion_ids)
+        if writer.examples:
+            text = text.split("\n")[0].strip()
+        completions.append(Completion(text=text, policy=writer.name, finish=sample.finish))
+    return completions, requests, samples
+
+
+def fits(writer: Writer, prompt: Prompt, max_prompt_tokens: int, max_new_tokens: int) -> bool:
+    """Whether a prompt is within its limit and leaves room for a completion in the model's context."""
+    length = len(writer.prompt_ids(prompt))
+    return length <= max_prompt_tokens and length + max_new_tokens <= context_length(writer.policy)

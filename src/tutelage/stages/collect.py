@@ -1,0 +1,82 @@
+"""Collection: sample K = 4..9 completions per prompt, for labelers to rank (paper, section 3.4).
+
+Completions of several policies may be mixed, as candidates of one quality teach a reward model little. What is written
+is `candidates.jsonl`: prompt and completions, without ranks. Identical completions are merged.
+
+    tutelage collect --policies '{sft: runs/sft/model}' --prompts prompts.jsonl --output runs/candidates
+"""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+from tutelage.datasets import read_demonstrations, read_prompts
+from tutelage.models.loading import load_policy
+from tutelage.models.tokens import load_tokenizer
+from tutelage.records import Completion
+from tutelage.runs import inputs_of, open_run
+from tutelage.sampling.completions import Writer, complete, fits
+from tutelage.stages.config import CollectConfig
+
+
+def run(config: CollectConfig) -> None:
+    """Sample, then write `candidates.jsonl` into the run folder.
+
+    Raises:
+        ValueError: if `weights` or `few_shot` name an unknown policy, or worked examples are wanted and none are given.
+    """
+    for name in [*config.weights, *config.few_shot]:
+        if name not in config.policies:
+            raise ValueError(f"{name!r} is not among the policies {sorted(config.policies)}")
+    if config.few_shot and not config.examples:
+        raise ValueError("few_shot needs `examples`, demonstrations to take the worked examples from")
+    run = open_run("collect", config, inputs_of(config, "prompts", "policies", "examples"))
+    if run is None:
+        return
+    rng = Random(config.seed)
+    prompts = read_prompts(config.prompts).records
+    examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
+    # 1. Who writes which completion of which prompt.
+    names = list(config.policies)
+    weights = [config.weights.get(name, 1.0) for name in names]
+    slots = [(p, rng.choices(names, weights)[0]) for p in range(len(prompts)) for _ in range(rng.randint(config.k_min, config.k_max))]
+    # 2. Each policy writes its share.
+    written: dict[int, Completion] = {}
+    dropped = 0
+    for index in run.track(range(len(names))):
+        name = names[index]
+        tokenizer = load_tokenizer(config.policies[name])
+        policy = load_policy(config.policies[name], tokenizer)
+        writer = Writer(name, policy, tokenizer, examples if name in config.few_shot else ())
+        room = {p: fits(writer, prompts[p], 2**31, config.max_new_tokens) for p in {p for p, n in slots if n == name}}
+        mine = [i for i, (p, n) in enumerate(slots) if n == name and room[p]]
+        dropped += sum(not ok for ok in room.values())
+        completions, _, _ = complete(
+            writer, [prompts[slots[i][0]] for i in mine], config.seed, copies=mine,
+            temperature=config.temperature, max_new_tokens=config.max_new_tokens,
+        )  # fmt: skip
+        written |= dict(zip(mine, completions, strict=True))
+        run.log(index, completions=float(len(mine)))
+    # 3. Some completions change places, to be wrong for the prompt they come under.
+    moved = [i for i in written if rng.random() < config.off_prompt]
+    for i, j in zip(moved, moved[1:] + moved[:1], strict=True):
+        written[i] = written[j].model_copy(update={"policy": f"{written[j].policy} off prompt"})
+    # 4. Merge identical completions and write.
+    groups: dict[int, dict[str, Completion]] = {}
+    for i, completion in sorted(written.items()):
+        groups.setdefault(slots[i][0], {}).setdefault(completion.text, completion)
+    kept = 0
+    with (run.folder / "candidates.jsonl").open("w", encoding="utf-8") as stream:
+        for p, texts in groups.items():
+            if len(texts) < 2:
+                continue
+            kept += 1
+            row = prompts[p].model_dump(mode="json", exclude_none=True)
+            row["prompt"] = row.pop("text")
+            row["completions"] = [c.model_dump(mode="json", exclude_none=True) for c in texts.values()]
+            stream.write(json.dumps(row) + "\n")
+    run.finish(
+        prompts=kept, completions=len(written), merged=len(written) - sum(len(g) for g in groups.values()),
+        dropped={"too long": dropped, "fewer than two distinct completions": len(groups) - kept},
+    )  # fmt: skip

@@ -1,0 +1,223 @@
+"""All settings of all stages on one page, torch-free, so that the command line parses before torch is imported.
+
+A default is the paper's where it states one (section C of its appendix), else Stiennon 2020's or Ziegler 2019's, else
+ours; the comment on the right says which. `recipes/paper.yaml` has the paper's full table.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tutelage.config import StageConfig
+
+Count = Annotated[int, Field(gt=0)]
+Whole = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Source = str  # a path or a hub id
+
+
+class Training(StageConfig):
+    """What all gradient training shares."""
+
+    learning_rate: Positive
+    """Peak learning rate of AdamW."""
+    weight_decay: Number = 0.0
+    """AdamW's decoupled weight decay."""
+    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Adam's decay rates (the paper's)."""
+    adam_epsilon: Positive = 1e-5
+    """Adam's epsilon (Stiennon 2020; the paper is silent)."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this norm (ours; the paper is silent)."""
+    micro_batch_tokens: Count = 8192
+    """Tokens, padding included, in one forward and backward pass; memory's dial, it never changes a result."""
+    checkpoint_seconds: Positive = 60.0
+    """A resumable checkpoint is written about this often."""
+
+
+class PretrainConfig(Training):
+    """Train a small base model and its tokenizer from plain text (next-token prediction)."""
+
+    texts: Source
+    """Training text: any file or hub id with a `text` column, or a .txt file."""
+    valid_texts: Source | None = None
+    """Held-out text, for the validation loss."""
+    vocab_size: Count = 1024
+    """Byte-level BPE tokens at the most."""
+    hidden_size: Count = 128
+    """Width of the Llama model."""
+    layers: Count = 4
+    """Decoder layers."""
+    heads: Count = 4
+    """Attention heads."""
+    intermediate_size: Count = 344
+    """Width inside the feed-forward blocks."""
+    context: Count = 512
+    """Most tokens of a sequence the model is said to take."""
+    sequence_length: Count = 128
+    """Tokens of a training row; documents are joined by end-of-text."""
+    batch_tokens: Count = 1024
+    """Tokens of an update."""
+    total_tokens: Count = 2_400_000
+    """Tokens to train on, passing over the text again if it is shorter."""
+    warmup_steps: Whole = 100
+    """Updates of linear warm-up before the cosine."""
+    learning_rate: Positive = 3e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: Number = 0.1
+    """AdamW's decoupled weight decay."""
+
+
+class SftConfig(Training):
+    """Supervised fine-tuning: imitate demonstrations (paper, section 3.5)."""
+
+    model: Source
+    """Base model: a Hugging Face folder or hub id."""
+    demonstrations: Source
+    """Prompts with completions, in any accepted format."""
+    valid_demonstrations: Source | None = None
+    """Held-out demonstrations; without them a tenth is held out."""
+    reward_model: Source | None = None
+    """If given, the checkpoint is chosen by its mean score on completions to held-out prompts (the paper's way),
+    else by validation loss."""
+    epochs: Count = 16
+    """Passes over the demonstrations (paper: 16)."""
+    batch_size: Count = 32
+    """Demonstrations of an update (paper: 32)."""
+    learning_rate: Positive = 9.65e-6
+    """Peak learning rate (paper: 9.65e-6 at 1.3B and 6B), cosine to a tenth, no warm-up."""
+    residual_dropout: Fraction = 0.0
+    """Dropout in attention and residual, where the architecture has it (paper: 0.2)."""
+    pretraining_texts: Source | None = None
+    """Plain text to mix in (the paper's RL initialisation mixes 10 %)."""
+    pretraining_share: Fraction = 0.1
+    """Share of an update's loss weight that is pretraining text, if given."""
+    max_prompt_tokens: Count = 1024
+    """Longer prompts are dropped and counted (paper: 1,024)."""
+    max_completion_tokens: Count = 1024
+    """Longer completions are dropped and counted (paper: 1,024)."""
+    score_samples: Count = 128
+    """Held-out prompts that are sampled and scored when a reward model chooses."""
+
+
+class CollectConfig(StageConfig):
+    """Sample K completions per prompt for labelers to rank (paper, section 3.4)."""
+
+    prompts: Source
+    """Prompts, in any accepted format."""
+    policies: dict[str, str]
+    """Name and model folder of each policy."""
+    weights: dict[str, float] = {}
+    """How often a policy writes a completion, relative to the others; 1 where not named."""
+    few_shot: list[str] = []
+    """Policies that get worked examples before the prompt, as a base model should."""
+    examples: Source | None = None
+    """Demonstrations to take the worked examples from."""
+    shots: Count = 3
+    """How many worked examples."""
+    off_prompt: Fraction = 0.0
+    """Share of completions taken from another prompt, so that a reward model learns to read the instruction."""
+    k_min: Annotated[int, Field(ge=2)] = 4
+    """Fewest completions of a prompt (paper: 4)."""
+    k_max: Annotated[int, Field(ge=2)] = 9
+    """Most completions of a prompt (paper: 9)."""
+    temperature: Number = 1.0
+    """Sampling temperature."""
+    max_new_tokens: Count = 256
+    """Most tokens of a completion."""
+
+
+class RewardConfig(Training):
+    """Fit a reward model to K-way rankings by Bradley–Terry (paper, equation 1)."""
+
+    model: Source
+    """The SFT policy whose weights start the reward model."""
+    rankings: Source
+    """Rankings: `prompt`, `completions`, `ranks`; or chosen and rejected pairs."""
+    valid: dict[str, str] = {}
+    """Named sets of held-out rankings, each reported by itself, as `heldout_labelers`."""
+    demonstrations: Source | None = None
+    """Scores are shifted so that these average 0 (paper, section 3.5)."""
+    epochs: Count = 1
+    """Passes over the rankings (paper: 1; more overfits)."""
+    batch_size: Count = 64
+    """Rankings of an update (paper: 64); each is one element with all its pairs."""
+    learning_rate: Positive = 9e-6
+    """Peak learning rate (paper: 9e-6), cosine to a tenth."""
+    warmup_steps: Whole = 0
+    """Updates of linear warm-up."""
+    max_prompt_tokens: Count = 1024
+    """Longer prompts are dropped and counted."""
+
+
+class OnlineConfig(Training):
+    """Reinforcement learning against a reward model (paper, section 3.5, equation 2)."""
+
+    model: Source
+    """The SFT policy: where the policy starts, and the reference of the KL penalty."""
+    reward_model: Source
+    """Scores completions; the value model starts from it."""
+    prompts: Source
+    """Prompts to practise on."""
+    algorithm: Literal["ppo"] = "ppo"
+    """How credit is assigned and which loss is taken."""
+    total_episodes: Count = 256_000
+    """Completions sampled in all (paper: 256k)."""
+    batch_size: Count = 512
+    """Episodes of an iteration (paper: 512)."""
+    mini_batch_size: Count = 64
+    """Episodes of an update (paper: 64)."""
+    num_ppo_epochs: Count = 1
+    """Passes over an iteration's episodes (paper: 1)."""
+    learning_rate: Positive = 9.65e-6
+    """Policy's constant learning rate after warm-up (the paper does not state its final value; its SFT peak stands here)."""
+    value_learning_rate: Positive = 9e-6
+    """Value model's learning rate (paper: 9e-6)."""
+    warmup_iterations: Whole = 10
+    """Iterations over which the rate rises from a tenth (paper: 10)."""
+    max_prompt_tokens: Count = 1024
+    """Longer prompts are dropped and counted (paper: 1,024)."""
+    max_completion_length: Count = 1024
+    """Most tokens of a completion (paper: 1,024)."""
+    temperature: Positive = 1.0
+    """In sampling and in every log-probability (paper: 1)."""
+    kl_coef: Number = 0.02
+    """Weight of the per-token KL penalty, beta (paper: 0.02)."""
+    kl_target: Positive | None = None
+    """Sum of KL per completion to steer to (Ziegler 2019: 6); without it kl_coef stays fixed, as in the paper."""
+    kl_horizon: Count = 10_000
+    """Episodes over which the adaptive coefficient moves (Ziegler 2019: 10,000)."""
+    gamma: Fraction = 1.0
+    """Discount per token (paper: none)."""
+    lam: Fraction = 0.95
+    """GAE's lambda (Stiennon 2020)."""
+    cliprange: Positive = 0.2
+    """Clip of the importance ratio (paper: 0.2)."""
+    cliprange_value: Positive = 0.2
+    """Clip of the value's change (Ziegler 2019's code)."""
+    vf_coef: Number = 0.1
+    """Weight of the value loss (Ziegler 2019's code); moot with a value model of its own but for clipping."""
+    whiten_advantages: bool = True
+    """Standardise advantages over the iteration's tokens (Ziegler 2019's code)."""
+    whiten_rewards: bool = False
+    """Scale rewards to unit variance, mean kept (Ziegler 2019's code: off)."""
+    missing_eos_penalty: Number = 1.0
+    """Taken off the score of a completion that was cut off (Ziegler 2019's code: 1)."""
+    ema_decay: Fraction = 0.992
+    """Per iteration, of the averaged policy that is saved (paper: 0.992); 0 saves the last weights."""
+    pretraining_texts: Source | None = None
+    """The mixture of PPO-ptx; without it, plain PPO."""
+    valid_texts: Source | None = None
+    """Held-out pretraining text, whose loss is reported at the end."""
+    ptx_coef: Number = 27.8
+    """gamma of equation 2 (paper: 27.8). Our normalisation: policy loss and ptx loss are both means per token."""
+    ptx_per_episode: Positive = 8
+    """Pretraining rows of an episode (paper: 8)."""
+    ptx_length: Count = 128
+    """Tokens of a pretraining row."""
+    sample_every: Count = 10
+    """Iterations between samples kept for the report."""

@@ -1,0 +1,290 @@
+"""The one reinforcement-learning loop (paper, section 3.5, equation 2): bandit episodes of one prompt and one completion.
+
+With pretraining text it is PPO-ptx. Differs from the paper in what the paper leaves open: both losses are means per
+token of an update, so `ptx_coef` weighs two numbers of the same unit.
+
+    tutelage online --model runs/sft/model --reward-model runs/reward/model --prompts prompts.jsonl --output runs/ppo
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tutelage.datasets import read_prompts, read_texts
+from tutelage.models.forward import (
+    all_scores,
+    completion_logprobs,
+    completion_values,
+    selected_logprobs,
+    selected_values,
+    spread,
+)
+from tutelage.models.loading import context_length, load_policy, load_scalar, save_model, trains_in_bf16
+from tutelage.models.packing import micro_batches
+from tutelage.models.tokens import decode_completion, encode_prompt, load_tokenizer, require_same_tokens
+from tutelage.objectives.advantages import kl_shaped_rewards
+from tutelage.objectives.kl import AdaptiveKL, FixedKL, k1
+from tutelage.objectives.masked import masked_mean, whiten
+from tutelage.records import Prompt, Request, Rollout
+from tutelage.runs import Run, inputs_of, open_run
+from tutelage.sampling import Sampler
+from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.random import request_seed
+from tutelage.stages import ppo
+from tutelage.stages.config import OnlineConfig
+from tutelage.stages.pretrain import rows_of, text_loss, text_nll
+from tutelage.stages.training import Checkpoint, adamw, constant_after_warmup, shuffled, update
+
+ALGORITHMS = {"ppo": ppo}
+
+
+def run(config: OnlineConfig) -> None:
+    """Optimise the policy, then write `model/` into the run folder."""
+    run = open_run("online", config, inputs_of(config, "model", "reward_model", "prompts", "pretraining_texts", "valid_texts"))
+    if run is None:
+        return
+    if config.batch_size % config.mini_batch_size:
+        raise ValueError(f"mini_batch_size={config.mini_batch_size} does not divide batch_size={config.batch_size}")
+    algorithm = ALGORITHMS[config.algorithm]
+
+    # The four models.
+    tokenizer = load_tokenizer(config.model)
+    reward_tokenizer = load_tokenizer(config.reward_model)
+    require_same_tokens(reward_tokenizer, tokenizer, f"reward_model {config.reward_model}")
+    policy = load_policy(config.model, tokenizer)
+    reference = load_policy(config.model, tokenizer)
+    reward_model = load_scalar(config.reward_model, reward_tokenizer)
+    value_model = copy.deepcopy(reward_model)
+    average = copy.deepcopy(policy).requires_grad_(False)
+    sampler = LocalSampler(policy)
+
+    prompts, dropped = usable_prompts(config, policy, tokenizer)
+    rows = pretraining_rows(config, tokenizer)
+    kl = AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_target else FixedKL(config.kl_coef)
+    optimizers = {"policy": adamw(policy, config), "value_model": adamw(value_model, config, config.value_learning_rate)}
+    models = {"policy": policy, "value_model": value_model, "average": average}
+    checkpoint = Checkpoint(run, models, optimizers, config.checkpoint_seconds)
+    resumed = checkpoint.resume()
+    if isinstance(kl, AdaptiveKL) and "kl_coef" in resumed:
+        kl.kl_coef = resumed["kl_coef"]
+
+    iterations = math.ceil(config.total_episodes / config.batch_size)
+    for iteration in run.track(range(resumed["step"], iterations)):
+        # 1. Sample one completion for each prompt of the iteration.
+        chosen = iteration_prompts(prompts, iteration, config)
+        rollout = sample(policy, sampler, chosen, iteration, config)
+        mask = rollout.mask
+
+        # 2. Score whole completions; those without an end are docked.
+        rollout.scores = all_scores(reward_model, rollout.sequences)
+        ended = torch.tensor([s[-1] == tokenizer.eos_token_id for s in rollout.sequences])
+        scores = rollout.scores - config.missing_eos_penalty * (~ended).float()
+
+        # 3. Log-probabilities under the reference, values under the value model.
+        rollout.ref_logprobs = completion_logprobs(reference, rollout.sequences, rollout.prompt_lengths, config.temperature)
+        rollout.values = completion_values(value_model, rollout.sequences, rollout.prompt_lengths)
+
+        # 4. Rewards: the KL penalty per token, the score at the last token.
+        rewards = kl_shaped_rewards(scores, rollout.logprobs, rollout.ref_logprobs, mask, kl.value)
+        if config.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False)
+
+        # 5. Advantages.
+        advantages, returns = algorithm.advantages(rewards, rollout.values, mask, config)
+
+        # 6. Update policy and value model; PPO and pretraining gradients share a buffer.
+        rate = constant_after_warmup(iteration, config.warmup_iterations)
+        metrics = improve(run, iteration, config, models, optimizers, rollout, advantages, returns, rows, rate)
+
+        # 7. Average the weights, in fp32.
+        with torch.no_grad():
+            for averaged, parameter in zip(average.parameters(), policy.parameters(), strict=True):
+                averaged.lerp_(parameter, 1 - config.ema_decay)
+
+        # 8. Log, steer the KL coefficient, checkpoint.
+        drift = (k1(rollout.logprobs, rollout.ref_logprobs) * mask).sum(1)
+        run.log(
+            iteration,
+            show=("objective__scores", "objective__kl", "objective__length"),
+            objective__kl=drift.mean().item(),
+            objective__scores=rollout.scores.mean().item(),
+            objective__rlhf_reward=(scores - kl.value * drift).mean().item(),
+            objective__kl_coef=kl.value,
+            objective__length=mask.sum(1).float().mean().item(),
+            objective__ended=ended.float().mean().item(),
+            objective__value_error=masked_mean((rollout.values - returns) ** 2, mask).item(),
+            learning_rate=rate * config.learning_rate,
+            episodes=float((iteration + 1) * config.batch_size),
+            **metrics,
+        )
+        kl.update(drift.mean().item(), config.batch_size)
+        if iteration % config.sample_every == 0 or iteration + 1 == iterations:
+            keep_samples(run, iteration, chosen, rollout, tokenizer)
+        if checkpoint.due():
+            checkpoint.save(iteration + 1, kl_coef=kl.value)
+
+    final = average if config.ema_decay else policy
+    results: dict[str, Any] = {"prompts": len(prompts), "dropped": dropped, "kl_coef": kl.value}
+    if config.valid_texts:
+        held_out = rows_of(tokenizer, read_texts(config.valid_texts).records, config.ptx_length)
+        results["pretraining_loss"] = text_loss(final, held_out)
+    save_model(final.eval(), tokenizer, run.folder / "model")
+    run.finish(**results)
+
+
+def usable_prompts(
+    config: OnlineConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[tuple[Prompt, tuple[int, ...]]], int]:
+    """Prompts with their ids, and how many were too long and dropped.
+
+    Raises:
+        ValueError: if none is left.
+    """
+    limit = min(config.max_prompt_tokens, context_length(policy) - config.max_completion_length)
+    loaded = read_prompts(config.prompts).records
+    encoded = [(p, tuple(encode_prompt(tokenizer, p.text))) for p in loaded]
+    kept = [(p, ids) for p, ids in encoded if len(ids) <= limit]
+    if not kept:
+        raise ValueError(f"{config.prompts}: none of {len(loaded)} prompts leaves room for a completion within {limit} tokens")
+    return kept, len(loaded) - len(kept)
+
+
+def pretraining_rows(config: OnlineConfig, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor | None:
+    """Rows of pretraining ids for PPO-ptx, or None for plain PPO."""
+    if config.pretraining_texts is None:
+        return None
+    return rows_of(tokenizer, read_texts(config.pretraining_texts).records, config.ptx_length)
+
+
+def iteration_prompts(
+    prompts: Sequence[tuple[Prompt, tuple[int, ...]]], iteration: int, config: OnlineConfig
+) -> list[tuple[Prompt, tuple[int, ...]]]:
+    """The prompts of an iteration: a window on shuffled passes over all, a function of the seed alone."""
+    first = iteration * config.batch_size
+    passes = range(first // len(prompts), (first + config.batch_size - 1) // len(prompts) + 1)
+    order = [p for epoch in passes for p in shuffled(prompts, config.seed, epoch)]
+    start = first - passes.start * len(prompts)
+    return order[start : start + config.batch_size]
+
+
+def sample(
+    policy: PreTrainedModel,
+    sampler: Sampler,
+    prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
+    iteration: int,
+    config: OnlineConfig,
+) -> Rollout:
+    """One completion per prompt, as sequences of ids with their log-probabilities under the sampling policy."""
+    policy.eval()
+    requests = [
+        Request(
+            prompt_ids=ids,
+            seed=request_seed(config.seed, iteration, prompt.id, k),
+            max_new_tokens=config.max_completion_length,
+            stop_ids=(policy.config.eos_token_id,),
+            temperature=config.temperature,
+        )
+        for k, (prompt, ids) in enumerate(prompts)
+    ]
+    samples = sampler.sample(requests)
+    sequences = [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
+    prompt_lengths = [len(r.prompt_ids) for r in requests]
+    lengths = torch.tensor([len(s.completion_ids) for s in samples])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    if trains_in_bf16(policy):  # the ratio must compare like with like, or rounding would look like progress
+        logprobs = completion_logprobs(policy, sequences, prompt_lengths, config.temperature)
+    else:
+        logprobs = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor([lp for s in samples for lp in s.logprobs]))
+    empty = torch.empty(0)
+    return Rollout(sequences, prompt_lengths, mask, logprobs, ref_logprobs=empty, scores=empty)
+
+
+def improve(
+    run: Run,
+    iteration: int,
+    config: OnlineConfig,
+    models: dict[str, PreTrainedModel],
+    optimizers: dict[str, torch.optim.AdamW],
+    rollout: Rollout,
+    advantages: torch.Tensor,
+    returns: torch.Tensor,
+    rows: torch.Tensor | None,
+    rate: float,
+) -> dict[str, float]:
+    """Inner epochs of minibatches over one rollout. All losses are sums over tokens divided by the update's count."""
+    algorithm = ALGORITHMS[config.algorithm]
+    policy, value_model = models["policy"], models["value_model"]
+    policy.eval(), value_model.eval()  # no dropout in RL: the ratio compares one policy with itself (Stiennon 2020)
+    device = policy.device
+    mask, old, values = rollout.mask.to(device), rollout.logprobs.to(device), rollout.values.to(device)  # type: ignore[union-attr]
+    advantages, returns = advantages.to(device), returns.to(device)
+    totals: dict[str, float] = {}
+    tokens = updates = 0
+    for epoch in range(config.num_ppo_epochs):
+        order = shuffled(range(len(rollout.sequences)), config.seed, iteration * config.num_ppo_epochs + epoch)
+        for start in range(0, len(order), config.mini_batch_size):
+            members = order[start : start + config.mini_batch_size]
+            count = int(mask[members].sum())
+            for batch in micro_batches([rollout.sequences[m] for m in members], config.micro_batch_tokens, policy.config.pad_token_id):
+                episodes = [members[r] for r in batch.rows]
+                moved = batch.to(device)
+                prompt_lengths = [rollout.prompt_lengths[m] for m in members]
+                predicts = moved.completion_mask(prompt_lengths)
+                inside = mask[episodes]
+                flat, entropy = selected_logprobs(policy, moved, predicts, config.temperature)
+                logprobs = spread(batch.rows, predicts, flat, mask.shape[1])
+                loss, stats = algorithm.policy_loss(logprobs, old[episodes], advantages[episodes], inside, config.cliprange)
+                (loss / count).backward()
+                flat_values = selected_values(value_model, moved, predicts)
+                new_values = spread(batch.rows, predicts, flat_values, mask.shape[1])
+                loss_v, stats_v = algorithm.value_loss(new_values, values[episodes], returns[episodes], inside, config.cliprange_value)
+                (config.vf_coef * loss_v / count).backward()
+                sums = {
+                    "loss__policy": loss, "loss__value": loss_v, "objective__entropy": entropy.sum(),
+                    "policy__approxkl": stats["approxkl"], "policy__clipfrac": stats["clipfrac"],
+                    "val__ratio": stats["ratio"], "val__clipfrac": stats_v["clipfrac"],
+                }  # fmt: skip
+                for name, value in sums.items():
+                    totals[name] = totals.get(name, 0.0) + float(value)
+            tokens += count
+            if rows is not None:
+                loss_ptx = ptx_backward(policy, rows, config, iteration * 10_007 + epoch * 1_009 + start)
+                totals["loss__ptx"] = totals.get("loss__ptx", 0.0) + loss_ptx
+            updates += 1
+            norm = update(optimizers["policy"], policy, config.max_grad_norm, rate * config.learning_rate, run, iteration)
+            update(optimizers["value_model"], value_model, config.max_grad_norm, rate * config.value_learning_rate, run, iteration)
+            totals["grad_norm"] = totals.get("grad_norm", 0.0) + norm
+    per_update = ("loss__ptx", "grad_norm")
+    return {name: value / (updates if name in per_update else tokens) for name, value in totals.items()}
+
+
+def ptx_backward(policy: PreTrainedModel, rows: torch.Tensor, config: OnlineConfig, draw: int) -> float:
+    """Add the gradient of ptx_coef times the mean pretraining loss per token; returns that loss."""
+    number = max(1, round(config.ptx_per_episode * config.mini_batch_size))
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + draw)
+    drawn = rows[torch.randint(len(rows), (number,), generator=generator)]
+    targets = number * (rows.shape[1] - 1)
+    total = 0.0
+    for group in drawn.split(max(1, config.micro_batch_tokens // rows.shape[1])):
+        nll = text_nll(policy, group) / targets
+        (config.ptx_coef * nll).backward()
+        total += nll.item()
+    return total
+
+
+def keep_samples(
+    run: Run, iteration: int, prompts: Sequence[tuple[Prompt, tuple[int, ...]]], rollout: Rollout, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Append a few completions with their scores to samples.jsonl, for the report and for whoever watches."""
+    with (run.folder / "samples.jsonl").open("a", encoding="utf-8") as stream:
+        for k in range(min(8, len(prompts))):
+            ids = rollout.sequences[k][rollout.prompt_lengths[k] :]
+            row = {"iteration": iteration, "prompt": prompts[k][0].id, "completion": decode_completion(tokenizer, ids), "score": float(rollout.scores[k])}
+            stream.write(json.dumps(row) + "\n")

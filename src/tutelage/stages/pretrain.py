@@ -1,0 +1,129 @@
+"""Pretraining: a small Llama and its tokenizer from plain text, so that the recipe can start from nothing.
+
+The paper starts from GPT-3; this stage makes its stand-in. Documents are joined by end-of-text and cut into rows.
+
+    tutelage pretrain --texts corpus.jsonl --output runs/base
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from tutelage.datasets import read_texts
+from tutelage.models.forward import selected_logprobs
+from tutelage.models.loading import device, save_model
+from tutelage.models.packing import MicroBatch
+from tutelage.models.tokens import PLAIN_TEMPLATE
+from tutelage.objectives.sft import nll_sum
+from tutelage.runs import inputs_of, open_run
+from tutelage.stages.config import PretrainConfig
+from tutelage.stages.training import Checkpoint, adamw, cosine, update
+
+VALID_ROWS = 256
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE (Sennrich 2016) with the plain chat template; any text can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|pad|>", "<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|endoftext|>", chat_template=PLAIN_TEMPLATE
+    )
+
+
+def rows_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> torch.Tensor:
+    """(rows, length) token ids: documents joined by end-of-text, the tail that fills no row dropped.
+
+    Raises:
+        ValueError: if the texts do not fill one row.
+    """
+    ids = [i for encoded in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in [*encoded, tokenizer.eos_token_id]]
+    count = len(ids) // length
+    if not count:
+        raise ValueError(f"the pretraining text has {len(ids)} tokens, fewer than one row of {length}")
+    return torch.tensor(ids[: count * length]).view(count, length)
+
+
+def text_nll(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
+    """Sum of next-token losses over rows (n, length), which have n·(length − 1) targets."""
+    batch = MicroBatch(list(range(len(rows))), rows, torch.full((len(rows),), rows.shape[1])).to(model.device)
+    mask = batch.completion_mask([1] * len(rows))
+    logprobs, _ = selected_logprobs(model, batch, mask)
+    return nll_sum(logprobs, torch.ones_like(logprobs, dtype=torch.bool))
+
+
+@torch.inference_mode()
+def text_loss(model: PreTrainedModel, rows: torch.Tensor, max_tokens: int = 16384) -> float:
+    """Mean next-token loss in nats over rows: the figure behind the alignment tax."""
+    model.eval()
+    groups = rows.split(max(1, max_tokens // rows.shape[1]))
+    return float(sum(text_nll(model, group) for group in groups)) / (rows.shape[0] * (rows.shape[1] - 1))
+
+
+def run(config: PretrainConfig) -> None:
+    """Train, then write `model/` into the run folder."""
+    run = open_run("pretrain", config, inputs_of(config, "texts", "valid_texts"))
+    if run is None:
+        return
+    # 1. Text to rows of tokens.
+    texts = read_texts(config.texts).records
+    tokenizer = train_tokenizer(texts, config.vocab_size)
+    rows = rows_of(tokenizer, texts, config.sequence_length)
+    # 2. A fresh model.
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.context,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    ).to(device())
+    optimizer = adamw(model, config)
+    checkpoint = Checkpoint(run, {"model": model}, {"model": optimizer}, config.checkpoint_seconds)
+    # 3. Next-token prediction, a cosine over the whole.
+    per_step = max(1, config.batch_tokens // config.sequence_length)
+    total = max(1, config.total_tokens // (per_step * config.sequence_length))
+    targets = per_step * (config.sequence_length - 1)
+    start = checkpoint.resume()["step"]
+    model.train()
+    for step in run.track(range(start, total)):
+        drawn = torch.randint(len(rows), (per_step,), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
+        loss = 0.0
+        for group in rows[drawn].split(max(1, config.micro_batch_tokens // config.sequence_length)):
+            part = text_nll(model, group) / targets
+            part.backward()
+            loss += part.item()
+        rate = config.learning_rate * cosine(step, total, config.warmup_steps)
+        norm = update(optimizer, model, config.max_grad_norm, rate, run, step)
+        run.log(step, show=("loss__train",), loss__train=loss, grad_norm=norm, learning_rate=rate)
+        if checkpoint.due():
+            checkpoint.save(step + 1)
+    # 4. What it came to.
+    results = {"parameters": model.num_parameters(), "tokens": total * per_step * config.sequence_length}
+    if config.valid_texts:
+        held_out = rows_of(tokenizer, read_texts(config.valid_texts).records, config.sequence_length)[:VALID_ROWS]
+        results["valid_loss"] = text_loss(model, held_out)
+    save_model(model.eval(), tokenizer, run.folder / "model")
+    run.finish(**results)
+
+

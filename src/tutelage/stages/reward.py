@@ -1,0 +1,191 @@
+"""The reward model: Bradley–Terry over K-way rankings (paper, section 3.5 and equation 1).
+
+A ranking is one element: its K sequences are scored together and all its ordered pairs enter one loss. The model starts
+from the SFT policy; after training its scores are shifted so that demonstrations average 0.
+
+    tutelage reward --model runs/sft/model --rankings rankings.jsonl --output runs/reward
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tutelage.datasets import read_demonstrations, read_rankings
+from tutelage.models.forward import all_scores, final_hidden, scores
+from tutelage.models.loading import context_length, new_scalar, save_model
+from tutelage.models.packing import micro_batches
+from tutelage.models.tokens import encode_pair, load_tokenizer
+from tutelage.objectives.reward import ranking_accuracy, ranking_loss
+from tutelage.records import Ranking
+from tutelage.runs import inputs_of, open_run
+from tutelage.stages.config import RewardConfig
+from tutelage.stages.training import Checkpoint, adamw, batches, cosine, update
+
+
+@dataclass(frozen=True)
+class Element:
+    """A ranking as ids: K sequences of prompt and completion, and their ranks."""
+
+    sequences: list[list[int]]
+    ranks: torch.Tensor
+
+
+def encode(
+    rankings: Sequence[Ranking], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, context: int
+) -> tuple[list[Element], int]:
+    """Rankings as ids, and how many were too long and dropped."""
+    elements, dropped = [], 0
+    for r in rankings:
+        pairs = [encode_pair(tokenizer, r.prompt.text, c.text, ended=c.finish != "length") for c in r.completions]
+        if len(pairs[0][0]) > max_prompt_tokens or max(len(p) + len(c) for p, c in pairs) > context:
+            dropped += 1
+            continue
+        elements.append(Element([p + c for p, c in pairs], torch.tensor(r.ranks)))
+    return elements, dropped
+
+
+def groups(elements: Sequence[Element], max_tokens: int) -> list[list[Element]]:
+    """Whole elements into micro-batches of at most `max_tokens`, the short ones together."""
+    out: list[list[Element]] = []
+    rows = 0
+    for element in sorted(elements, key=lambda e: max(map(len, e.sequences))):
+        longest = max(map(len, element.sequences))
+        if not out or (rows + len(element.sequences)) * longest > max_tokens:
+            out.append([])
+            rows = 0
+        out[-1].append(element)
+        rows += len(element.sequences)
+    return out
+
+
+def element_scores(model: PreTrainedModel, group: Sequence[Element]) -> list[torch.Tensor]:
+    """Scores (k,) of each element, from one padded pass."""
+    sequences = [s for e in group for s in e.sequences]
+    (batch,) = micro_batches(sequences, 2**62, model.config.pad_token_id)
+    flat = scores(model, batch.to(model.device))
+    ordered = torch.empty_like(flat).scatter(0, torch.tensor(batch.rows, device=flat.device), flat)
+    return list(ordered.split([len(e.sequences) for e in group]))
+
+
+@torch.inference_mode()
+def evaluate(model: PreTrainedModel, elements: Sequence[Element], max_tokens: int, seed: int = 0) -> dict[str, Any]:
+    """Accuracy on ordered pairs with a 95 % bootstrap interval over rankings, mean loss, and calibration.
+
+    Calibration lists, by bins of the predicted probability that the higher-scored completion wins, the mean prediction,
+    the share that did win, and the number of pairs.
+    """
+    model.eval()
+    correct, total, losses, margins = [], [], [], []
+    for group in groups(elements, max_tokens):
+        for element, s in zip(group, element_scores(model, group), strict=True):
+            ranks = element.ranks.to(s.device)
+            right, pairs = ranking_accuracy(s, ranks)
+            correct.append(float(right))
+            total.append(int(pairs))
+            losses.append(float(ranking_loss(s, ranks)))
+            better = ranks[:, None] < ranks[None, :]
+            margins.append((s[:, None] - s[None, :])[better].cpu())
+    low, high = bootstrap_ratio(correct, total, seed)
+    margin = torch.cat(margins)
+    confidence, won = margin.abs().sigmoid(), (margin > 0).float()
+    bins = []
+    for k in range(10):
+        inside = (confidence >= 0.5 + k * 0.05) & (confidence < 0.55 + k * 0.05 + (k == 9))
+        if inside.any():
+            bins.append([round(float(v), 4) for v in (confidence[inside].mean(), won[inside].mean(), inside.sum())])
+    return {
+        "accuracy": sum(correct) / max(1, sum(total)), "low": low, "high": high, "pairs": sum(total),
+        "rankings": len(elements), "loss": sum(losses) / len(losses), "calibration": bins,
+    }  # fmt: skip
+
+
+def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int, draws: int = 1000) -> tuple[float, float]:
+    """95 % percentile interval of a ratio of sums, resampling its units."""
+    a, b = torch.tensor(numerators, dtype=torch.float64), torch.tensor(denominators, dtype=torch.float64)
+    index = torch.randint(len(a), (draws, len(a)), generator=torch.Generator().manual_seed(seed))
+    ratios = a[index].sum(1) / b[index].sum(1).clamp(min=1)
+    return float(ratios.quantile(0.025)), float(ratios.quantile(0.975))
+
+
+@torch.inference_mode()
+def centre(model: PreTrainedModel, demonstrations: Sequence[Sequence[int]], others: Sequence[Sequence[int]], max_tokens: int) -> dict[str, float]:
+    """Shift scores so that demonstrations average 0, inside the head's weights.
+
+    Classification heads of the ecosystem have no bias, so the offset is folded into the weight: find u with h·u ≈ 1 on
+    the final hidden states h of demonstrations and other completions (ridge regression), scale it so that it is 1 on
+    average over demonstrations, and take mean(score)·u off the head. The average is then 0 exactly, differences move by
+    the fit's residual only (reported), and any tool that opens the folder reads the shifted scores.
+    """
+    h = torch.cat([final_hidden(model, b.to(model.device)) for b in micro_batches(demonstrations, max_tokens, model.config.pad_token_id)]).double()
+    rest = torch.cat([final_hidden(model, b.to(model.device)) for b in micro_batches(others, max_tokens, model.config.pad_token_id)]).double()
+    every = torch.cat([h, rest])
+    gram = every.T @ every
+    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    u = torch.linalg.solve(gram + ridge, every.sum(0))
+    u = u / (h @ u).mean()
+    weight = model.score.weight[0]
+    offset = float((h @ weight.double()).mean())
+    weight.sub_((offset * u).to(weight.dtype))
+    return {"offset": offset, "offset_residual": abs(offset) * float((every @ u - 1).std())}
+
+
+def run(config: RewardConfig) -> None:
+    """Fit, centre and evaluate, then write `model/` into the run folder."""
+    run = open_run("reward", config, inputs_of(config, "model", "rankings", "valid", "demonstrations"))
+    if run is None:
+        return
+    # 1. Rankings as ids.
+    tokenizer = load_tokenizer(config.model)
+    model = new_scalar(config.model, tokenizer, config.seed)
+    context = context_length(model)
+    loaded = read_rankings(config.rankings)
+    train, too_long = encode(loaded.records, tokenizer, config.max_prompt_tokens, context)
+    if not train:
+        raise ValueError(f"{config.rankings}: no ranking left to train on (dropped: {loaded.dropped}, too long: {too_long})")
+    held_out = {
+        name: encode(read_rankings(source).records, tokenizer, config.max_prompt_tokens, context)[0]
+        for name, source in config.valid.items()
+    }
+    # 2. One pass of Bradley–Terry, each ranking one element.
+    torch.manual_seed(config.seed)
+    optimizer = adamw(model, config)
+    checkpoint = Checkpoint(run, {"model": model}, {"model": optimizer}, config.checkpoint_seconds)
+    plan = list(batches(train, config.batch_size, config.seed, config.epochs))
+    for step in run.track(range(checkpoint.resume()["step"], len(plan))):
+        model.train()
+        batch = plan[step]
+        loss = correct = pairs = 0.0
+        for group in groups(batch, config.micro_batch_tokens):
+            results = [(s, e.ranks.to(s.device)) for s, e in zip(element_scores(model, group), group, strict=True)]
+            part = torch.stack([ranking_loss(s, ranks) for s, ranks in results]).sum() / len(batch)
+            part.backward()
+            loss += part.item()
+            counts = [ranking_accuracy(s.detach(), ranks) for s, ranks in results]
+            correct, pairs = correct + sum(float(c) for c, _ in counts), pairs + sum(int(n) for _, n in counts)
+        rate = config.learning_rate * cosine(step, len(plan), config.warmup_steps)
+        norm = update(optimizer, model, config.max_grad_norm, rate, run, step)
+        accuracy = correct / max(1.0, pairs)
+        run.log(step, show=("loss__train", "accuracy__train"), loss__train=loss, accuracy__train=accuracy, grad_norm=norm, learning_rate=rate)
+        if checkpoint.due():
+            checkpoint.save(step + 1)
+    # 3. Demonstrations average 0.
+    model.eval()
+    shift: dict[str, float] = {}
+    if config.demonstrations:
+        pairs_of = [encode_pair(tokenizer, d.prompt.text, d.completion) for d in read_demonstrations(config.demonstrations).records]
+        demonstrations = [p + c for p, c in pairs_of if len(p) + len(c) <= context]
+        others = [s for e in Random(config.seed).sample(train, min(len(train), 300)) for s in e.sequences]
+        shift = centre(model, demonstrations, others, config.micro_batch_tokens)
+        shift["demonstration_score"] = float(all_scores(model, demonstrations).mean())
+    # 4. What it has learned.
+    results = {name: evaluate(model, elements, config.micro_batch_tokens) for name, elements in held_out.items()}
+    save_model(model, tokenizer, run.folder / "model")
+    run.finish(rankings=len(train), dropped={**loaded.dropped, "too long": too_long}, valid=results, **shift)
+
+

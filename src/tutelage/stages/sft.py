@@ -1,0 +1,177 @@
+"""Supervised fine-tuning: the base model imitates demonstrations; only completion tokens are trained on.
+
+Differs from the paper in scale only. The checkpoint is chosen after each epoch by the reward model's mean score if one
+is given (section 3.5), else by validation loss.
+
+    tutelage sft --model runs/base/model --demonstrations demonstrations.jsonl --output runs/sft
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tutelage.datasets import read_demonstrations, read_texts
+from tutelage.models.forward import all_scores, selected_logprobs
+from tutelage.models.loading import context_length, load_policy, load_scalar, save_model
+from tutelage.models.packing import micro_batches
+from tutelage.models.tokens import encode_pair, load_tokenizer, require_same_tokens
+from tutelage.objectives.sft import nll_sum
+from tutelage.records import Demonstration, Request
+from tutelage.runs import inputs_of, open_run
+from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.random import request_seed
+from tutelage.stages.config import SftConfig
+from tutelage.stages.pretrain import rows_of, text_nll
+from tutelage.stages.training import Checkpoint, adamw, batches, cosine, update
+
+
+@dataclass(frozen=True)
+class Example:
+    """A demonstration as ids: the prompt, and the completion with its end token."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+
+
+def encode(
+    demonstrations: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, limits: tuple[int, int, int]
+) -> tuple[list[Example], dict[str, int]]:
+    """Demonstrations as ids within (prompt, completion, whole) limits, and how many were too long and dropped."""
+    kept, dropped = [], 0
+    for d in demonstrations:
+        prompt_ids, completion_ids = encode_pair(tokenizer, d.prompt.text, d.completion)
+        long = len(prompt_ids) > limits[0] or len(completion_ids) > limits[1]
+        if long or len(prompt_ids) + len(completion_ids) > limits[2]:
+            dropped += 1
+        else:
+            kept.append(Example(prompt_ids, completion_ids))
+    return kept, {"too long": dropped} if dropped else {}
+
+
+def examples_nll(
+    policy: PreTrainedModel, examples: Sequence[Example], max_tokens: int, backward_scale: float | None = None
+) -> tuple[float, int]:
+    """(summed loss, completion tokens); with a scale, each micro-batch's loss times it is also differentiated."""
+    sequences = [e.prompt_ids + e.completion_ids for e in examples]
+    prompt_lengths = [len(e.prompt_ids) for e in examples]
+    total, count = 0.0, 0
+    for batch in micro_batches(sequences, max_tokens, policy.config.pad_token_id):
+        moved = batch.to(policy.device)
+        mask = moved.completion_mask(prompt_lengths)
+        logprobs, _ = selected_logprobs(policy, moved, mask)
+        nll = nll_sum(logprobs, torch.ones_like(logprobs, dtype=torch.bool))
+        if backward_scale is not None:
+            (nll * backward_scale).backward()
+        total, count = total + nll.item(), count + len(logprobs)
+    return total, count
+
+
+@torch.inference_mode()
+def validation_loss(policy: PreTrainedModel, examples: Sequence[Example], max_tokens: int) -> float:
+    """Mean loss in nats per completion token."""
+    total, count = examples_nll(policy.eval(), examples, max_tokens)
+    return total / count
+
+
+def mean_score(
+    policy: PreTrainedModel, reward_model: PreTrainedModel, examples: Sequence[Example], seed: int, max_new_tokens: int
+) -> float:
+    """Mean score of sampled completions to the examples' prompts."""
+    eos = policy.config.eos_token_id
+    requests = [
+        Request(tuple(e.prompt_ids), request_seed(seed, 0, str(i), 0), max_new_tokens, (eos,))
+        for i, e in enumerate(examples)
+    ]
+    samples = LocalSampler(policy.eval()).sample(requests)
+    sequences = [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
+    return float(all_scores(reward_model, sequences).mean())
+
+
+def run(config: SftConfig) -> None:
+    """Fine-tune, then write the chosen `model/` into the run folder."""
+    run = open_run("sft", config, inputs_of(config, "model", "demonstrations", "valid_demonstrations", "reward_model", "pretraining_texts"))
+    if run is None:
+        return
+    # 1. The base model and the demonstrations as ids.
+    tokenizer = load_tokenizer(config.model)
+    policy = load_policy(config.model, tokenizer)
+    _set_dropout(policy, config)
+    whole = context_length(policy)
+    limits = (config.max_prompt_tokens, config.max_completion_tokens, whole)
+    loaded = read_demonstrations(config.demonstrations)
+    train, dropped = encode(loaded.records, tokenizer, limits)
+    if config.valid_demonstrations:
+        valid, _ = encode(read_demonstrations(config.valid_demonstrations).records, tokenizer, limits)
+    else:
+        held_out = max(1, len(train) // 10)
+        train, valid = train[held_out:], train[:held_out]
+    if not train or not valid:
+        raise ValueError(f"{config.demonstrations}: {len(loaded.records)} demonstrations, of which none fits in {limits} tokens")
+    reward_model = None
+    if config.reward_model:
+        reward_tokenizer = load_tokenizer(config.reward_model)
+        require_same_tokens(reward_tokenizer, tokenizer, f"reward_model {config.reward_model}")
+        reward_model = load_scalar(config.reward_model, reward_tokenizer)
+    rows = None
+    if config.pretraining_texts:
+        rows = rows_of(tokenizer, read_texts(config.pretraining_texts).records, min(128, whole))
+    # 2. The optimizer, and where we were.
+    torch.manual_seed(config.seed)
+    optimizer = adamw(policy, config)
+    checkpoint = Checkpoint(run, {"policy": policy}, {"policy": optimizer}, config.checkpoint_seconds)
+    resumed = checkpoint.resume()
+    per_epoch = -(-len(train) // config.batch_size)
+    total = per_epoch * config.epochs
+    best, history = resumed.get("best"), resumed.get("history", [])
+    plan = list(batches(train, config.batch_size, config.seed, config.epochs))
+    # 3. Epochs of cross-entropy on completions.
+    for step in run.track(range(resumed["step"], total)):
+        policy.train()
+        batch = plan[step]
+        count = sum(len(e.completion_ids) for e in batch)
+        share = config.pretraining_share if rows is not None else 0.0
+        loss, _ = examples_nll(policy, batch, config.micro_batch_tokens, (1 - share) / count)
+        if rows is not None:
+            drawn = torch.randint(len(rows), (8,), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
+            (text_nll(policy, rows[drawn]) * share / (8 * (rows.shape[1] - 1))).backward()
+        rate = config.learning_rate * cosine(step, total)
+        norm = update(optimizer, policy, config.max_grad_norm, rate, run, step)
+        run.log(step, show=("loss__train",), loss__train=loss / count, grad_norm=norm, learning_rate=rate)
+        # 4. After each epoch: is this the best checkpoint so far?
+        if (step + 1) % per_epoch == 0:
+            entry = {"epoch": (step + 1) // per_epoch, "valid_loss": validation_loss(policy, valid, config.micro_batch_tokens)}
+            if reward_model is not None:
+                entry["score"] = mean_score(policy, reward_model, valid[: config.score_samples], config.seed, config.max_completion_tokens)
+            history.append(entry)
+            quality = entry.get("score", -entry["valid_loss"])
+            run.log(step, **{f"valid__{k.removeprefix('valid_')}": float(v) for k, v in entry.items() if k != "epoch"})
+            if best is None or quality > best:
+                best = quality
+                save_model(policy, tokenizer, run.folder / "model")
+            checkpoint.save(step + 1, best=best, history=history)
+        elif checkpoint.due():
+            checkpoint.save(step + 1, best=best, history=history)
+    chosen = max(history, key=lambda e: e.get("score", -e["valid_loss"]))
+    run.finish(
+        demonstrations=len(train), dropped={**loaded.dropped, **dropped}, history=history, chosen=chosen,
+        chosen_by="reward model score" if reward_model is not None else "validation loss",
+    )  # fmt: skip
+
+
+def _set_dropout(policy: PreTrainedModel, config: SftConfig) -> None:
+    """Residual dropout where the architecture has it; an error where it was asked for and there is none.
+
+    Raises:
+        ValueError: if `residual_dropout` is set and the model has no dropout layer.
+    """
+    layers = [m for m in policy.modules() if isinstance(m, torch.nn.Dropout)]
+    if config.residual_dropout and not layers:
+        raise ValueError(f"residual_dropout={config.residual_dropout}: {type(policy).__name__} has no dropout; set it to 0")
+    for layer in layers:
+        layer.p = config.residual_dropout
+
+

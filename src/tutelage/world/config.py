@@ -1,0 +1,62 @@
+"""Settings of the world's three acts: build the data, rank candidates, judge answers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from tutelage.config import StageConfig
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class WorldConfig(StageConfig):
+    """Write the miniature world's data: corpus, prompts by users, demonstrations."""
+
+    documents: Count = 12_000
+    """Documents of the pretraining corpus."""
+    valid_documents: Count = 400
+    """Held-out documents."""
+    users: Count = 300
+    """People who type prompts; each belongs to one split."""
+    sft_prompts: Count = 2500
+    """Prompts with demonstrations."""
+    reward_prompts: Count = 2500
+    """Prompts whose completions training labelers rank."""
+    reward_valid_prompts: Count = 300
+    """Prompts whose completions training and held-out labelers rank, to measure the reward model."""
+    ppo_prompts: Count = 4000
+    """Prompts to practise on."""
+    valid_prompts: Count = 250
+    """Prompts with demonstrations, held out of fine-tuning."""
+    test_prompts: Count = 1200
+    """Prompts for the final judgement; none shares its text with any other set."""
+
+
+class RankConfig(StageConfig):
+    """Let simulated labelers rank candidates: training ones the training set, both arms the held-out set."""
+
+    candidates: str
+    """Candidates for training, from `tutelage collect`."""
+    valid_candidates: str
+    """Candidates whose prompts are in no training set."""
+    training_labelers: Count = 12
+    """Labelers who produce training data."""
+    heldout_labelers: Count = 8
+    """Labelers who produce none."""
+    overlap: Count = 2
+    """Labelers of each arm who rank each held-out prompt, so that their agreement can be measured."""
+
+
+class JudgeConfig(StageConfig):
+    """Let held-out labelers compare each model's answers with the baseline's, and the gold preference after them."""
+
+    answers: str
+    """Answers of all models, from `tutelage answer`."""
+    baseline: str = "sft"
+    """Model that all others are compared with (the paper's is SFT)."""
+    heldout_labelers: Count = 8
+    """Size of the pool; the same people as in ranking."""
+    votes: Count = 3
+    """Labelers who judge each pair of answers."""
