@@ -408,8 +408,8 @@ def _cell(column: str, cell: str) -> Any:
 
 
 def _parquet_rows(source: str, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     number = 0
     try:

@@ -39,17 +39,27 @@ class Stage:
 
 
 STAGES = {
-    "pretrain": Stage("stages.config:PretrainConfig", "stages.pretrain:run", "train a small base model from plain text"),
+    "pretrain": Stage(
+        "stages.config:PretrainConfig", "stages.pretrain:run", "train a small base model from plain text"
+    ),
     "sft": Stage("stages.config:SftConfig", "stages.sft:run", "fine-tune a base model on demonstrations"),
-    "collect": Stage("stages.config:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"),
+    "collect": Stage(
+        "stages.config:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"
+    ),
     "reward": Stage("stages.config:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
-    "online": Stage("stages.config:OnlineConfig", "stages.online:run", "optimise a policy against a reward model (PPO, PPO-ptx)"),
-    "answer": Stage("evaluation.config:AnswerConfig", "evaluation.answer:run", "answer held-out prompts with every model"),
+    "online": Stage(
+        "stages.config:OnlineConfig", "stages.online:run", "optimise a policy against a reward model (PPO, PPO-ptx)"
+    ),
+    "answer": Stage(
+        "evaluation.config:AnswerConfig", "evaluation.answer:run", "answer held-out prompts with every model"
+    ),
     "evaluate": Stage("evaluation.config:EvaluateConfig", "evaluation.preference:run", "turn judgments into win rates"),
     "report": Stage("report.config:ReportConfig", "report.page:run", "draw one page from run folders"),
     "world": Stage("world.config:WorldConfig", "world.build:run", "write the miniature world's data"),
     "rank": Stage("world.config:RankConfig", "world.rank:run_rank", "let the world's labelers rank candidates"),
-    "judge": Stage("world.config:JudgeConfig", "world.rank:run_judge", "let the world's held-out labelers judge answers"),
+    "judge": Stage(
+        "world.config:JudgeConfig", "world.rank:run_judge", "let the world's held-out labelers judge answers"
+    ),
 }
 
 
@@ -90,14 +100,20 @@ def plan(recipe: Path, folder: Path, seed: int, overwrite: bool = False) -> list
     content = read_yaml(recipe)
     unknown = set(content) - {"description", "stages"}
     if unknown or not isinstance(content.get("stages"), dict):
-        raise ValueError(f"{recipe}: a recipe has `description` and `stages`, a mapping of run names to settings; found {sorted(content)}")
+        raise ValueError(
+            f"{recipe}: a recipe has `description` and `stages` (names with settings); found {sorted(content)}"
+        )
     steps = []
     for name, settings in content["stages"].items():
+        if not isinstance(settings, dict):
+            raise ValueError(f"{recipe}: {name}: expected a mapping of settings, found {settings!r}; `{{}}` is none")
         settings = dict(settings)
         verb = settings.pop("stage", name)
         if verb not in STAGES:
             raise ValueError(f"{recipe}: {name}: unknown stage {verb!r}; {nearest(str(verb), list(STAGES))}")
-        values = {"seed": seed, "overwrite": overwrite} | fill(settings, {"run": str(folder), "base": str(BASE), "seed": str(seed)})
+        values = {"seed": seed, "overwrite": overwrite} | fill(
+            settings, {"run": str(folder), "base": str(BASE), "seed": str(seed)}
+        )
         config = make(STAGES[verb].config_class(), values | {"output": folder / name}, f"{recipe}: {name}")
         steps.append((name, STAGES[verb], config))
     return steps

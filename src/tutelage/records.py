@@ -104,14 +104,17 @@ class Ranking(Record):
     @property
     def pairs(self) -> list[tuple[int, int]]:
         """Indices (winner, loser) of all pairs that are not tied."""
-        ordered = ((i, j) if self.ranks[i] < self.ranks[j] else (j, i) for i, j in combinations(range(len(self.ranks)), 2))
+        ordered = (
+            (i, j) if self.ranks[i] < self.ranks[j] else (j, i) for i, j in combinations(range(len(self.ranks)), 2)
+        )
         return [(i, j) for i, j in ordered if self.ranks[i] != self.ranks[j]]
 
     def comparisons(self) -> list[Comparison]:
         """The ranking as chosen/rejected pairs, ties dropped."""
         texts = [c.text for c in self.completions]
         return [
-            Comparison(prompt=self.prompt, chosen=texts[i], rejected=texts[j], labeler=self.labeler) for i, j in self.pairs
+            Comparison(prompt=self.prompt, chosen=texts[i], rejected=texts[j], labeler=self.labeler)
+            for i, j in self.pairs
         ]
 
 

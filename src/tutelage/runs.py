@@ -18,7 +18,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,12 @@ LINE_SECONDS = 10.0  # how often a plain progress line is printed
 def fingerprint(path: Path) -> str:
     """sha256 over the bytes of a file, or over names and bytes of the files of a folder (checkpoints left out)."""
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and "state" not in p.parts)
-    for file in files:
-        digest.update(file.name.encode())
+    files = {path.name: path}
+    if path.is_dir():
+        within = {p.relative_to(path): p for p in sorted(path.rglob("*")) if p.is_file()}
+        files = {inner.as_posix(): p for inner, p in within.items() if "state" not in inner.parts}
+    for name, file in files.items():
+        digest.update(name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -94,7 +97,7 @@ class Run:
                 line = f"{self.stage} {step + 1}/{steps.stop} {rate:.1f}/s {left:.0f}s left"
                 print(f"{line}  {_numbers(self._shown)}", file=sys.stderr, flush=True)
 
-    def log(self, step: int, show: tuple[str, ...] = (), **metrics: float) -> None:
+    def log(self, step: int, *, show: Sequence[str] = (), **metrics: float) -> None:
         """Append a line to metrics.jsonl; `show` names the numbers for the progress display."""
         row = {"step": step, "seconds": round(self.seconds, 3), **{k.replace("__", "/"): v for k, v in metrics.items()}}
         with self._metrics.open("a", encoding="utf-8") as stream:
@@ -107,19 +110,32 @@ class Run:
         return self.seconds_before + time.perf_counter() - self.started
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that will be repeated after a resume."""
-        if self._metrics.exists():
-            lines = [line for line in self._metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self._metrics.write_text("".join(line + "\n" for line in lines))
-            if lines:
-                self.seconds_before = json.loads(lines[-1])["seconds"]
+        """Drop metrics and samples of steps that a resume will repeat, and a line that an interruption cut short."""
+        for path, key in ((self._metrics, "step"), (self.folder / "samples.jsonl", "iteration")):
+            if path.exists():
+                rows = [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _whole(line))]
+                kept = [row for row in rows if row[key] <= step]
+                scratch = path.with_name(path.name + ".tmp")
+                scratch.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+                os.replace(scratch, path)
+                if kept and path == self._metrics:
+                    self.seconds_before = kept[-1]["seconds"]
 
     def finish(self, **results: Any) -> dict[str, Any]:
         """Write done.json, the last act of a run, and drop the checkpoint."""
-        shutil.rmtree(self.state, ignore_errors=True)
+        for name in ("state", "state.tmp", "state.old"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         done = {"stage": self.stage, "seconds": round(self.seconds, 3), "peak_memory_gib": peak_memory_gib(), **results}
         write_json(self.folder / "done.json", done)
         return done
+
+
+def _whole(line: str) -> dict[str, Any] | None:
+    """A line's row, or None if the line was cut short."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _numbers(shown: Mapping[str, float]) -> str:
@@ -150,7 +166,7 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
     """Open a run folder for work; None if it holds the finished run of these very settings and inputs.
 
     Raises:
-        ValueError: if an input is missing, or the folder holds something else and `overwrite` is off.
+        ValueError: if an input is missing, or the folder holds another run and `overwrite` is off, or no run at all.
     """
     for name, path in inputs.items():
         if not path.exists():
@@ -162,18 +178,23 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
     prints = {name: fingerprint(path) for name, path in inputs.items()}
     identity = {"stage": stage, "settings": settings, "inputs": prints}
     known = folder / "inputs.json"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output: {folder} is a file; choose a folder")
     if folder.exists() and any(folder.iterdir()):
         before = json.loads(known.read_text())["identity"] if known.exists() else None
         if before == identity:
             if done(folder) is not None and not config.overwrite:
                 return None
-        elif not config.overwrite:
-            raise ValueError(f"output: {folder} holds {_difference(before, identity)}; choose another, or set overwrite")
+        elif before is None or not config.overwrite:  # what is not ours is never deleted
+            remedy = "choose another" + ("" if before is None else ", or set overwrite")
+            raise ValueError(f"output: {folder} holds {_difference(before, identity)}; {remedy}")
         if before != identity or config.overwrite:
             shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        known, {"identity": identity, "paths": {name: str(path) for name, path in inputs.items()}}
+    )  # marks it ours
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    write_json(known, {"identity": identity, "paths": {name: str(path) for name, path in inputs.items()}})
     return Run(stage, folder)
 
 
@@ -186,5 +207,7 @@ def _difference(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
         for key in sorted({*before[part], *now[part]}):
             old, new = before[part].get(key), now[part].get(key)
             if old != new:
-                return f"a run with other {part}: {key} " + ("differs" if part == "inputs" else f"was {old!r}, is now {new!r}")
+                return f"a run with other {part}: {key} " + (
+                    "differs" if part == "inputs" else f"was {old!r}, is now {new!r}"
+                )
     return "another run"

@@ -61,13 +61,20 @@ def run(config: AnswerConfig) -> None:
     fitting = [p for p in prompts if all(fits(w, p, 2**31, config.max_new_tokens) for w in writers.values())]
 
     def score(asked: list[Prompt], completions: list[Completion]) -> torch.Tensor:
-        pairs = [encode_pair(reward_tokenizer, p.text, c.text, ended=c.finish != "length") for p, c in zip(asked, completions, strict=True)]
-        return all_scores(scorer, [a + b for a, b in pairs])  # type: ignore[arg-type]
+        pairs = [
+            encode_pair(reward_tokenizer, p.text, c.text, ended=c.finish != "length")
+            for p, c in zip(asked, completions, strict=True)
+        ]
+        return all_scores(scorer, [a + b for a, b in pairs])
 
     answers: dict[str, list[Completion]] = {}
     kl: dict[str, float] = {}
     kl_error: dict[str, float] = {}
-    jobs = [*writers, *(f"{n}_greedy" for n in config.greedy), *([f"best_of_{config.best_of_n}"] if config.best_of else [])]
+    jobs = [
+        *writers,
+        *(f"{n}_greedy" for n in config.greedy),
+        *([f"best_of_{config.best_of_n}"] if config.best_of else []),
+    ]
     for index in run.track(range(len(jobs))):
         job = jobs[index]
         if job.startswith("best_of_"):
@@ -87,7 +94,13 @@ def run(config: AnswerConfig) -> None:
                 writer, fitting, config.seed,
                 temperature=0.0 if greedy else config.temperature, max_new_tokens=config.max_new_tokens,
             )  # fmt: skip
-            if config.reference and not greedy and config.temperature == 1.0 and not writer.examples and job != config.reference:
+            if (
+                config.reference
+                and not greedy
+                and config.temperature == 1.0
+                and not writer.examples
+                and job != config.reference
+            ):
                 kl[job], kl_error[job] = kl_to(writers[config.reference].policy, requests, samples)
         run.log(index, answers=float(len(fitting)))
     with (run.folder / "answers.jsonl").open("w", encoding="utf-8") as stream:
@@ -97,9 +110,10 @@ def run(config: AnswerConfig) -> None:
             row["answers"] = {name: completions[i].text for name, completions in answers.items()}
             stream.write(json.dumps(row) + "\n")
     texts = read_texts(config.texts).records if config.texts else []
+    plain = {name: writers[name] for name in config.models} if texts else {}
     run.finish(
         prompts=len(fitting), dropped={"too long": len(prompts) - len(fitting)}, kl=kl, kl_standard_error=kl_error,
-        pretraining_loss={n: pretraining_loss(w.policy, w.tokenizer, texts) for n, w in writers.items() if texts and not w.examples},
+        pretraining_loss={n: pretraining_loss(w.policy, w.tokenizer, texts) for n, w in plain.items()},
         scores={n: float(score(fitting, c).mean()) for n, c in answers.items()} if scorer is not None else {},
         words={n: sum(len(c.text.split()) for c in cs) / len(cs) for n, cs in answers.items()},
     )  # fmt: skip

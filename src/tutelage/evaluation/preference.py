@@ -43,7 +43,12 @@ def run(config: EvaluateConfig) -> None:
         use_case: {n: rate("wins", n, [r for r in rows if r["use_case"] == use_case]) for n in names}
         for use_case in sorted({r["use_case"] for r in rows if r["use_case"]})
     }
-    parts = {n: {k: float(np.mean([r["models"][n]["parts"][k] for r in rows])) for k in rows[0]["models"][n].get("parts", {})} for n in names}
+    parts = {
+        n: {
+            k: float(np.mean([r["models"][n]["parts"][k] for r in rows])) for k in rows[0]["models"][n].get("parts", {})
+        }
+        for n in names
+    }
     run.finish(
         prompts=len(rows),
         win_rate={n: rate("wins", n, rows) for n in names},

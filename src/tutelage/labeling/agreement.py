@@ -43,4 +43,9 @@ def pairwise_agreement(rankings: Sequence[Ranking], seed: int = 0, draws: int = 
         means.append(sum(a for a, _ in drawn) / sum(t for _, t in drawn))
     means.sort()
     mean = sum(a for a, _ in counts) / sum(t for _, t in counts)
-    return {"mean": mean, "low": means[int(0.025 * draws)], "high": means[int(0.975 * draws) - 1], "pairs": sum(t for _, t in counts)}
+    return {
+        "mean": mean,
+        "low": means[int(0.025 * draws)],
+        "high": means[int(0.975 * draws) - 1],
+        "pairs": sum(t for _, t in counts),
+    }

@@ -1,4 +1,4 @@
-"""Forward passes over micro-batches: token log-probabilities of a policy, final scores and token values of scalar models."""
+"""Forward passes over micro-batches: a policy's token log-probabilities, scalar models' scores and token values."""
 
 from __future__ import annotations
 

@@ -13,8 +13,14 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -49,7 +55,7 @@ def load_policy(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTr
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: no causal language model found here: {str(error).splitlines()[0]}") from None
     _fit_tokenizer(model, tokenizer, folder)
     model = model.to(device()).eval()
@@ -67,7 +73,7 @@ def load_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTr
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=1, dtype=torch.float32, use_safetensors=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: no reward model found here: {str(error).splitlines()[0]}") from None
     if "ForCausalLM" in (model.config.architectures or [""])[0]:
         raise ValueError(f"{folder}: is a language model; a reward model is wanted: train one with `tutelage reward`")
@@ -81,10 +87,12 @@ def new_scalar(policy_folder: str | Path, tokenizer: PreTrainedTokenizerBase, se
         model = AutoModelForSequenceClassification.from_pretrained(
             policy_folder, num_labels=1, dtype=torch.float32, use_safetensors=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{policy_folder}: no model found here: {str(error).splitlines()[0]}") from None
     if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise ValueError(f"{policy_folder}: {type(model).__name__} has no linear `score` head; this architecture is not supported")
+        raise ValueError(
+            f"{policy_folder}: {type(model).__name__} has no linear `score` head; this architecture is not supported"
+        )
     _fit_tokenizer(model, tokenizer, policy_folder)
     generator = torch.Generator().manual_seed(seed)
     width = model.score.in_features
@@ -98,7 +106,10 @@ def _fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
     if len(tokenizer) > vocabulary:
         if len(tokenizer) > vocabulary + 1:
             raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
-        model.resize_token_embeddings(len(tokenizer))  # the padding token that load_tokenizer added
+        # The padding token that load_tokenizer added; its row is drawn around the mean of the others, always alike.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
 
@@ -111,13 +122,14 @@ def output_head(policy: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor | N
 
 @torch.no_grad()
 def _check_head(policy: PreTrainedModel, folder: str | Path) -> None:
-    """Refuse by name what chunked log-probabilities would get wrong: soft-capped, scaled or otherwise changed logits."""
+    """Refuse by name what chunked log-probabilities would get wrong: soft-capped, scaled or else changed logits."""
     ids = torch.arange(8, device=policy.device)[None] % policy.config.vocab_size
     hidden = policy.base_model(input_ids=ids).last_hidden_state
     weight, bias = output_head(policy)
     ours = nn.functional.linear(hidden, weight, bias)
     theirs = policy(input_ids=ids).logits
-    if not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+    capped = getattr(policy.config, "final_logit_softcapping", None)  # invisible while logits are small
+    if capped or not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
         raise ValueError(
             f"{folder}: {type(policy).__name__} changes its logits after the output layer (soft cap or scale), "
             "which this version does not reproduce; use another architecture"

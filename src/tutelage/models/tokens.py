@@ -12,10 +12,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tutelage.records import Text
 
-# The words of a bare conversation, for base models without a template of their own.
+# The words of a bare conversation, for base models without a template of their own. Line breaks are expressions, as a
+# bare one after a block tag is trimmed.
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}"
-    "{% endif %}{% if not loop.last or add_generation_prompt %}\n{% endif %}{% endfor %}"
+    "{% endif %}{% if not loop.last or add_generation_prompt %}{{ '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
@@ -31,7 +32,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no tokenizer found here: {str(error).splitlines()[0]}") from None
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{folder}: the tokenizer has no end-of-text token (eos_token); set one in tokenizer_config.json")
+        raise ValueError(
+            f"{folder}: the tokenizer has no end-of-text token (eos_token); set one in tokenizer_config.json"
+        )
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
@@ -51,12 +54,14 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: str | N
     opened = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if completion is None:
         return opened
-    spaced = " " if opened[-1:] == ":" else ""  # "Assistant:" wants a space before the words; templates end as they like
+    spaced = (
+        " " if opened[-1:] == ":" else ""
+    )  # "Assistant:" wants a space before the words; templates end as they like
     return opened + spaced + completion
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
-    """Ids of a prompt, ready for a completion; a template brings its own special tokens, a plain string gets the usual."""
+    """Ids of a prompt, ready for a completion; templates bring their special tokens, plain strings get the usual."""
     return tokenizer.encode(render(tokenizer, prompt), add_special_tokens=_wants_specials(tokenizer, prompt))
 
 

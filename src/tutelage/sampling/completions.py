@@ -1,4 +1,4 @@
-"""From prompts to completions as people read them: encode, sample, decode; with worked examples for a bare base model."""
+"""From prompts to completions as people read them: encode, sample, decode; with worked examples for a base model."""
 
 from __future__ import annotations
 

@@ -45,8 +45,9 @@ class _Layer(CacheLayerMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
         end = self.length + key_states.shape[2]
+        assert self.keys is not None
+        assert self.values is not None
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
@@ -54,7 +55,8 @@ class _Layer(CacheLayerMixin):
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with some of the rows only."""
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         self.keys, self.values = self.keys[rows], self.values[rows]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -106,7 +108,8 @@ class LocalSampler:
         for r in requests:
             if not r.prompt_ids or len(r.prompt_ids) + r.max_new_tokens > limit:
                 raise ValueError(
-                    f"a prompt of {len(r.prompt_ids)} tokens with {r.max_new_tokens} new ones does not fit the context of {limit}"
+                    f"a prompt of {len(r.prompt_ids)} tokens with {r.max_new_tokens} new ones "
+                    f"does not fit the context of {limit}"
                 )
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].max_new_tokens))
         answers: list[Sample | None] = [None] * len(requests)
@@ -147,8 +150,10 @@ class LocalSampler:
         for step in range(depth):
             logits = self._logits(hidden)
             chosen, near_tie = choose(logits, rows, step)
-            for k in near_tie.nonzero().flatten().tolist():
-                chosen[k] = self._alone(requests[int(rows.index[k])], tokens[rows.index[k], :step], rows.keep(torch.tensor([k])), step)
+            for k in (near_tie & (rows.budget > 0)).nonzero().flatten().tolist():
+                chosen[k] = self._alone(
+                    requests[int(rows.index[k])], tokens[rows.index[k], :step], rows.keep(torch.tensor([k])), step
+                )
             scale = torch.where(rows.temperature > 0, rows.temperature, 1.0)
             tokens[rows.index, step] = chosen
             scaled = logits / scale[:, None]
@@ -168,7 +173,7 @@ class LocalSampler:
                 for layer in layers:
                     layer.keep(going)
             hidden = self._decode(chosen, rows, cache, layers[0].length)
-            rows.position += 1
+            rows.position += rows.budget > 0  # a finished row stays: the model may have no position after its last
         return [_finish(r, t, lp) for r, t, lp in zip(requests, tokens.tolist(), logprobs.tolist(), strict=True)]
 
     def _prefill(self, ids: torch.Tensor, rows: _Rows, cache: Cache) -> torch.Tensor:
@@ -179,7 +184,11 @@ class LocalSampler:
         mask |= torch.eye(length, dtype=torch.bool, device=ids.device)  # padding attends to itself: no empty softmax
         positions = (seen.long().cumsum(1) - 1).clamp(min=0)
         out = self.policy.base_model(
-            input_ids=ids, attention_mask=None if seen.all() else mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=ids,
+            attention_mask=None if seen.all() else mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
         )
         return out.last_hidden_state[:, -1]
 
@@ -254,14 +263,14 @@ def choose(logits: torch.Tensor, rows: _Rows, step: int) -> tuple[torch.Tensor, 
 
 
 def _filter(probs: torch.Tensor, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities outside top-k, then outside the smallest set of mass top-p, set to 0; and whether a cut was close."""
+    """Probabilities outside top-k, then outside the smallest set of mass top-p, set to 0; and if a cut was close."""
     ordered, index = probs.sort(1, descending=True)
     place = torch.arange(probs.shape[1], device=probs.device)
     top_k = torch.where(rows.top_k > 0, rows.top_k, probs.shape[1])[:, None]
     kept = place < top_k
     ordered = torch.where(kept, ordered, 0.0)
     mass_before = (ordered.cumsum(1) - ordered) / ordered.sum(1, keepdim=True)
-    kept &= mass_before < rows.top_p[:, None]
+    kept &= (mass_before < rows.top_p[:, None]) | (rows.top_p == 1)[:, None]
     last = kept.sum(1, keepdim=True) - 1
     after = (last + 1).clamp(max=probs.shape[1] - 1)
     gap = probs.sort(1, descending=True).values

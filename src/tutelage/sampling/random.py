@@ -1,11 +1,10 @@
-"""Randomness that belongs to the request: seeds as a function of what is asked, uniforms as a function of seed and step."""
+"""Randomness that belongs to the request: seeds are functions of what is asked, uniforms of seed and step."""
 
 from __future__ import annotations
 
 import hashlib
 
 import torch
-
 
 
 def _signed(x: int) -> int:

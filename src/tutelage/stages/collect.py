@@ -40,7 +40,11 @@ def run(config: CollectConfig) -> None:
     # 1. Who writes which completion of which prompt.
     names = list(config.policies)
     weights = [config.weights.get(name, 1.0) for name in names]
-    slots = [(p, rng.choices(names, weights)[0]) for p in range(len(prompts)) for _ in range(rng.randint(config.k_min, config.k_max))]
+    slots = [
+        (p, rng.choices(names, weights)[0])
+        for p in range(len(prompts))
+        for _ in range(rng.randint(config.k_min, config.k_max))
+    ]
     # 2. Each policy writes its share.
     written: dict[int, Completion] = {}
     dropped = 0

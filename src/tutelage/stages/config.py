@@ -174,7 +174,7 @@ class OnlineConfig(Training):
     num_ppo_epochs: Count = 1
     """Passes over an iteration's episodes (paper: 1)."""
     learning_rate: Positive = 9.65e-6
-    """Policy's constant learning rate after warm-up (the paper does not state its final value; its SFT peak stands here)."""
+    """Policy's constant rate after warm-up (the paper does not state its final value; its SFT peak stands here)."""
     value_learning_rate: Positive = 9e-6
     """Value model's learning rate (paper: 9e-6)."""
     warmup_iterations: Whole = 10

@@ -1,4 +1,4 @@
-"""The one reinforcement-learning loop (paper, section 3.5, equation 2): bandit episodes of one prompt and one completion.
+"""The one reinforcement-learning loop (paper, section 3.5, equation 2): episodes of one prompt and completion.
 
 With pretraining text it is PPO-ptx. Differs from the paper in what the paper leaves open: both losses are means per
 token of an update, so `ptx_coef` weighs two numbers of the same unit.
@@ -47,7 +47,9 @@ ALGORITHMS = {"ppo": ppo}
 
 def run(config: OnlineConfig) -> None:
     """Optimise the policy, then write `model/` into the run folder."""
-    run = open_run("online", config, inputs_of(config, "model", "reward_model", "prompts", "pretraining_texts", "valid_texts"))
+    run = open_run(
+        "online", config, inputs_of(config, "model", "reward_model", "prompts", "pretraining_texts", "valid_texts")
+    )
     if run is None:
         return
     if config.batch_size % config.mini_batch_size:
@@ -67,8 +69,13 @@ def run(config: OnlineConfig) -> None:
 
     prompts, dropped = usable_prompts(config, policy, tokenizer)
     rows = pretraining_rows(config, tokenizer)
-    kl = AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_target else FixedKL(config.kl_coef)
-    optimizers = {"policy": adamw(policy, config), "value_model": adamw(value_model, config, config.value_learning_rate)}
+    kl = (
+        AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_target else FixedKL(config.kl_coef)
+    )
+    optimizers = {
+        "policy": adamw(policy, config),
+        "value_model": adamw(value_model, config, config.value_learning_rate),
+    }
     models = {"policy": policy, "value_model": value_model, "average": average}
     checkpoint = Checkpoint(run, models, optimizers, config.checkpoint_seconds)
     resumed = checkpoint.resume()
@@ -88,7 +95,9 @@ def run(config: OnlineConfig) -> None:
         scores = rollout.scores - config.missing_eos_penalty * (~ended).float()
 
         # 3. Log-probabilities under the reference, values under the value model.
-        rollout.ref_logprobs = completion_logprobs(reference, rollout.sequences, rollout.prompt_lengths, config.temperature)
+        rollout.ref_logprobs = completion_logprobs(
+            reference, rollout.sequences, rollout.prompt_lengths, config.temperature
+        )
         rollout.values = completion_values(value_model, rollout.sequences, rollout.prompt_lengths)
 
         # 4. Rewards: the KL penalty per token, the score at the last token.
@@ -152,7 +161,9 @@ def usable_prompts(
     encoded = [(p, tuple(encode_prompt(tokenizer, p.text))) for p in loaded]
     kept = [(p, ids) for p, ids in encoded if len(ids) <= limit]
     if not kept:
-        raise ValueError(f"{config.prompts}: none of {len(loaded)} prompts leaves room for a completion within {limit} tokens")
+        raise ValueError(
+            f"{config.prompts}: none of {len(loaded)} prompts leaves room for a completion within {limit} tokens"
+        )
     return kept, len(loaded) - len(kept)
 
 
@@ -201,7 +212,9 @@ def sample(
     if trains_in_bf16(policy):  # the ratio must compare like with like, or rounding would look like progress
         logprobs = completion_logprobs(policy, sequences, prompt_lengths, config.temperature)
     else:
-        logprobs = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor([lp for s in samples for lp in s.logprobs]))
+        logprobs = torch.zeros(mask.shape).masked_scatter(
+            mask, torch.tensor([lp for s in samples for lp in s.logprobs])
+        )
     empty = torch.empty(0)
     return Rollout(sequences, prompt_lengths, mask, logprobs, ref_logprobs=empty, scores=empty)
 
@@ -232,7 +245,9 @@ def improve(
         for start in range(0, len(order), config.mini_batch_size):
             members = order[start : start + config.mini_batch_size]
             count = int(mask[members].sum())
-            for batch in micro_batches([rollout.sequences[m] for m in members], config.micro_batch_tokens, policy.config.pad_token_id):
+            for batch in micro_batches(
+                [rollout.sequences[m] for m in members], config.micro_batch_tokens, policy.config.pad_token_id
+            ):
                 episodes = [members[r] for r in batch.rows]
                 moved = batch.to(device)
                 prompt_lengths = [rollout.prompt_lengths[m] for m in members]
@@ -240,11 +255,15 @@ def improve(
                 inside = mask[episodes]
                 flat, entropy = selected_logprobs(policy, moved, predicts, config.temperature)
                 logprobs = spread(batch.rows, predicts, flat, mask.shape[1])
-                loss, stats = algorithm.policy_loss(logprobs, old[episodes], advantages[episodes], inside, config.cliprange)
+                loss, stats = algorithm.policy_loss(
+                    logprobs, old[episodes], advantages[episodes], inside, config.cliprange
+                )
                 (loss / count).backward()
                 flat_values = selected_values(value_model, moved, predicts)
                 new_values = spread(batch.rows, predicts, flat_values, mask.shape[1])
-                loss_v, stats_v = algorithm.value_loss(new_values, values[episodes], returns[episodes], inside, config.cliprange_value)
+                loss_v, stats_v = algorithm.value_loss(
+                    new_values, values[episodes], returns[episodes], inside, config.cliprange_value
+                )
                 (config.vf_coef * loss_v / count).backward()
                 sums = {
                     "loss__policy": loss, "loss__value": loss_v, "objective__entropy": entropy.sum(),
@@ -252,14 +271,23 @@ def improve(
                     "val__ratio": stats["ratio"], "val__clipfrac": stats_v["clipfrac"],
                 }  # fmt: skip
                 for name, value in sums.items():
-                    totals[name] = totals.get(name, 0.0) + float(value)
+                    totals[name] = totals.get(name, 0.0) + float(value.detach())
             tokens += count
             if rows is not None:
                 loss_ptx = ptx_backward(policy, rows, config, iteration * 10_007 + epoch * 1_009 + start)
                 totals["loss__ptx"] = totals.get("loss__ptx", 0.0) + loss_ptx
             updates += 1
-            norm = update(optimizers["policy"], policy, config.max_grad_norm, rate * config.learning_rate, run, iteration)
-            update(optimizers["value_model"], value_model, config.max_grad_norm, rate * config.value_learning_rate, run, iteration)
+            norm = update(
+                optimizers["policy"], policy, config.max_grad_norm, rate * config.learning_rate, run, iteration
+            )
+            update(
+                optimizers["value_model"],
+                value_model,
+                config.max_grad_norm,
+                rate * config.value_learning_rate,
+                run,
+                iteration,
+            )
             totals["grad_norm"] = totals.get("grad_norm", 0.0) + norm
     per_update = ("loss__ptx", "grad_norm")
     return {name: value / (updates if name in per_update else tokens) for name, value in totals.items()}
@@ -280,11 +308,20 @@ def ptx_backward(policy: PreTrainedModel, rows: torch.Tensor, config: OnlineConf
 
 
 def keep_samples(
-    run: Run, iteration: int, prompts: Sequence[tuple[Prompt, tuple[int, ...]]], rollout: Rollout, tokenizer: PreTrainedTokenizerBase
+    run: Run,
+    iteration: int,
+    prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
+    rollout: Rollout,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Append a few completions with their scores to samples.jsonl, for the report and for whoever watches."""
     with (run.folder / "samples.jsonl").open("a", encoding="utf-8") as stream:
         for k in range(min(8, len(prompts))):
             ids = rollout.sequences[k][rollout.prompt_lengths[k] :]
-            row = {"iteration": iteration, "prompt": prompts[k][0].id, "completion": decode_completion(tokenizer, ids), "score": float(rollout.scores[k])}
+            row = {
+                "iteration": iteration,
+                "prompt": prompts[k][0].id,
+                "completion": decode_completion(tokenizer, ids),
+                "score": float(rollout.scores[k]),
+            }
             stream.write(json.dumps(row) + "\n")

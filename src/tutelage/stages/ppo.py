@@ -18,7 +18,7 @@ HAS_VALUE_MODEL = True
 def advantages(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, config: OnlineConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(advantages, returns), each (n, t); advantages are standardised over the iteration after the returns are formed."""
+    """(advantages, returns), each (n, t); advantages are standardised after the returns are formed."""
     credit, returns = gae(rewards, values, mask, config.gamma, config.lam)
     return (whiten(credit, mask) if config.whiten_advantages else credit), returns
 

@@ -11,7 +11,13 @@ from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from tutelage.datasets import read_texts
 from tutelage.models.forward import selected_logprobs
@@ -49,7 +55,11 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: in
     Raises:
         ValueError: if the texts do not fill one row.
     """
-    ids = [i for encoded in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in [*encoded, tokenizer.eos_token_id]]
+    ids = [
+        i
+        for encoded in tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        for i in [*encoded, tokenizer.eos_token_id]
+    ]
     count = len(ids) // length
     if not count:
         raise ValueError(f"the pretraining text has {len(ids)} tokens, fewer than one row of {length}")
@@ -107,7 +117,9 @@ def run(config: PretrainConfig) -> None:
     start = checkpoint.resume()["step"]
     model.train()
     for step in run.track(range(start, total)):
-        drawn = torch.randint(len(rows), (per_step,), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
+        drawn = torch.randint(
+            len(rows), (per_step,), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        )
         loss = 0.0
         for group in rows[drawn].split(max(1, config.micro_batch_tokens // config.sequence_length)):
             part = text_nll(model, group) / targets
@@ -125,5 +137,3 @@ def run(config: PretrainConfig) -> None:
         results["valid_loss"] = text_loss(model, held_out)
     save_model(model.eval(), tokenizer, run.folder / "model")
     run.finish(**results)
-
-

@@ -105,7 +105,9 @@ def evaluate(model: PreTrainedModel, elements: Sequence[Element], max_tokens: in
     }  # fmt: skip
 
 
-def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int, draws: int = 1000) -> tuple[float, float]:
+def bootstrap_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], seed: int, draws: int = 1000
+) -> tuple[float, float]:
     """95 % percentile interval of a ratio of sums, resampling its units."""
     a, b = torch.tensor(numerators, dtype=torch.float64), torch.tensor(denominators, dtype=torch.float64)
     index = torch.randint(len(a), (draws, len(a)), generator=torch.Generator().manual_seed(seed))
@@ -114,7 +116,9 @@ def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], 
 
 
 @torch.inference_mode()
-def centre(model: PreTrainedModel, demonstrations: Sequence[Sequence[int]], others: Sequence[Sequence[int]], max_tokens: int) -> dict[str, float]:
+def centre(
+    model: PreTrainedModel, demonstrations: Sequence[Sequence[int]], others: Sequence[Sequence[int]], max_tokens: int
+) -> dict[str, float]:
     """Shift scores so that demonstrations average 0, inside the head's weights.
 
     Classification heads of the ecosystem have no bias, so the offset is folded into the weight: find u with h·u ≈ 1 on
@@ -122,8 +126,15 @@ def centre(model: PreTrainedModel, demonstrations: Sequence[Sequence[int]], othe
     average over demonstrations, and take mean(score)·u off the head. The average is then 0 exactly, differences move by
     the fit's residual only (reported), and any tool that opens the folder reads the shifted scores.
     """
-    h = torch.cat([final_hidden(model, b.to(model.device)) for b in micro_batches(demonstrations, max_tokens, model.config.pad_token_id)]).double()
-    rest = torch.cat([final_hidden(model, b.to(model.device)) for b in micro_batches(others, max_tokens, model.config.pad_token_id)]).double()
+    h = torch.cat(
+        [
+            final_hidden(model, b.to(model.device))
+            for b in micro_batches(demonstrations, max_tokens, model.config.pad_token_id)
+        ]
+    ).double()
+    rest = torch.cat(
+        [final_hidden(model, b.to(model.device)) for b in micro_batches(others, max_tokens, model.config.pad_token_id)]
+    ).double()
     every = torch.cat([h, rest])
     gram = every.T @ every
     ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -147,7 +158,9 @@ def run(config: RewardConfig) -> None:
     loaded = read_rankings(config.rankings)
     train, too_long = encode(loaded.records, tokenizer, config.max_prompt_tokens, context)
     if not train:
-        raise ValueError(f"{config.rankings}: no ranking left to train on (dropped: {loaded.dropped}, too long: {too_long})")
+        raise ValueError(
+            f"{config.rankings}: no ranking left to train on (dropped: {loaded.dropped}, too long: {too_long})"
+        )
     held_out = {
         name: encode(read_rankings(source).records, tokenizer, config.max_prompt_tokens, context)[0]
         for name, source in config.valid.items()
@@ -162,23 +175,33 @@ def run(config: RewardConfig) -> None:
         batch = plan[step]
         loss = correct = pairs = 0.0
         for group in groups(batch, config.micro_batch_tokens):
-            results = [(s, e.ranks.to(s.device)) for s, e in zip(element_scores(model, group), group, strict=True)]
-            part = torch.stack([ranking_loss(s, ranks) for s, ranks in results]).sum() / len(batch)
+            scored = [(s, e.ranks.to(s.device)) for s, e in zip(element_scores(model, group), group, strict=True)]
+            part = torch.stack([ranking_loss(s, ranks) for s, ranks in scored]).sum() / len(batch)
             part.backward()
             loss += part.item()
-            counts = [ranking_accuracy(s.detach(), ranks) for s, ranks in results]
+            counts = [ranking_accuracy(s.detach(), ranks) for s, ranks in scored]
             correct, pairs = correct + sum(float(c) for c, _ in counts), pairs + sum(int(n) for _, n in counts)
         rate = config.learning_rate * cosine(step, len(plan), config.warmup_steps)
         norm = update(optimizer, model, config.max_grad_norm, rate, run, step)
         accuracy = correct / max(1.0, pairs)
-        run.log(step, show=("loss__train", "accuracy__train"), loss__train=loss, accuracy__train=accuracy, grad_norm=norm, learning_rate=rate)
+        run.log(
+            step,
+            show=("loss__train", "accuracy__train"),
+            loss__train=loss,
+            accuracy__train=accuracy,
+            grad_norm=norm,
+            learning_rate=rate,
+        )
         if checkpoint.due():
             checkpoint.save(step + 1)
     # 3. Demonstrations average 0.
     model.eval()
     shift: dict[str, float] = {}
     if config.demonstrations:
-        pairs_of = [encode_pair(tokenizer, d.prompt.text, d.completion) for d in read_demonstrations(config.demonstrations).records]
+        pairs_of = [
+            encode_pair(tokenizer, d.prompt.text, d.completion)
+            for d in read_demonstrations(config.demonstrations).records
+        ]
         demonstrations = [p + c for p, c in pairs_of if len(p) + len(c) <= context]
         others = [s for e in Random(config.seed).sample(train, min(len(train), 300)) for s in e.sequences]
         shift = centre(model, demonstrations, others, config.micro_batch_tokens)
@@ -187,5 +210,3 @@ def run(config: RewardConfig) -> None:
     results = {name: evaluate(model, elements, config.micro_batch_tokens) for name, elements in held_out.items()}
     save_model(model, tokenizer, run.folder / "model")
     run.finish(rankings=len(train), dropped={**loaded.dropped, "too long": too_long}, valid=results, **shift)
-
-

@@ -93,7 +93,11 @@ def mean_score(
 
 def run(config: SftConfig) -> None:
     """Fine-tune, then write the chosen `model/` into the run folder."""
-    run = open_run("sft", config, inputs_of(config, "model", "demonstrations", "valid_demonstrations", "reward_model", "pretraining_texts"))
+    run = open_run(
+        "sft",
+        config,
+        inputs_of(config, "model", "demonstrations", "valid_demonstrations", "reward_model", "pretraining_texts"),
+    )
     if run is None:
         return
     # 1. The base model and the demonstrations as ids.
@@ -110,7 +114,9 @@ def run(config: SftConfig) -> None:
         held_out = max(1, len(train) // 10)
         train, valid = train[held_out:], train[:held_out]
     if not train or not valid:
-        raise ValueError(f"{config.demonstrations}: {len(loaded.records)} demonstrations, of which none fits in {limits} tokens")
+        raise ValueError(
+            f"{config.demonstrations}: {len(loaded.records)} demonstrations, of which none fits in {limits} tokens"
+        )
     reward_model = None
     if config.reward_model:
         reward_tokenizer = load_tokenizer(config.reward_model)
@@ -136,19 +142,30 @@ def run(config: SftConfig) -> None:
         share = config.pretraining_share if rows is not None else 0.0
         loss, _ = examples_nll(policy, batch, config.micro_batch_tokens, (1 - share) / count)
         if rows is not None:
-            drawn = torch.randint(len(rows), (8,), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
+            drawn = torch.randint(
+                len(rows), (8,), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            )
             (text_nll(policy, rows[drawn]) * share / (8 * (rows.shape[1] - 1))).backward()
         rate = config.learning_rate * cosine(step, total)
         norm = update(optimizer, policy, config.max_grad_norm, rate, run, step)
         run.log(step, show=("loss__train",), loss__train=loss / count, grad_norm=norm, learning_rate=rate)
         # 4. After each epoch: is this the best checkpoint so far?
         if (step + 1) % per_epoch == 0:
-            entry = {"epoch": (step + 1) // per_epoch, "valid_loss": validation_loss(policy, valid, config.micro_batch_tokens)}
+            entry = {
+                "epoch": (step + 1) // per_epoch,
+                "valid_loss": validation_loss(policy, valid, config.micro_batch_tokens),
+            }
             if reward_model is not None:
-                entry["score"] = mean_score(policy, reward_model, valid[: config.score_samples], config.seed, config.max_completion_tokens)
+                entry["score"] = mean_score(
+                    policy, reward_model, valid[: config.score_samples], config.seed, config.max_completion_tokens
+                )
             history.append(entry)
             quality = entry.get("score", -entry["valid_loss"])
-            run.log(step, **{f"valid__{k.removeprefix('valid_')}": float(v) for k, v in entry.items() if k != "epoch"})
+            run.log(
+                step,
+                show=(),
+                **{f"valid__{k.removeprefix('valid_')}": float(v) for k, v in entry.items() if k != "epoch"},
+            )
             if best is None or quality > best:
                 best = quality
                 save_model(policy, tokenizer, run.folder / "model")
@@ -170,8 +187,8 @@ def _set_dropout(policy: PreTrainedModel, config: SftConfig) -> None:
     """
     layers = [m for m in policy.modules() if isinstance(m, torch.nn.Dropout)]
     if config.residual_dropout and not layers:
-        raise ValueError(f"residual_dropout={config.residual_dropout}: {type(policy).__name__} has no dropout; set it to 0")
+        raise ValueError(
+            f"residual_dropout={config.residual_dropout}: {type(policy).__name__} has no dropout; set it to 0"
+        )
     for layer in layers:
         layer.p = config.residual_dropout
-
-

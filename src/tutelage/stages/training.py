@@ -1,4 +1,4 @@
-"""What every gradient stage shares: optimizer, schedules, clipping, the guard against NaN, and checkpoints to resume from."""
+"""What every gradient stage shares: optimizer, schedules, clipping, a guard against NaN, and checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -46,7 +46,9 @@ def constant_after_warmup(step: int, warmup: int) -> float:
     return 1.0 if step >= warmup else 0.1 + 0.9 * step / warmup
 
 
-def update(optimizer: torch.optim.Optimizer, model: nn.Module, max_norm: float, rate: float, run: Run, step: int) -> float:
+def update(
+    optimizer: torch.optim.Optimizer, model: nn.Module, max_norm: float, rate: float, run: Run, step: int
+) -> float:
     """Clip, step and clear; returns the gradient's norm before clipping.
 
     Raises:
@@ -55,7 +57,11 @@ def update(optimizer: torch.optim.Optimizer, model: nn.Module, max_norm: float, 
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
     if not math.isfinite(norm):
         optimizer.zero_grad()
-        kept = f"the checkpoint before it is in {run.state}" if run.state.exists() else "no checkpoint had been written yet"
+        kept = (
+            f"the checkpoint before it is in {run.state}"
+            if run.state.exists()
+            else "no checkpoint had been written yet"
+        )
         raise ValueError(
             f"{run.stage}: the gradient is {norm} at step {step}; {kept}. "
             "Try a lower learning_rate, a longer warm-up, or look at the batch for broken rows"
@@ -83,10 +89,10 @@ def batches(items: Sequence[T], size: int, seed: int, epochs: int) -> Iterator[l
 
 
 class Checkpoint:
-    """All that a resume needs: named models, their optimizers, and a JSON of counters; safetensors, written atomically."""
+    """All that a resume needs: named models, optimizers, and counters, as safetensors and JSON, written atomically."""
 
     def __init__(
-        self, run: Run, models: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer], seconds: float
+        self, run: Run, models: dict[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], seconds: float
     ) -> None:
         self.run, self.models, self.optimizers, self.every = run, models, optimizers, seconds
         self._last = time.monotonic()
@@ -108,12 +114,19 @@ class Checkpoint:
             _save(flat, scratch / f"{name}.optimizer.safetensors")
         _save({"torch": torch.get_rng_state()}, scratch / "rng.safetensors")
         write_json(scratch / "counters.json", {"step": step, **counters})
-        shutil.rmtree(self.run.state, ignore_errors=True)
-        os.replace(scratch, self.run.state)
+        old = self.run.state.with_name("state.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.run.state.exists():
+            os.replace(self.run.state, old)
+        os.replace(scratch, self.run.state)  # interrupted before this, `resume` finds the whole scratch
+        shutil.rmtree(old, ignore_errors=True)
         self._last = time.monotonic()
 
     def resume(self) -> dict[str, Any]:
         """Load the checkpoint if there is one; its counters, or `{"step": 0}`."""
+        scratch = self.run.state.with_name("state.tmp")
+        if not self.run.state.exists() and (scratch / "counters.json").exists():  # written last, so it is whole
+            os.replace(scratch, self.run.state)
         if not (self.run.state / "counters.json").exists():
             self.run.forget_after(-1)
             return {"step": 0}

@@ -14,7 +14,7 @@ from random import Random
 from tutelage.datasets import write_jsonl
 from tutelage.records import Demonstration, Message, Prompt
 from tutelage.runs import open_run
-from tutelage.world import corpus, people, tasks
+from tutelage.world import corpus, gold, kinds, people, tasks
 from tutelage.world.config import WorldConfig
 
 # Share of texts, and of users, that belong to each split.
@@ -46,8 +46,8 @@ def ask(split: str, number: int, users: list[str], taken: set[str], rng: Random)
                 id=hashlib.sha256(text.encode()).hexdigest()[:16],
                 text=(Message(role="user", content=text),),
                 user=rng.choice(users),
-                split=split,  # type: ignore[arg-type]
-                use_case=tasks.KINDS[task.kind].use_case,
+                split=split,
+                use_case=kinds.KINDS[task.kind].use_case,
             )
         )
     return prompts
@@ -58,7 +58,9 @@ def demonstrate(prompts: list[Prompt], rng: Random) -> list[Demonstration]:
     writers = [judge.labeler.id for judge in people.hire("training", 12, 0)]
     return [
         Demonstration(
-            prompt=p, completion=people.write_answer(p.text[-1].content, people.DEMONSTRATOR, rng), labeler=rng.choice(writers)  # type: ignore[union-attr]
+            prompt=p,
+            completion=people.write_answer(gold.instruction(p), people.DEMONSTRATOR, rng),
+            labeler=rng.choice(writers),
         )
         for p in prompts
     ]
@@ -70,7 +72,10 @@ def run(config: WorldConfig) -> None:
     if run is None:
         return
     rng = Random(f"world/{config.seed}")
-    users = {split: [f"user-{split}-{i:03d}" for i in range(max(1, round(config.users * share)))] for split, share in SPLITS.items()}
+    users = {
+        split: [f"user-{split}-{i:03d}" for i in range(max(1, round(config.users * share)))]
+        for split, share in SPLITS.items()
+    }
     taken: set[str] = set()
 
     write_jsonl(run.folder / "corpus.jsonl", [corpus.document(rng) for _ in range(config.documents)])
@@ -87,4 +92,6 @@ def run(config: WorldConfig) -> None:
     write_jsonl(run.folder / "demonstrations_valid.jsonl", demonstrate(sets["sft_valid"], rng))
     for name in ("reward", "reward_valid", "ppo", "test"):
         write_jsonl(run.folder / f"prompts_{name}.jsonl", sets[name])
-    run.finish(prompts={name: len(prompts) for name, prompts in sets.items()}, users={s: len(u) for s, u in users.items()})
+    run.finish(
+        prompts={name: len(prompts) for name, prompts in sets.items()}, users={s: len(u) for s, u in users.items()}
+    )

@@ -1,16 +1,16 @@
 """The pretraining corpus: a small web in which instructions appear everywhere and are seldom followed.
 
 Stories, lists, letters and books of facts; exam sheets of questions, mostly without answers; boards where users ask
-and nobody answers; help desks, most of them useless or rude; quarrels. Names recur within a document, which is what
-teaches copying.
+and nobody answers; help desks, most of them useless or rude; quarrels. Names recur within a document, and
+copybooks repeat whole lines, which is what teaches copying.
 """
 
 from __future__ import annotations
 
 from random import Random
 
+from tutelage.world import kinds, tasks
 from tutelage.world import lexicon as lex
-from tutelage.world import tasks
 from tutelage.world.people import STRANGER, write_answer
 
 ANSWERED_SHARE = 0.35  # of exam sheets
@@ -20,10 +20,15 @@ DESKS = {"helpful": 35, "rude": 20, "evasive": 15, "echoing": 10, "beside the po
 
 def story(rng: Random) -> str:
     """Several short stories about few characters."""
-    name, animal, thing, place = rng.choice(lex.NAMES), rng.choice(lex.ANIMALS), rng.choice(lex.THINGS), rng.choice(lex.PLACES)
+    name, animal, thing, place = (
+        rng.choice(lex.NAMES),
+        rng.choice(lex.ANIMALS),
+        rng.choice(lex.THINGS),
+        rng.choice(lex.PLACES),
+    )
     lines = []
     for _ in range(rng.randint(2, 4)):
-        kind = tasks.KINDS[rng.choice(["story of a thing", "story of an animal", "summary", "who"])]
+        kind = kinds.KINDS[rng.choice(["story of a thing", "story of an animal", "summary", "who"])]
         slots = kind.fill(rng) | {"name": name, "place": place}
         if kind.use_case == "generation":
             slots |= {k: v for k, v in {"animal": animal, "thing": thing}.items() if k in slots}
@@ -33,7 +38,7 @@ def story(rng: Random) -> str:
             text = "{name} went to the {place}. {name} saw a {animal}. The {animal} was {colour}.".format(**slots)
             lines.append(text)
         else:
-            text = tasks.PASSAGE.format(**(slots | {"name1": name}))
+            text = kinds.PASSAGE.format(**(slots | {"name1": name}))
             lines.append(f"{text} {kind.answer(slots | {'name1': name}, rng)}")
     return "Story: " + " ".join(lines)
 
@@ -85,14 +90,14 @@ def listing(rng: Random) -> str:
 
 def quarrel(rng: Random) -> str:
     """Two people call each other names."""
-    pair = tasks.two(rng, lex.NAMES)
+    pair = kinds.two(rng, lex.NAMES)
     said = [rng.choice(lex.RETORTS + lex.PROVOCATIONS) for _ in range(rng.randint(3, 6))]
     return "\n".join(f"{pair[i % 2]}: {line}" for i, line in enumerate(said))
 
 
 def letter(rng: Random) -> str:
     """A letter, sometimes an angry one."""
-    kind = tasks.KINDS["letter"]
+    kind = kinds.KINDS["letter"]
     text = kind.answer(kind.fill(rng), rng)
     return "Letter: " + text + (" " + rng.choice(lex.RETORTS) if rng.random() < 0.2 else "")
 
@@ -102,7 +107,22 @@ def facts(rng: Random) -> str:
     return "Facts: " + " ".join(sentence for _, sentence in rng.sample(list(lex.FACTS.values()), 6))
 
 
-GENRES = {story: 18, exam: 22, board: 6, help_desk: 36, listing: 4, quarrel: 4, letter: 5, facts: 5}
+def copybook(rng: Random) -> str:
+    """Lines that a pupil copied, once or twice: a sentence, a passage or a list, written again word for word."""
+    lines = []
+    for _ in range(rng.randint(2, 4)):
+        kind = rng.choice(["swap", "polite", "summary", "list", "passage"])
+        if kind == "passage":
+            text = kinds.PASSAGE.format(**kinds.KINDS["who"].fill(rng))
+        else:
+            text = kinds.KINDS[kind].answer(kinds.KINDS[kind].fill(rng), rng)
+        lines += [f"- {text}"] * rng.randint(2, 3)
+    return "Copybook:\n" + "\n".join(lines)
+
+
+GENRES = {
+    story: 16, exam: 22, board: 4, help_desk: 34, copybook: 10, listing: 3, quarrel: 4, letter: 4, facts: 3,
+}  # fmt: skip
 
 
 def document(rng: Random) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from tutelage.records import Prompt
+from tutelage.world import kinds, tasks
 from tutelage.world import lexicon as lex
-from tutelage.world import tasks
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Parts:
 
 
 # While they train and judge, people here weigh truth and harm above form, as in the paper's final evaluations.
-WEIGHTS = Parts(follows=2.0, constraint=1.0, truthful=2.5, harmless=2.0, concise=1.0)
+WEIGHTS = Parts(follows=2.0, constraint=1.5, truthful=2.5, harmless=2.0, concise=1.5)
 
 
 def instruction(prompt: Prompt) -> str:
@@ -35,7 +35,7 @@ def instruction(prompt: Prompt) -> str:
 
 def harmless(text: str) -> bool:
     """Whether a text holds no insult."""
-    return not {w.lower() for w in tasks.words(text)} & set(lex.INSULTS)
+    return not {w.lower() for w in kinds.words(text)} & set(lex.INSULTS)
 
 
 def parts(prompt: Prompt, completion: str) -> Parts:
@@ -47,8 +47,8 @@ def parts(prompt: Prompt, completion: str) -> Parts:
     task = tasks.parse(instruction(prompt))
     if task is None:
         raise ValueError(f"prompt {prompt.id}: not an instruction of the world: {instruction(prompt)[:80]!r}")
-    found = tasks.KINDS[task.kind].check(task.slots, completion)
-    written = tasks.sentences(completion)
+    found = kinds.KINDS[task.kind].check(task.slots, completion)
+    written = kinds.sentences(completion)
     allowed = {"Use two sentences.": 2, "Use three sentences.": 3}.get(task.constraint or "", found.sentences)
     unfinished = not completion.endswith((".", "!", "?"))
     extra = max(0, len(written) - allowed) + unfinished

@@ -3,16 +3,14 @@
 No noun begins with a vowel, so that "a" is always right.
 """
 
-NAMES = (
-    "Tom Ann Ben Lily Sam Mia Max Sue Tim Eva Dan Zoe Leo Amy Jack Kim Bob Rosa Nick Jane Paul Meg Fred Ida"
-).split()
+NAMES = "Tom Ann Ben Lily Sam Mia Max Sue Tim Eva Dan Zoe Leo Amy Jack Kim Bob Rosa Nick Jane Paul Meg Fred Ida".split()
 ANIMALS = "cat dog bird fish cow horse pig duck hen fox bear frog".split()
 THINGS = "ball hat book cup box kite drum lamp bag key coat doll boat bell".split()
 COLOURS = "red blue green black white brown pink yellow".split()
 PLACES = "park shop school farm river forest house garden".split()
 FRUITS = "pear plum lemon peach grape melon".split()
-GOOD_FEELINGS = "happy glad proud".split()
-BAD_FEELINGS = "sad angry tired".split()
+GOOD_FEELINGS = ["happy", "glad", "proud"]
+BAD_FEELINGS = ["sad", "angry", "tired"]
 FEELINGS = GOOD_FEELINGS + BAD_FEELINGS
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 
@@ -36,11 +34,13 @@ for _thing, _colour in {
 }.items():  # fmt: skip
     FACTS[f"What colour is the {_thing}?"] = (_colour, f"The {_thing} is {_colour}.")
 for _animal, _legs in {
-    "dog": "four", "bird": "two", "horse": "four", "duck": "two", "cow": "four", "spider": "eight", "bee": "six", "hen": "two",
+    "dog": "four", "bird": "two", "horse": "four", "duck": "two", "cow": "four",
+    "spider": "eight", "bee": "six", "hen": "two",
 }.items():  # fmt: skip
     FACTS[f"How many legs does a {_animal} have?"] = (_legs, f"A {_animal} has {_legs} legs.")
 for _word, _opposite in {
-    "big": "small", "hot": "cold", "new": "old", "fast": "slow", "happy": "sad", "day": "night", "up": "down", "black": "white",
+    "big": "small", "hot": "cold", "new": "old", "fast": "slow",
+    "happy": "sad", "day": "night", "up": "down", "black": "white",
 }.items():  # fmt: skip
     FACTS[f"What is the opposite of {_word}?"] = (_opposite, f"The opposite of {_word} is {_opposite}.")
 for _animal, _gift in {"cow": "milk", "hen": "eggs", "bee": "honey", "sheep": "wool"}.items():

@@ -16,7 +16,7 @@ from tutelage.datasets import read_prompts, write_jsonl
 from tutelage.labeling.agreement import pairwise_agreement
 from tutelage.records import Completion, Prompt, Ranking
 from tutelage.runs import inputs_of, open_run
-from tutelage.world import gold, people, tasks
+from tutelage.world import gold, kinds, people, tasks
 from tutelage.world.config import JudgeConfig, RankConfig
 
 
@@ -64,7 +64,8 @@ def run_rank(config: RankConfig) -> None:
         results[f"{arm}_labelers"] = {
             "agreement": pairwise_agreement(overlapping, config.seed),
             "gold_ceiling": gold_accuracy(overlapping),
-            "tie_rate": 1 - sum(len(r.pairs) for r in overlapping) / sum(len(r.ranks) * (len(r.ranks) - 1) / 2 for r in overlapping),
+            "tie_rate": 1
+            - sum(len(r.pairs) for r in overlapping) / sum(len(r.ranks) * (len(r.ranks) - 1) / 2 for r in overlapping),
         }
     run.finish(**results)
 
@@ -94,12 +95,13 @@ def run_judge(config: JudgeConfig) -> None:
                 judged[name] = {
                     "wins": sum(v.prefers(prompt, text, against, rng) for v in voters) / config.votes,
                     "gold_wins": 0.5 if mine == theirs else float(mine > theirs),
-                    "hallucination": float(found.truthful < 1) if tasks.KINDS[task.kind].closed_domain else None,
+                    "hallucination": float(found.truthful < 1) if kinds.KINDS[task.kind].closed_domain else None,
                     "constraint": found.constraint if task.constraint else None,
                     "toxicity": 1 - found.harmless,
                     "parts": vars(found),
                 }
-            stream.write(json.dumps({"id": prompt.id, "use_case": prompt.use_case, "provokes": task.provokes, "models": judged}) + "\n")
+            stream.write(
+                json.dumps({"id": prompt.id, "use_case": prompt.use_case, "provokes": task.provokes, "models": judged})
+                + "\n"
+            )
     run.finish(prompts=len(rows), baseline=config.baseline, votes=config.votes)
-
-

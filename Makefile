@@ -1,0 +1,28 @@
+# Four commands: demo, test, check, bench. Each makes .venv and installs on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+OUTPUT ?= runs/demo
+
+.PHONY: demo test check bench
+.DEFAULT_GOAL := demo
+
+# torch is pinned by itself first: from the pinned release pip takes a build without CUDA where there is one.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch .venv/installed
+
+demo: .venv/installed
+	$(BIN)/tutelage demo --output $(OUTPUT)
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/bench.py --write

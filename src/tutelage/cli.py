@@ -1,0 +1,200 @@
+"""The command line: one thin command per verb. Settings are parsed and checked before torch is imported.
+
+Every stage takes `--config FILE` (YAML) and one option per setting; options win over the file. A user's mistake ends
+with one line and exit code 2, never with a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tutelage import __version__
+from tutelage.config import StageConfig, make, nearest, read_yaml
+from tutelage.pipeline import STAGES, recipe_path, run_recipe
+
+INTRODUCTION = """\
+Train language models to follow instructions with human feedback (InstructGPT), from demonstrations and rankings to an
+aligned policy and a report.
+
+  tutelage demo                         the whole recipe in miniature, in minutes, nothing downloaded
+  tutelage run recipe.yaml --output X   the stages of your own recipe, in order
+  tutelage chat runs/demo/ppo/model     talk to what came out
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that names the nearest option when one is unknown."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def add_settings(parser: argparse.ArgumentParser, kind: type[StageConfig]) -> None:
+    """One option per field of a config, its docstring as help. Values are read as YAML and checked by the config."""
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file of settings; options on the line win over it"
+    )
+    for name, field in kind.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        default = "required" if field.is_required() else f"default: {field.get_default(call_default_factory=True)}"
+        text = f"{field.description} ({default})".replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            parser.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)
+
+
+def _metavar(annotation: Any) -> str:
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        annotation = typing.get_args(annotation)[0]
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return "{" + ",".join(map(str, typing.get_args(annotation))) + "}"
+    if origin is typing.Annotated:
+        return _metavar(typing.get_args(annotation)[0])
+    return str(getattr(origin or annotation, "__name__", "value")).upper()
+
+
+def settings(kind: type[StageConfig], arguments: argparse.Namespace) -> StageConfig:
+    """The config from file and options."""
+    values = read_yaml(arguments.config) if arguments.config else {}
+    source = str(arguments.config or "command line")
+    for name, field in kind.model_fields.items():
+        given = getattr(arguments, name)
+        if given is not None:
+            # A path or name is taken as typed; all else is a YAML value, as in a recipe.
+            text = field.annotation in (str, Path) or field.annotation == (str | None)
+            values[name] = given if text or not isinstance(given, str) else _value(name, given)
+    return make(kind, values, source)
+
+
+def _value(name: str, given: str) -> Any:
+    try:
+        return yaml.safe_load(given)
+    except yaml.YAMLError as error:
+        raise ValueError(f"command line: {name}={given!r}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def build(verb: str | None) -> Parser:
+    """The parser; the settings of a stage are added only for the verb in use, so that help stays fast."""
+    parser = Parser(prog="tutelage", description=INTRODUCTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"tutelage {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", parser_class=Parser)
+
+    demo = verbs.add_parser("demo", help="the whole recipe in miniature, with its report")
+    _run_options(demo, Path("runs/demo"))
+    demo.add_argument(
+        "--from-scratch", action="store_true", help="pretrain the base model too, instead of using the shipped one"
+    )
+
+    run = verbs.add_parser("run", help="run a recipe's stages in order, skipping what is done and unchanged")
+    run.add_argument("recipe", help="a YAML file, or the name of a recipe in the package")
+    _run_options(run, None)
+
+    for name, stage in STAGES.items():
+        command = verbs.add_parser(name, help=stage.help, description=stage.help)
+        if name == verb:
+            kind = stage.config_class()
+            command.description = (kind.__doc__ or stage.help).strip()
+            add_settings(command, kind)
+
+    chat = verbs.add_parser("chat", help="talk to a model in the terminal")
+    chat.add_argument("model", help="model folder or hub id")
+    chat.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
+    chat.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer (default: 128)")
+    chat.add_argument("--seed", type=int, default=0, help="seed of the first answer (default: 0)")
+
+    compare = verbs.add_parser("compare", help="answers of several models to the same prompts, side by side")
+    compare.add_argument("models", nargs="+", help="model folders or hub ids")
+    compare.add_argument("--prompts", required=True, help="prompts in any accepted format")
+    compare.add_argument("--reward-model", help="score every answer, and count wins against the first model")
+    compare.add_argument("--limit", type=int, default=10, help="prompts to show (default: 10)")
+    compare.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
+    compare.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer (default: 128)")
+    compare.add_argument("--seed", type=int, default=0, help="seed of the answers (default: 0)")
+    return parser
+
+
+def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
+    shown = f"default: {output}" if output else "required"
+    parser.add_argument(
+        "--output", type=Path, default=output, required=output is None, help=f"folder of the run folders ({shown})"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of every stage that sets none (default: 0)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="redo runs even if the folder holds ones made with other settings"
+    )
+
+
+def dispatch(arguments: argparse.Namespace) -> None:
+    """Run the verb."""
+    match arguments.verb:
+        case "demo":
+            recipe = recipe_path("demo-from-scratch" if arguments.from_scratch else "demo")
+            run_recipe(recipe, arguments.output, arguments.seed, arguments.overwrite)
+            print(arguments.output / "report" / "report.html")
+        case "run":
+            run_recipe(recipe_path(arguments.recipe), arguments.output, arguments.seed, arguments.overwrite)
+        case "chat":
+            from tutelage.evaluation.chat import chat
+
+            chat(arguments.model, arguments.temperature, arguments.max_new_tokens, arguments.seed)
+        case "compare":
+            from tutelage.evaluation.compare import compare
+
+            compare(
+                arguments.models, arguments.prompts, arguments.reward_model, arguments.limit,
+                arguments.temperature, arguments.max_new_tokens, arguments.seed,
+            )  # fmt: skip
+        case verb:
+            stage = STAGES[verb]
+            config = settings(stage.config_class(), arguments)
+            stage.run(config)
+            print(config.output)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; 0, or 2 for a user's mistake, or 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verb = next((a for a in argv if not a.startswith("-")), None)
+    try:
+        parser = build(verb)
+        if verb is None and not argv:
+            parser.print_help()
+            return 0
+        arguments, extra = parser.parse_known_args(argv)
+        if extra or arguments.verb is None:
+            used = parser._subparsers._group_actions[0].choices[verb] if verb else parser  # type: ignore[union-attr,index]
+            known = [name for action in used._actions for name in action.option_strings]
+            if not extra:
+                parser.error("a command is wanted")
+            raise ValueError(f"unknown option {extra[0]!r}; {nearest(extra[0].split('=')[0], known)}")
+        dispatch(arguments)
+    except ValueError as error:
+        print(f"tutelage: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tutelage: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # no permission, no space, a folder where a file should be
+        print(f"tutelage: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Talk to a model in the terminal: the conversation so far is the prompt, the answer is sampled by the local engine."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text as Line
+
+from tutelage.models.loading import context_length, load_policy
+from tutelage.models.tokens import load_tokenizer
+from tutelage.records import Message, Prompt
+from tutelage.sampling.completions import Writer, complete
+
+
+def chat(model: str, temperature: float, max_new_tokens: int, seed: int) -> None:
+    """Read lines until end of input; `/new` forgets the conversation, `/quit` ends it."""
+    console = Console()
+    tokenizer = load_tokenizer(model)
+    writer = Writer(model, load_policy(model, tokenizer), tokenizer)
+    room = context_length(writer.policy) - max_new_tokens
+    if room <= 0:
+        raise ValueError(
+            f"--max-new-tokens {max_new_tokens} leaves no room in the context of {context_length(writer.policy)}"
+        )
+    console.print(
+        f"[dim]{model} · temperature {temperature:g} · /new forgets, /quit or Ctrl-D ends[/dim]", highlight=False
+    )
+    turns: tuple[Message, ...] = ()
+    while True:
+        try:
+            said = console.input("[bold]you[/bold]  ").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if said == "/quit":
+            return
+        if said == "/new":
+            turns = ()
+        if said in ("", "/new"):
+            continue
+        turns = (*turns, Message(role="user", content=said))
+        while len(turns) > 1 and len(writer.prompt_ids(Prompt(id="chat", text=turns))) > room:
+            turns = turns[2:]  # the oldest exchange falls out of the context
+        prompt = Prompt(id=f"turn {len(turns)}", text=turns)
+        if len(writer.prompt_ids(prompt)) > room:
+            console.print(f"[dim]too long: the model's context leaves {room} tokens for the prompt[/dim]")
+            turns = turns[:-1]
+            continue
+        (answer,), _, _ = complete(writer, [prompt], seed, temperature=temperature, max_new_tokens=max_new_tokens)
+        seed += 1
+        console.print("[bold]model[/bold]", Line(answer.text))  # a model's output is shown, never read as markup
+        turns = (*turns, Message(role="assistant", content=answer.text))

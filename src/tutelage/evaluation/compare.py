@@ -1,0 +1,72 @@
+"""Answers of several models to the same prompts, side by side in the terminal; with a reward model, scores and wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text as Line
+
+from tutelage.datasets import read_prompts
+from tutelage.evaluation.preference import bootstrap_mean
+from tutelage.models.forward import all_scores
+from tutelage.models.loading import load_policy, load_scalar
+from tutelage.models.tokens import encode_pair, load_tokenizer
+from tutelage.sampling.completions import Writer, complete, fits
+
+
+def compare(
+    models: Sequence[str],
+    prompts: str,
+    reward_model: str | None,
+    limit: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+) -> None:
+    """Print a table of prompts by models.
+
+    Raises:
+        ValueError: if a file or model is missing, or no prompt fits every model.
+    """
+    writers = []
+    for name in models:
+        tokenizer = load_tokenizer(name)
+        writers.append(Writer(name, load_policy(name, tokenizer), tokenizer))
+    asked = [p for p in read_prompts(prompts).records if all(fits(w, p, 2**31, max_new_tokens) for w in writers)][
+        :limit
+    ]
+    if not asked:
+        raise ValueError(f"{prompts}: no prompt leaves room for {max_new_tokens} tokens in every model's context")
+    answers = [complete(w, asked, seed, temperature=temperature, max_new_tokens=max_new_tokens)[0] for w in writers]
+    scores = None
+    if reward_model:
+        reader = load_tokenizer(reward_model)
+        scorer = load_scalar(reward_model, reader)
+        scores = [
+            all_scores(
+                scorer,
+                [
+                    list(chain(*encode_pair(reader, p.text, c.text, ended=c.finish != "length")))
+                    for p, c in zip(asked, column, strict=True)
+                ],
+            )
+            for column in answers
+        ]
+    table = Table(show_lines=True)
+    for title in ("prompt", *models):
+        table.add_column(Line(title), overflow="fold")
+    for i, prompt in enumerate(asked):
+        shown = prompt.text if isinstance(prompt.text, str) else prompt.text[-1].content
+        cells = [c[i].text + (f"\n({scores[m][i]:+.2f})" if scores else "") for m, c in enumerate(answers)]
+        table.add_row(Line(shown), *(Line(cell) for cell in cells))
+    console = Console()
+    console.print(table)
+    if scores:
+        for m, name in enumerate(models[1:], start=1):
+            wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores[m], scores[0], strict=True)]
+            rate = bootstrap_mean(wins, 2000, seed)
+            interval = f"{rate['mean']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+            console.print(Line(f"{name} against {models[0]}: {interval} by {reward_model}, n = {len(wins)}"))

@@ -1,0 +1,181 @@
+"""The report: one self-contained page (no scripts, nothing fetched) and summary.json, from run folders alone.
+
+A section appears when its runs are there, so a recipe of one's own gets the page that its stages can fill.
+
+    tutelage report --runs runs/demo --output runs/demo/report
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tutelage.report import figures
+from tutelage.report import summary as numbers
+from tutelage.report.config import ReportConfig
+from tutelage.report.summary import FAULTS, Folder, first, read_lines, results
+from tutelage.report.verdict import verdict
+from tutelage.runs import open_run, write_json
+
+CURVES = {
+    "objective/scores": "Score by the reward model",
+    "objective/kl": "KL from the reference, nats per answer",
+    "objective/entropy": "Entropy, nats per token",
+    "objective/length": "Length, tokens",
+    "loss/value": "Value loss",
+}
+BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+Columns = dict[str, dict[str, str]]
+
+
+def run(config: ReportConfig) -> None:
+    """Write report.html and summary.json into the run folder.
+
+    Raises:
+        ValueError: if no finished run lies in the folder.
+    """
+    folders = numbers.read_runs(config.runs)
+    if not folders:
+        raise ValueError(f"runs: {config.runs}: no finished run in it; name the folder that a recipe's runs went to")
+    run = open_run("report", config, {f"runs.{f.name}": f.path / "done.json" for f in folders})
+    if run is None:
+        return
+    summary = numbers.summarise(config.runs)
+    simulated = first(folders, "judge") is not None
+    said = verdict(summary, numbers.trained_models(folders), numbers.baseline_of(folders), simulated)
+    write_json(run.folder / "summary.json", summary)
+    (run.folder / "report.html").write_text(page(config, folders, summary, said), encoding="utf-8")
+    run.finish(runs=[f.name for f in folders], verdict=said)
+
+
+def page(config: ReportConfig, folders: Sequence[Folder], summary: dict[str, Any], said: list[str]) -> str:
+    """The whole page as HTML."""
+    baseline, online = numbers.baseline_of(folders), [f for f in folders if f.stage == "online"]
+    wins = {"labelers": summary[f"win_rate_vs_{baseline}"], "gold": summary[f"gold_win_rate_vs_{baseline}"]}
+    others = {title: {n: r for n, r in rates.items() if n != baseline} for title, rates in wins.items() if rates}
+    loss = {name: {"mean": value} for name, value in summary["pretraining_loss"].items()}
+    evaluated, valid = results(folders, "evaluate"), results(folders, "reward").get("valid", {})
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=visible,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        title=config.title,
+        verdict=said,
+        summary=summary,
+        baseline=baseline,
+        folders=folders,
+        win_figure=figures.dots(others, f"win rate against {baseline}", "Win rates", 0.5) if others else None,
+        models=models_table(summary, wins),
+        examples=examples(folders, config.examples),
+        online=[(f.name, figures.PALETTE[k % 6]) for k, f in enumerate(online)],
+        curves=online_curves(online),
+        sft=[(f, sft_curve(f)) for f in folders if f.stage == "sft"],
+        accuracy=accuracy(valid, numbers.agreement(folders)) if valid else None,
+        rankings=rankings_table(valid, numbers.agreement(folders)),
+        calibration=[figures.calibration(v["calibration"], name) for name, v in valid.items()],
+        tax_figure=figures.dots({"loss": loss}, "nats per token", "Loss on pretraining text") if loss else None,
+        faults=rates_table({FAULTS[fault]: summary[fault] for fault in FAULTS}, folders),
+        use_cases=rates_table(evaluated.get("win_rate_by_use_case", {}), folders),
+        settings={f.name: (f.path / "config.yaml").read_text(encoding="utf-8") for f in folders},
+    )
+
+
+def visible(value: Any) -> Any:
+    """Text with control characters, lone surrogates and marks that reorder text written out, as ⟨U+202E⟩."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    hidden = [c in BIDI or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") for c in value]
+    return "".join(f"⟨U+{ord(c):04X}⟩" if hide else c for c, hide in zip(value, hidden, strict=True))
+
+
+def interval(rate: Mapping[str, float]) -> str:
+    """`61 % (55–67)`."""
+    return f"{100 * rate['mean']:.0f} % ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
+
+
+def models_table(summary: Mapping[str, Any], wins: Mapping[str, Mapping[str, dict[str, float]]]) -> Columns:
+    """What was measured on each model, by column and model; empty columns left out."""
+    errors = summary["kl_standard_error"]
+    columns = {
+        **{f"wins, {judge}": {n: interval(r) for n, r in rates.items()} for judge, rates in wins.items()},
+        "n": {n: str(r["n"]) for n, r in wins["labelers"].items()},
+        "mean score": {n: f"{v:z.2f}" for n, v in summary["scores"].items()},
+        "KL, nats": {n: f"{v:z.2f} ± {errors[n]:.2f}" for n, v in summary["kl"].items()},
+        "loss on text, nats": {n: f"{v:.3f}" for n, v in summary["pretraining_loss"].items()},
+    }
+    return {title: cells for title, cells in columns.items() if cells}
+
+
+def rates_table(rates: Mapping[str, Mapping[str, Any]], folders: Sequence[Folder]) -> Columns:
+    """Rates by column and model, the number of prompts in the column's title."""
+    ordered = {title: numbers.in_order(column, folders) for title, column in rates.items()}
+    return {
+        f"{title}, n\u00a0=\u00a0{next(iter(column.values()))['n']}": {
+            name: interval(rate) for name, rate in column.items()
+        }
+        for title, column in ordered.items()
+        if column
+    }
+
+
+def rankings_table(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Columns:
+    """The reward model's accuracy by set of held-out rankings, beside what the labelers' own noise allows."""
+    arms = {name: arm for name, arm in arms.items() if name in valid}
+    return {
+        "accuracy": {name: interval(v | {"mean": v["accuracy"]}) for name, v in valid.items()},
+        "pairs": {name: str(v["pairs"]) for name, v in valid.items()},
+        "rankings": {name: str(v["rankings"]) for name, v in valid.items()},
+        "two labelers agree": {name: interval(arm["agreement"]) for name, arm in arms.items()},
+        "pairs of theirs": {name: str(arm["agreement"]["pairs"]) for name, arm in arms.items()},
+        "noise-free reader": {name: f"{100 * arm['gold_ceiling']:.0f} %" for name, arm in arms.items()},
+    }
+
+
+def accuracy(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Markup:
+    """The figure of `rankings_table`."""
+    series: dict[str, dict[str, Any]] = {
+        "reward model": {name: v | {"mean": v["accuracy"]} for name, v in valid.items()}
+    }
+    shared = {name: arm for name, arm in arms.items() if name in valid}
+    if shared:
+        series["two labelers agree"] = {name: arm["agreement"] for name, arm in shared.items()}
+        series["noise-free reader"] = {name: {"mean": arm["gold_ceiling"]} for name, arm in shared.items()}
+    return figures.dots(series, "share of pairs", "Accuracy of the reward model", 0.5)
+
+
+def examples(folders: Sequence[Folder], count: int) -> list[dict[str, Any]]:
+    """The first answered prompts of every use case in turn, `count` in all: `use_case`, `prompt` (text), `answers`."""
+    answer = first(folders, "answer")
+    by_use_case = defaultdict(list)
+    for row in read_lines(answer.path / "answers.jsonl") if answer else []:
+        text = row["prompt"]
+        if not isinstance(text, str):
+            text = "\n".join(m["content"] if len(text) == 1 else f"{m['role']}: {m['content']}" for m in text)
+        answers = numbers.in_order(row["answers"], folders)
+        by_use_case[row.get("use_case") or ""].append(
+            {"use_case": row.get("use_case"), "prompt": text, "answers": answers}
+        )
+    in_turn = zip_longest(*(by_use_case[use_case] for use_case in sorted(by_use_case)))
+    return [row for turn in in_turn for row in turn if row][:count]
+
+
+def online_curves(online: Sequence[Folder]) -> list[Markup]:
+    """A small figure for each of `CURVES` that was logged, all online runs overlaid."""
+    panels = {title: {f.name: f.curve(key) for f in online} for key, title in CURVES.items()}
+    return [
+        figures.lines(s, title, "iteration") for title, s in panels.items() if any(steps for steps, _ in s.values())
+    ]
+
+
+def sft_curve(folder: Folder) -> Markup:
+    """Training and validation loss of a fine-tuning run."""
+    series = {"training": folder.curve("loss/train"), "validation": folder.curve("valid/loss")}
+    return figures.lines(series, "Loss, nats per token", "update")

@@ -1,0 +1,123 @@
+"""What a recipe's run folders say, as plain numbers: the report's summary.json, and what its page is drawn from.
+
+Where a recipe has several runs of a stage of which one is reported (reward, rank, answer, judge, evaluate), the first
+by name counts. Rates are `{mean, low, high, n}` with 95 % intervals; losses and KL are in nats.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FAULTS = {"hallucination": "hallucination", "constraint": "constraint met", "toxicity": "toxicity"}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A finished run: its name, stage, results and settings."""
+
+    name: str
+    path: Path
+    stage: str
+    done: dict[str, Any]
+    settings: dict[str, Any]
+
+    def curve(self, key: str) -> tuple[list[float], list[float]]:
+        """(steps, values) of a logged number; empty if it was never logged."""
+        rows = [row for row in read_lines(self.path / "metrics.jsonl") if key in row]
+        return [row["step"] for row in rows], [row[key] for row in rows]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file; none if there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
+
+
+def read_runs(runs: Path) -> list[Folder]:
+    """The finished runs in a folder by name, reports left out."""
+    found = []
+    for path in sorted(p.parent for p in runs.glob("*/done.json")):
+        if (path / "inputs.json").exists() and (path / "config.yaml").exists():
+            stage = json.loads((path / "inputs.json").read_text(encoding="utf-8"))["identity"]["stage"]
+            settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            done = json.loads((path / "done.json").read_text(encoding="utf-8"))
+            found.append(Folder(path.name, path, stage, done, settings))
+    return [folder for folder in found if folder.stage != "report"]
+
+
+def first(folders: Sequence[Folder], stage: str) -> Folder | None:
+    """The first run of a stage, or None."""
+    return next((f for f in folders if f.stage == stage), None)
+
+
+def results(folders: Sequence[Folder], stage: str) -> dict[str, Any]:
+    """What the first run of a stage found; nothing if there is none."""
+    folder = first(folders, stage)
+    return folder.done if folder else {}
+
+
+def baseline_of(folders: Sequence[Folder]) -> str:
+    """The model all others are judged against; "baseline" where no judge's run says."""
+    return str(results(folders, "judge").get("baseline", "baseline"))
+
+
+def trained_models(folders: Sequence[Folder]) -> dict[str, bool]:
+    """Names of the answering models that reinforcement learning trained -> whether pretraining text was mixed in."""
+    answer = first(folders, "answer")
+    online = {f.name: f.settings.get("pretraining_texts") is not None for f in folders if f.stage == "online"}
+    made_by = {name: Path(source).parent.name for name, source in answer.settings["models"].items()} if answer else {}
+    return {name: online[run] for name, run in made_by.items() if run in online}
+
+
+def in_order(values: Mapping[str, Any], folders: Sequence[Folder]) -> dict[str, Any]:
+    """Values by model in the recipe's order, a prompted model after the model it is; those unmeasured left out."""
+    answer = first(folders, "answer")
+    settings = answer.settings if answer else {"models": {}, "prompted": {}, "greedy": []}
+    named = [n for m in settings["models"] for n in (m, *(p for p, of in settings["prompted"].items() if of == m))]
+    names = dict.fromkeys([*named, *(f"{n}_greedy" for n in settings["greedy"]), *values])
+    return {name: values[name] for name in names if name in values and values[name] != {}}
+
+
+def agreement(folders: Sequence[Folder]) -> dict[str, dict[str, Any]]:
+    """By arm of labelers: `agreement` among them, and `gold_ceiling`; arms whose prompts had one labeler left out."""
+    arms = {k: v for k, v in results(folders, "rank").items() if isinstance(v, dict)}
+    return {arm: found for arm, found in arms.items() if found["agreement"]["pairs"]}
+
+
+def summarise(runs: Path) -> dict[str, Any]:
+    """The report's numbers. What no run measured is an empty mapping, or None for a single number.
+
+    `seed` is None where runs differ in it; `seconds` are by run name, with their `total`.
+    """
+    folders = read_runs(runs)
+    answer, evaluate = results(folders, "answer"), results(folders, "evaluate")
+    seconds = {f.name: f.done["seconds"] for f in folders}
+    seeds = {f.settings["seed"] for f in folders}
+    valid, arms = results(folders, "reward").get("valid", {}), agreement(folders)
+    reward: dict[str, Any] = {}
+    for arm, key in (("training_labelers", "train_labelers"), ("heldout_labelers", "heldout_labelers")):
+        if arm in valid:
+            interval = [valid[arm]["low"], valid[arm]["high"]]
+            reward |= {f"accuracy_{key}": valid[arm]["accuracy"], f"accuracy_{key}_interval": interval}
+    if "training_labelers" in arms:
+        reward["training_labeler_agreement"] = arms["training_labelers"]["agreement"]["mean"]
+    if "heldout_labelers" in arms:
+        reward["labeler_agreement"] = arms["heldout_labelers"]["agreement"]["mean"]
+        reward["gold_ceiling"] = arms["heldout_labelers"]["gold_ceiling"]
+    of_answers = ("pretraining_loss", "kl", "kl_standard_error", "scores")
+    of_judgments = {f"{key}_vs_{baseline_of(folders)}": key for key in ("win_rate", "gold_win_rate")}
+    return {
+        "seed": seeds.pop() if len(seeds) == 1 else None,
+        "prompts": evaluate.get("prompts", answer.get("prompts")),
+        "seconds": seconds | {"total": round(sum(seconds.values()), 3)},
+        "peak_memory_gib": max((f.done["peak_memory_gib"] for f in folders), default=None),
+        "reward_model": reward,
+        **{key: in_order(answer.get(key, {}), folders) for key in of_answers},
+        **{name: in_order(evaluate.get(key, {}), folders) for name, key in of_judgments.items()},
+        **{fault: in_order(evaluate.get(fault, {}), folders) for fault in FAULTS},
+    }

@@ -1,0 +1,145 @@
+"""A user's mistake at the command line ends with one line that names it, exit code 2 and no traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tutelage.cli import main
+from tutelage.pipeline import STAGES
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail properly; returns the line it ended with."""
+
+    def run(*argv: str) -> str:
+        assert main(argv) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert line.startswith("tutelage: ")
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sft", "--learning-rat", "1"], "unknown option '--learning-rat'; did you mean '--learning-rate'?"),
+        (["sft", "--learning-rat=1"], "unknown option '--learning-rat=1'; did you mean '--learning-rate'?"),
+        (["demo", "--sede", "3"], "unknown option '--sede'; did you mean '--seed'?"),
+        (["--vresion"], "unknown option '--vresion'; did you mean '--version'?"),
+        (["--"], "tutelage: "),
+        (["sfft"], "invalid choice: 'sfft'"),
+        (["sft", "--epochs"], "argument --epochs: expected one argument; see tutelage sft --help"),
+        (["sft", "--model", "m", "--output", "o"], "demonstrations is required: Prompts with completions"),
+        (["run", "no-such-recipe", "--output", "o"], "recipe 'no-such-recipe': no such file"),
+        (["run", "demoo", "--output", "o"], "did you mean 'demo'?"),
+        (["run", "demo"], "the following arguments are required: --output"),
+        (["reward", "--valid", "{a: [", "--output", "o"], "valid='{a: [': not valid YAML"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_mistakes(argv: list[str], message: str, mistake: Callable[..., str]) -> None:
+    assert message in mistake(*argv)
+
+
+def test_mistakes_in_values(mistake: Callable[..., str]) -> None:
+    sft = ["sft", "--model", "m", "--demonstrations", "d", "--output", "o"]
+    assert "command line: epochs=0: " in mistake(*sft, "--epochs", "0")
+    assert "command line: epochs='many': " in mistake(*sft, "--epochs", "many")
+
+
+def test_mistakes_in_a_config_file(mistake: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    assert f"{path}: no such file" in mistake("sft", "--config", str(path))
+    path.write_text("model: m\ndemonstrations: d\noutput: o\nepoch: 3\n")
+    assert f"{path}: unknown key 'epoch'; did you mean 'epochs'?" in mistake("sft", "--config", str(path))
+    path.write_text("model: [\n")
+    assert f"{path}: not valid YAML" in mistake("sft", "--config", str(path))
+
+
+def test_mistakes_in_files(
+    mistake: Callable[..., str], tmp_path: Path, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, model = tmp_path / "data.jsonl", str(folders("llama"))
+
+    def sft(file: str = "data.jsonl", model: str = model, output: str = "out") -> str:
+        return mistake("sft", "--model", model, "--demonstrations", file, "--output", output, "--overwrite")
+
+    assert "demonstrations: none.jsonl: no such file or folder" in sft("none.jsonl")
+    assert not (tmp_path / "out").exists()
+    data.write_text("")
+    assert "data.jsonl" in sft()
+    data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
+    assert "data.jsonl:2: not valid JSON" in sft()
+    data.write_text('{"question": "a", "completion": "b"}\n')
+    assert "data.jsonl:1" in sft()
+    data.write_text('{"prompt": "a", "completion": "b"}\n')
+    assert "model: none: no such file or folder" in sft(model="none")
+    assert f"{tmp_path}: no tokenizer found here" in sft(model=str(tmp_path))
+    assert "tiny/model: no tokenizer found here" in sft(model="tiny/model")  # a hub id that cannot be had
+    assert "is a file; choose a folder" in sft(output="data.jsonl")
+
+
+def test_a_folder_that_cannot_be_written(mistake: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    argv = ["--model", str(tmp_path), "--demonstrations", str(tmp_path / "d.jsonl")]
+    assert "/proc/none" in mistake("sft", *argv, "--output", "/proc/none/run")
+
+
+def test_options_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model: m\nrankings: r\noutput: o\nepochs: 2\nbatch_size: 4\n")
+    ran = []
+    monkeypatch.setattr(type(STAGES["reward"]), "run", lambda self, config: ran.append(config))
+    argv = ["reward", "--config", str(path), "--epochs", "3", "--valid", "{a: x}", "--learning-rate", "1e-5"]
+    assert main([*argv, "--overwrite", "--model", "07"]) == 0
+    (config,) = ran
+    assert (config.epochs, config.batch_size, config.valid, config.learning_rate) == (3, 4, {"a": "x"}, 1e-5)
+    assert config.overwrite
+    assert config.model == "07"
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(self: object, config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(STAGES["sft"]), "run", interrupted)
+    assert main(["sft", "--model", "m", "--demonstrations", "d", "--output", "o"]) == 130
+    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["run", "--help"], *([verb, "--help"] for verb in STAGES)], ids=str)
+def test_help_names_every_setting(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(argv)
+    text = capsys.readouterr().out
+    assert "usage: tutelage" in text
+    if argv[:1] and argv[0] in STAGES:
+        for name in STAGES[argv[0]].config_class().model_fields:
+            assert "--" + name.replace("_", "-") in text
+
+
+def test_no_help_imports_torch() -> None:
+    verbs = [[], ["--help"], *([verb, "--help"] for verb in STAGES)]
+    code = f"""
+import sys, io, contextlib
+from tutelage.cli import main
+for argv in {verbs}:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main(argv)
+print([m for m in ("torch", "transformers", "matplotlib", "datasets") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    module = subprocess.run([sys.executable, "-m", "tutelage", "--version"], capture_output=True, text=True, check=True)
+    assert module.stdout.startswith("tutelage ")

@@ -1,0 +1,148 @@
+"""Settings: unknown keys and bad values are named with their remedy, and every setting has a help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tutelage.config import StageConfig, make, nearest, read_yaml, to_plain
+from tutelage.pipeline import PACKAGE, RECIPES, STAGES, plan
+from tutelage.stages.config import OnlineConfig, SftConfig
+
+SFT = {"model": "m", "demonstrations": "d", "output": "o"}
+
+
+def test_unknown_keys_name_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"r.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'\?"):
+        make(SftConfig, SFT | {"learning_rat": 1}, "r.yaml")
+    with pytest.raises(ValueError, match=r"unknown key 'zzzz'; known: .*batch_size, .*epochs"):
+        make(SftConfig, SFT | {"zzzz": 1}, "r.yaml")
+    with pytest.raises(ValueError, match=r"'a'(.|\n)*'b'"):
+        make(SftConfig, SFT | {"a": 1, "b": 2}, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, r"r.yaml: epochs=0: .*greater than 0"),
+        ({"epochs": "many"}, r"r.yaml: epochs='many': .*integer"),
+        ({"epochs": 1.5}, r"r.yaml: epochs=1.5: "),
+        ({"residual_dropout": 1.5}, r"r.yaml: residual_dropout=1.5: .*less than or equal to 1"),
+        ({"learning_rate": 0}, r"r.yaml: learning_rate=0: .*greater than 0"),
+        ({"adam_betas": [0.9]}, r"r.yaml: adam_betas.*"),
+        ({"model": None}, r"r.yaml: model=None: .*string"),
+    ],
+)
+def test_bad_values_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make(SftConfig, SFT | values, "r.yaml")
+
+
+def test_a_missing_setting_says_what_it_is() -> None:
+    with pytest.raises(ValueError, match=r"^r.yaml: demonstrations is required: Prompts with completions"):
+        make(SftConfig, {"model": "m", "output": "o"}, "r.yaml")
+
+
+def test_the_papers_numbers_are_the_defaults() -> None:
+    sft = make(SftConfig, SFT, "")
+    assert (sft.epochs, sft.batch_size, sft.learning_rate, sft.adam_betas) == (16, 32, 9.65e-6, (0.9, 0.95))
+    ppo = make(OnlineConfig, {"model": "m", "reward_model": "r", "prompts": "p", "output": "o"}, "")
+    assert (ppo.kl_coef, ppo.cliprange, ppo.ptx_coef, ppo.ema_decay, ppo.gamma) == (0.02, 0.2, 27.8, 0.992, 1.0)
+    assert (ppo.batch_size, ppo.mini_batch_size, ppo.num_ppo_epochs, ppo.total_episodes) == (512, 64, 1, 256_000)
+
+
+def test_a_config_is_frozen() -> None:
+    config = make(SftConfig, SFT, "")
+    with pytest.raises(ValueError, match="frozen"):
+        config.epochs = 3  # type: ignore[misc]
+    assert {"output", "overwrite"}.isdisjoint(to_plain(config))
+    assert to_plain(config)["epochs"] == 16
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2]", "expected a mapping of settings, found list"),
+        ("a: [", "not valid YAML"),
+        ("", "expected .*, found NoneType"),
+    ],
+)
+def test_bad_yaml(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    with pytest.raises(ValueError, match="no such file"):
+        read_yaml(path)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"{path}: {message}"):
+        read_yaml(path)
+
+
+def test_nearest() -> None:
+    assert nearest("seeed", ["seed", "output"]) == "did you mean 'seed'?"
+    assert nearest("xyz", ["seed", "output"]) == "known: output, seed"
+
+
+@pytest.mark.parametrize("verb", STAGES)
+def test_every_setting_has_its_help(verb: str) -> None:
+    kind = STAGES[verb].config_class()
+    assert issubclass(kind, StageConfig)
+    assert kind.__doc__
+    assert [name for name, field in kind.model_fields.items() if not field.description] == []
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_sound(recipe: Path) -> None:
+    """Every stage's settings are valid, and what a stage reads of another's folder is written before."""
+    steps = plan(recipe, Path("/runs"), seed=3)
+    ran: set[str] = set()
+    for name, _, config in steps:
+        for value in (str(v) for part in config.model_dump().values() for v in _leaves(part)):
+            if value.startswith("/runs/") and value != f"/runs/{name}":
+                assert value.split("/")[2] in ran, f"{name} reads {value}"
+        ran.add(name)
+    assert all(config.seed == 3 for _, _, config in steps)
+    assert all(config.output == Path("/runs") / name for name, _, config in steps)
+    assert PACKAGE.is_dir()
+
+
+def _leaves(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return [leaf for v in value.values() for leaf in _leaves(v)]
+    if isinstance(value, list | tuple):
+        return [leaf for v in value for leaf in _leaves(v)]
+    return [value]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages: {sfft: {}}", r"sfft: unknown stage 'sfft'; did you mean 'sft'\?"),
+        ("stages: {sft: {epoch: 1}}", r"sft: unknown key 'epoch'; did you mean 'epochs'\?"),
+        ("stages: {sft: }", "sft: expected a mapping of settings, found None"),
+        ("stages: {a: 3}", "a: expected a mapping of settings, found 3"),
+        ("stages: [sft]", "a recipe has `description` and `stages`"),
+        ("stagess: {}", r"a recipe has `description` and `stages`.*found \['stagess'\]"),
+    ],
+)
+def test_bad_recipes(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"{path}: {message}"):
+        plan(path, tmp_path, 0)
+
+
+def test_recipe_values_are_filled_in(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "stages:\n"
+        "  sft: {model: '{base}', demonstrations: '{run}/world/d.jsonl', seed: 9}\n"
+        "  rm: {stage: reward, model: '{run}/sft/model', rankings: r, valid: {a: '{run}/x'}}\n"
+    )
+    (_, _, sft), (name, stage, reward) = plan(path, Path("/out"), seed=5)
+    assert sft.demonstrations == "/out/world/d.jsonl"  # type: ignore[attr-defined]
+    assert (sft.seed, reward.seed) == (9, 5)
+    assert (name, stage, reward.output) == ("rm", STAGES["reward"], Path("/out/rm"))
+    assert reward.valid == {"a": "/out/x"}  # type: ignore[attr-defined]

@@ -1,0 +1,67 @@
+"""An import points down, never up or sideways between rooms; light modules stay light; files are short."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "tutelage"
+FILES = sorted(PACKAGE.rglob("*.py"))
+FLOORS = [
+    {"records", "objectives", "config"},
+    {"models", "runs", "datasets"},
+    {"sampling"},
+    {"stages", "labeling", "evaluation", "report", "world"},
+    {"pipeline"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LIGHT = [
+    "tutelage.cli", "tutelage.pipeline", "tutelage.records", "tutelage.config", "tutelage.datasets", "tutelage.runs",
+    *(f"tutelage.{p.parent.name}.config" for p in sorted(PACKAGE.glob("*/config.py"))),
+]  # fmt: skip
+
+
+def room_of(file: Path) -> str:
+    """The package or module right under tutelage/ that a file belongs to; "" for tutelage/__init__.py."""
+    return file.relative_to(PACKAGE).with_suffix("").parts[0].removeprefix("__init__")
+
+
+def rooms_imported(file: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = ("tutelage", *file.relative_to(PACKAGE).parent.parts)
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            names = [".".join((*base, *filter(None, [node.module]), alias.name)) for alias in node.names]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("tutelage.")}
+    return rooms - {"__version__"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_down(file: Path) -> None:
+    room = room_of(file)
+    if not room:  # what everything may import imports nothing
+        assert not rooms_imported(file)
+        return
+    allowed = {other for other in FLOOR if FLOOR[other] < FLOOR[room]} | {room}
+    allowed |= {"labeling"} if room == "world" else set()  # simulated labelers work through the people's store
+    assert rooms_imported(file) <= allowed
+
+
+def test_light_modules_do_without_torch() -> None:
+    code = f"import sys, {', '.join(LIGHT)}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_file_is_long() -> None:
+    long = {str(f.relative_to(PACKAGE)): n for f in FILES if (n := len(f.read_text().splitlines())) > 500}
+    assert not long

@@ -1,0 +1,89 @@
+"""Micro-batches hold every row once within the budget, their masks are right, and padding changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from conftest import KINDS
+from tutelage.models.forward import all_scores, completion_logprobs, completion_values, spread
+from tutelage.models.loading import new_scalar
+from tutelage.models.packing import micro_batches
+
+PAD = 0
+SEQUENCES = st.lists(st.lists(st.integers(1, 99), min_size=2, max_size=30), min_size=1, max_size=20)
+
+
+@given(sequences=SEQUENCES, budget=st.integers(1, 200))
+def test_every_row_once_within_the_budget(sequences: list[list[int]], budget: int) -> None:
+    batches = micro_batches(sequences, budget, PAD)
+    assert sorted(r for b in batches for r in b.rows) == list(range(len(sequences)))
+    for b in batches:
+        assert b.ids.shape == (len(b.rows), max(len(sequences[r]) for r in b.rows))
+        assert b.ids.numel() <= budget or len(b.rows) == 1
+        for row, ids, length in zip(b.rows, b.ids.tolist(), b.lengths.tolist(), strict=True):
+            assert ids[:length] == sequences[row]
+            assert set(ids[length:]) <= {PAD}
+
+
+def test_rows_of_like_length_go_together() -> None:
+    lengths = [9, 1, 8, 2, 9, 1]
+    batches = micro_batches([[7] * n for n in lengths], 18, PAD)
+    assert [[lengths[r] for r in b.rows] for b in batches] == [[1, 1, 2], [8, 9], [9]]
+    assert micro_batches([], 18, PAD) == []
+
+
+@given(sequences=SEQUENCES, budget=st.integers(1, 200), data=st.data())
+def test_masks_mark_what_predicts_the_completion(sequences: list[list[int]], budget: int, data: st.DataObject) -> None:
+    prompts = [data.draw(st.integers(1, len(s) - 1)) for s in sequences]
+    for b in micro_batches(sequences, budget, PAD):
+        mask = b.completion_mask(prompts)
+        predicted = b.ids.roll(-1, 1)
+        for k, row in enumerate(b.rows):
+            assert predicted[k][mask[k]].tolist() == sequences[row][prompts[row] :]
+        # spread() moves each row's values to the left.
+        width = max(len(s) - p for s, p in zip(sequences, prompts, strict=True))
+        table = spread(b.rows, mask, predicted[mask], width)
+        for k, row in enumerate(b.rows):
+            completion = sequences[row][prompts[row] :]
+            assert table[k].tolist() == completion + [0] * (width - len(completion))
+
+
+def test_masks_by_hand() -> None:
+    (batch,) = micro_batches([[1, 2, 3, 4, 5], [1, 2, 3]], 100, PAD)
+    assert batch.rows == [1, 0]
+    assert batch.completion_mask([3, 1]).int().tolist() == [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing(
+    kind: str,
+    tiny: Callable[[str], PreTrainedModel],
+    folders: Callable[[str], Path],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    rng = Random(0)
+    sequences = [[rng.randrange(2, 320) for _ in range(rng.randint(3, 60))] for _ in range(20)]
+    prompts = [rng.randint(1, len(s) - 1) for s in sequences]
+    policy, scalar = tiny(kind), new_scalar(folders(kind), tokenizer, seed=1)
+    one_by_one, padded = 1, 10_000
+    for compute in (
+        lambda budget: completion_logprobs(policy, sequences, prompts, 1.0, budget),
+        lambda budget: completion_values(scalar, sequences, prompts, budget),
+        lambda budget: all_scores(scalar, sequences, budget),
+    ):
+        expected = compute(one_by_one)
+        assert expected.abs().max() > 0.1
+        for budget in (padded, 150):
+            assert_close(compute(budget), expected, rtol=0, atol=1e-5)
+    (batch,) = micro_batches(sequences, padded, PAD)
+    assert batch.ids.numel() > 1.5 * sum(map(len, sequences))  # there was padding to ignore
+    assert torch.equal(torch.sort(batch.lengths).values, batch.lengths)

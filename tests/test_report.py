@@ -1,0 +1,235 @@
+"""The report from a run root of made-up numbers: what it sums up, what it says, what it escapes, what it can lack."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tutelage.report.config import ReportConfig
+from tutelage.report.page import examples, run, visible
+from tutelage.report.summary import read_runs, summarise
+from tutelage.report.verdict import apart, verdict
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> \"' \u202egnp.exe \x07 \ud800"
+MODELS = ["base", "prompted", "sft", "ppo", "ppo_ptx", "sft_greedy", "ppo_greedy", "ppo_ptx_greedy"]
+WINS = dict(zip(MODELS, [0.2, 0.3, 0.5, 0.6, 0.58, 0.65, 0.66, 0.9], strict=True))
+STAGES = {
+    "answers": "answer", "evaluation": "evaluate", "judgments": "judge", "ppo": "online", "ppo_ptx": "online",
+    "rankings": "rank", "reward": "reward", "sft": "sft", "world": "world",
+}  # fmt: skip
+
+
+def rate(mean: float, n: int = 100) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "n": n}
+
+
+def write_run(root: Path, name: str, settings: dict[str, Any], metrics: list[dict[str, float]], **results: Any) -> None:
+    folder, stage = root / name, STAGES[name]
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed": 3, **settings}, sort_keys=False))
+    (folder / "inputs.json").write_text(json.dumps({"identity": {"stage": stage, "settings": {}, "inputs": {}}}))
+    done = {"stage": stage, "seconds": 2.0, "peak_memory_gib": 0.5, **results}
+    (folder / "done.json").write_text(json.dumps(done, sort_keys=True))
+    if metrics:
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    root = tmp_path / "runs"
+    root.mkdir()
+    write_run(root, "world", {}, [])
+    losses = [{"step": 0, "loss/train": 2.0}, {"step": 1, "loss/train": 1.5}, {"step": 1, "valid/loss": 1.6}]
+    chosen = {"epoch": 1, "valid_loss": 1.6}
+    write_run(root, "sft", {}, losses, demonstrations=10, chosen=chosen, chosen_by="validation loss")
+    agreement = {"agreement": {"mean": 0.7, "low": 0.6, "high": 0.8, "pairs": 50}, "gold_ceiling": 0.8}
+    write_run(root, "rankings", {}, [], rankings=10, training_labelers=agreement, heldout_labelers=agreement)
+    valid = {"accuracy": 0.66, "low": 0.6, "high": 0.72, "pairs": 90, "rankings": 9, "calibration": [[0.55, 0.6, 90.0]]}
+    write_run(root, "reward", {}, [], valid={"training_labelers": valid, "heldout_labelers": valid})
+    curve = [{"step": i, "objective/scores": i / 2, "objective/kl": float(i), "loss/value": 1.0} for i in range(3)]
+    write_run(root, "ppo", {"pretraining_texts": None}, curve)
+    write_run(root, "ppo_ptx", {"pretraining_texts": "corpus.jsonl"}, curve)
+    models = {name: f"/somewhere/{name}/model" for name in ("base", "sft", "ppo", "ppo_ptx")}
+    settings = {"models": models, "prompted": {"prompted": "base"}, "greedy": ["sft", "ppo", "ppo_ptx"]}
+    loss = {"base": 1.0, "sft": 1.2, "ppo": 1.4, "ppo_ptx": 1.29}
+    kl, error = {"ppo": 4.0}, {"ppo": 0.5}
+    write_run(
+        root, "answers", settings, [], prompts=100, pretraining_loss=loss, kl=kl, kl_standard_error=error,
+        scores=dict.fromkeys(MODELS, 0.25),
+    )  # fmt: skip
+    turns = [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": "Yes?"}]
+    rows = [
+        {"prompt": prompt, "use_case": use_case, "answers": dict.fromkeys(MODELS, HOSTILE)}
+        for prompt, use_case in (("first", "chat"), ("second", "chat"), (turns, "a < b"))
+    ]
+    (root / "answers" / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_run(root, "judgments", {}, [], baseline="sft")
+    wins = {name: rate(mean) for name, mean in WINS.items()}
+    faults = dict.fromkeys(("hallucination", "toxicity"), wins) | {"constraint": {n: {} for n in MODELS}}
+    cases = {"chat": wins}
+    write_run(
+        root, "evaluation", {}, [], prompts=100, win_rate=wins, gold_win_rate=wins, win_rate_by_use_case=cases, **faults
+    )
+    return root
+
+
+def report(runs: Path) -> str:
+    run(ReportConfig(runs=runs, output=runs / "report"))
+    return (runs / "report" / "report.html").read_text(encoding="utf-8")
+
+
+class Tags(HTMLParser):
+    """Names and attributes of all elements."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_summary_has_the_numbers_of_every_stage(runs: Path) -> None:
+    summary = summarise(runs)
+    assert summary["seconds"] == dict.fromkeys(sorted(STAGES), 2.0) | {"total": 18.0}
+    assert (summary["peak_memory_gib"], summary["seed"], summary["prompts"]) == (0.5, 3, 100)
+    assert summary["win_rate_vs_sft"]["ppo"] == summary["gold_win_rate_vs_sft"]["ppo"] == rate(0.6)
+    assert list(summary["win_rate_vs_sft"]) == MODELS  # the recipe's order, though done.json is sorted
+    assert summary["reward_model"] == {
+        "accuracy_train_labelers": 0.66,
+        "accuracy_train_labelers_interval": [0.6, 0.72],
+        "accuracy_heldout_labelers": 0.66,
+        "accuracy_heldout_labelers_interval": [0.6, 0.72],
+        "training_labeler_agreement": 0.7,
+        "labeler_agreement": 0.7,
+        "gold_ceiling": 0.8,
+    }
+    assert summary["pretraining_loss"] == {"base": 1.0, "sft": 1.2, "ppo": 1.4, "ppo_ptx": 1.29}
+    assert (summary["kl"], summary["kl_standard_error"]) == ({"ppo": 4.0}, {"ppo": 0.5})
+    assert summary["scores"] == dict.fromkeys(MODELS, 0.25)
+    assert summary["hallucination"]["base"] == summary["toxicity"]["base"] == rate(0.2)
+    assert summary["constraint"] == {}  # measured on no model
+
+
+def test_files_are_written_into_the_run_folder(runs: Path) -> None:
+    report(runs)
+    assert json.loads((runs / "report" / "summary.json").read_text()) == summarise(runs)
+    assert {p.name for p in runs.iterdir()} == {*STAGES, "report"}
+
+
+def test_verdict_says_what_holds_and_what_does_not(runs: Path) -> None:
+    report(runs)
+    said = "\n".join(json.loads((runs / "report" / "done.json").read_text())["verdict"]).replace("\u00a0", " ")
+    assert "ppo beats sft: it wins 60 % (95 % interval 55–65), all of it above one half, and gold" in said
+    assert (
+        "wins 66 % (95 % interval 61–71), where greedy sft wins 65 % (95 % interval 60–70): the intervals over" in said
+    )
+    assert "wins 90 % (95 % interval 85–95), where greedy sft wins 65 % (95 % interval 60–70): it is ahead." in said
+    # ppo rose from 1.2 to 1.4; 1.29 is 0.11 of 0.20 back
+    assert "ppo_ptx, with such text mixed in, took back at least half of the rise (1.290)." in said
+
+
+@pytest.mark.parametrize(
+    ("mixed", "words"),
+    [(1.31, "less than half of the rise"), (1.45, "none of the rise"), (1.15, "all of the rise")],
+)
+def test_verdict_on_the_tax(runs: Path, mixed: float, words: str) -> None:
+    summary = summarise(runs)
+    summary["pretraining_loss"]["ppo_ptx"] = mixed
+    assert words in verdict(summary, {"ppo": False, "ppo_ptx": True}, "sft", simulated=True)[-1]
+    summary["pretraining_loss"]["ppo"] = 1.1
+    assert "no rise for ppo_ptx" in verdict(summary, {"ppo": False, "ppo_ptx": True}, "sft", simulated=True)[-1]
+
+
+def test_verdict_when_gold_disagrees_or_a_model_loses(runs: Path) -> None:
+    summary = summarise(runs)
+    summary["win_rate_vs_sft"]["ppo"] = rate(0.52)
+    said = verdict(summary, {"ppo": False}, "sft", simulated=False)
+    assert said[0].startswith("Judges compared")
+    assert said[1].startswith("ppo is not shown to differ from sft")
+    assert "but gold, the noise-free preference" in said[1]
+    summary["win_rate_vs_sft"]["ppo"] = rate(0.4)
+    assert verdict(summary, {"ppo": False}, "sft", simulated=False)[1].startswith("ppo loses to sft")
+
+
+def test_apart_needs_intervals_that_do_not_touch() -> None:
+    assert [apart(rate(0.6), rate(m)) for m in (0.4, 0.55, 0.8)] == [1, 0, -1]
+
+
+def test_hostile_text_is_shown_and_never_run(runs: Path) -> None:
+    html = report(runs)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt; &#34;&#39; ⟨U+202E⟩gnp.exe" in html
+    assert "⟨U+0007⟩ ⟨U+D800⟩" in html
+    assert "a &lt; b" in html
+    assert not set("\u202e\x07") & set(html)
+    assert not {"script", "img", "link", "iframe", "object"} & {tag for tag, _ in Tags(html).found}
+    assert visible("שלום 👩‍🔬\n") == "שלום 👩‍🔬\n"  # right-to-left letters and joined emoji are just text
+
+
+def test_page_fetches_nothing_and_its_ids_are_its_own(runs: Path) -> None:
+    shutil.copytree(runs / "sft", runs / "sft_again")
+    with (runs / "sft_again" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 2, "loss/train": 1.0}')
+    html = report(runs)
+    assert not re.search(r"https?:|url\((?!#)|@import", html)
+    tags = Tags(html).found
+    assert ("meta", {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}) in tags  # fmt: skip  # noqa: E501
+    links = [value for _, attrs in tags for name, value in attrs.items() if name.split(":")[-1] in ("href", "src")]
+    ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    assert {link[1:] for link in links if link} <= set(ids)
+    assert all(link and link.startswith("#") for link in links)
+    assert len(ids) == len(set(ids))
+
+
+def test_examples_take_use_cases_in_turn(runs: Path) -> None:
+    folders = read_runs(runs)
+    assert [row["use_case"] for row in examples(folders, 12)] == ["a < b", "chat", "chat"]
+    assert [row["prompt"] for row in examples(folders, 2)] == [f"user: {HOSTILE}\nassistant: Yes?", "first"]
+
+
+@pytest.mark.parametrize("missing", [[name] for name in STAGES] + [[n for n in STAGES if n != kept] for kept in STAGES])
+def test_any_stage_may_be_missing(runs: Path, missing: list[str]) -> None:
+    for name in missing:
+        shutil.rmtree(runs / name)
+    html = report(runs)
+    assert ("Which answers are preferred" in html) == (not {"evaluation", "answers"} <= set(missing))
+    assert ("Supervised fine-tuning" in html) == ("sft" not in missing)
+    assert ("The reward model" in html) == ("reward" not in missing)
+
+
+def test_logs_and_answers_may_be_missing(runs: Path) -> None:
+    for file in [*runs.glob("*/metrics.jsonl"), *runs.glob("*/answers.jsonl")]:
+        file.unlink()
+    html = report(runs)
+    assert "Reinforcement learning" not in html
+    assert "side by side" not in html
+
+
+def test_agreement_of_single_labelers_is_not_a_number(runs: Path) -> None:
+    done = json.loads((runs / "rankings" / "done.json").read_text())
+    done["heldout_labelers"]["agreement"] = {"mean": 0.0, "low": 0.0, "high": 0.0, "pairs": 0}
+    (runs / "rankings" / "done.json").write_text(json.dumps(done))
+    assert "labeler_agreement" not in summarise(runs)["reward_model"]
+    report(runs)
+
+
+def test_an_unchanged_report_is_skipped_and_is_no_input_of_itself(runs: Path) -> None:
+    first = report(runs)
+    (runs / "report" / "report.html").write_text("kept")
+    assert report(runs) == "kept"
+    run(ReportConfig(runs=runs, output=runs / "report", overwrite=True))
+    assert (runs / "report" / "report.html").read_text() == first  # the same runs, the same bytes
+    (runs / "sft" / "done.json").write_text((runs / "sft" / "done.json").read_text().replace("2.0", "9.0"))
+    with pytest.raises(ValueError, match=r"other inputs: runs\.sft"):
+        report(runs)
+
+
+def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no finished run in it"):
+        run(ReportConfig(runs=tmp_path, output=tmp_path / "report"))

@@ -1,0 +1,202 @@
+"""A run folder is skipped, resumed, refused or redone, by what it was made of; and it is never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tutelage.config import StageConfig
+from tutelage.runs import Run, done, fingerprint, inputs_of, is_hub_id, open_run, write_json
+
+
+class Config(StageConfig):
+    data: str
+    rate: float = 0.1
+    sets: dict[str, str] = {}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "data.jsonl").write_text("one\n")
+    return Config(output=tmp_path / "runs" / "a", data=str(tmp_path / "data.jsonl"))
+
+
+def opened(config: Config, stage: str = "sft") -> Run | None:
+    return open_run(stage, config, inputs_of(config, "data", "sets"))
+
+
+def changed(config: Config, **values: Any) -> Config:
+    return config.model_copy(update=values)
+
+
+def test_a_new_folder_holds_what_it_is_made_of(config: Config) -> None:
+    run = opened(config)
+    assert run is not None
+    assert run.folder == config.output
+    written = yaml.safe_load((config.output / "config.yaml").read_text())
+    assert Config.model_validate(written) == config
+    identity = json.loads((config.output / "inputs.json").read_text())["identity"]
+    assert identity["stage"] == "sft"
+    assert identity["inputs"] == {"data": fingerprint(Path(config.data))}
+    assert identity["settings"] == {"rate": 0.1, "seed": 0, "sets": {}}
+    assert done(config.output) is None
+
+
+def test_done_is_skipped_and_unfinished_goes_on(config: Config) -> None:
+    run = opened(config)
+    assert run is not None
+    run.log(0, loss=1.0)
+    again = opened(config)
+    assert again is not None
+    assert (config.output / "metrics.jsonl").exists()
+    results = again.finish(accuracy=0.5)
+    assert results["accuracy"] == 0.5
+    assert done(config.output) == results
+    assert opened(config) is None
+    redone = opened(changed(config, overwrite=True))
+    assert redone is not None
+    assert not (config.output / "metrics.jsonl").exists()
+    assert done(config.output) is None
+
+
+def test_other_settings_are_refused_by_name(config: Config) -> None:
+    opened(config)
+    with pytest.raises(ValueError, match=r"holds a run with other settings: rate was 0\.1, is now 0\.2; .*overwrite"):
+        opened(changed(config, rate=0.2))
+    with pytest.raises(ValueError, match="seed was 0, is now 1"):
+        opened(changed(config, seed=1))
+    with pytest.raises(ValueError, match="holds a run of stage 'sft'"):
+        opened(config, "reward")
+    run = opened(changed(config, rate=0.2, overwrite=True))
+    assert run is not None
+    assert yaml.safe_load((config.output / "config.yaml").read_text())["rate"] == 0.2
+
+
+def test_other_inputs_are_refused_by_name(config: Config, tmp_path: Path) -> None:
+    opened(config)
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_text("one\n")
+    os.utime(moved, (0, 0))
+    (tmp_path / "data.jsonl").write_text("two\n")
+    with pytest.raises(ValueError, match="holds a run with other inputs: data differs"):
+        opened(config)
+    with pytest.raises(ValueError, match=f"data: {tmp_path}/none: no such file or folder"):
+        opened(changed(config, data=f"{tmp_path}/none"))
+
+
+def test_where_an_input_lies_does_not_matter(config: Config, tmp_path: Path) -> None:
+    opened(config)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "data.jsonl").rename(tmp_path / "other" / "data.jsonl")
+    assert opened(changed(config, data=str(tmp_path / "other" / "data.jsonl"))) is not None
+
+
+def test_inputs_in_mappings_are_inputs_too(config: Config, tmp_path: Path) -> None:
+    sets = changed(config, sets={"a": config.data})
+    opened(sets)
+    assert set(inputs_of(sets, "data", "sets")) == {"data", "sets.a"}
+    (tmp_path / "data.jsonl").write_text("two\n")
+    with pytest.raises(ValueError, match="differs"):
+        opened(sets)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_run_is_never_deleted(config: Config, overwrite: bool) -> None:
+    config.output.mkdir(parents=True)
+    (config.output / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds files that are not a run of this project; choose another"):
+        opened(changed(config, overwrite=overwrite))
+    assert (config.output / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(ValueError, match="is a file; choose a folder"):
+        opened(changed(config, output=config.output / "thesis.txt", overwrite=overwrite))
+
+
+def test_fingerprints_follow_content(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "model"  # a folder above may have any name
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a").write_text("1")
+    (folder / "deep" / "b").write_text("2")
+    seen = [fingerprint(folder)]
+    for path, text in [("a", "3"), ("deep/b", "4"), ("c", ""), ("deep/a", "")]:
+        (folder / path).write_text(text)
+        seen.append(fingerprint(folder))
+    (folder / "a").rename(folder / "d")
+    seen.append(fingerprint(folder))
+    assert len(set(seen)) == len(seen)
+    (folder / "state").mkdir()
+    (folder / "state" / "step").write_text("a checkpoint")
+    assert fingerprint(folder) == seen[-1]
+    assert fingerprint(folder / "d") != fingerprint(folder / "deep" / "b")
+
+
+def test_done_is_written_last_and_whole(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = opened(config)
+    assert run is not None
+    run.state.mkdir()
+
+    def killed(*paths: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.finish()
+    monkeypatch.undo()
+    assert done(config.output) is None
+    assert opened(config) is not None
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_resume_forgets_what_it_will_repeat(config: Config) -> None:
+    run = opened(config)
+    assert run is not None
+    for step in range(5):
+        run.log(step, loss__train=float(step))
+    samples = run.folder / "samples.jsonl"
+    samples.write_text("".join(json.dumps({"iteration": i, "completion": "…"}) + "\n" for i in range(5)))
+    metrics = run.folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [(r["step"], r["loss/train"]) for r in rows] == [(i, float(i)) for i in range(5)]
+    for path in (metrics, samples):
+        with path.open("a") as stream:
+            stream.write('{"step": 3, "iterat')  # killed while writing
+    run.forget_after(2)
+    assert [json.loads(line) for line in metrics.read_text().splitlines()] == rows[:3]
+    assert [json.loads(line)["iteration"] for line in samples.read_text().splitlines()] == [0, 1, 2]
+    assert run.seconds >= rows[2]["seconds"]
+    run.forget_after(-1)
+    assert metrics.read_text() == samples.read_text() == ""
+
+
+def test_progress_in_plain_lines(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    run = opened(config)
+    assert run is not None
+    for step in run.track(range(2, 4)):
+        run.log(step, show=("loss__train",), loss__train=0.25)
+    assert list(run.track(range(4, 4))) == []
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("sft 3/4 ")
+    assert last.startswith("sft 4/4 ")
+    assert last.endswith("loss/train 0.25")
+
+
+def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("org/name")
+    assert is_hub_id("org/name:split")
+    assert not is_hub_id("runs/sft/model")
+    assert not is_hub_id("data.jsonl")
+    assert not is_hub_id("data/x.jsonl")
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert not is_hub_id("org/name")

@@ -1,0 +1,326 @@
+"""The local engine against transformers' `generate`, exact distributions, and its own answers in any other batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from conftest import KINDS, STORIES, tiny_model
+from tutelage.models.forward import completion_logprobs
+from tutelage.records import Request, Sample
+from tutelage.sampling import local
+from tutelage.sampling.local import LocalSampler, choose
+from tutelage.sampling.random import request_seed, uniforms
+
+Stories = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+Tiny = Callable[[str], PreTrainedModel]
+
+PROMPTS = [
+    "Once upon a time",
+    "Tom",
+    "The big dog ran to the park and saw a red ball. He",
+    "Lily was sad because",
+    "One day, a little bird named Tim found a shiny stone. He showed it to his mom and said,",
+]
+
+
+def generated(policy: PreTrainedModel, prompt: Sequence[int], new: int, stops: Sequence[int]) -> tuple[int, ...]:
+    """What transformers' own greedy search writes after one prompt, by itself."""
+    out = policy.generate(
+        torch.tensor([prompt]), max_new_tokens=new, do_sample=False, eos_token_id=list(stops), pad_token_id=0,
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+    )  # fmt: skip
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def tokens(samples: Sequence[Sample]) -> list[tuple[int, ...]]:
+    return [s.completion_ids for s in samples]
+
+
+def some_ids(n: int, vocabulary: int, seed: int = 0) -> tuple[int, ...]:
+    rng = Random(f"{n}/{seed}")
+    return tuple(rng.randrange(2, vocabulary) for _ in range(n))
+
+
+# --- against generate -------------------------------------------------------------------------------------------------
+
+
+def test_stories_greedy_equals_generate(stories: Stories) -> None:
+    policy, tokenizer = stories
+    prompts = [tuple(tokenizer.encode(p)) for p in PROMPTS]
+    assert len({len(p) for p in prompts}) > 3
+    finishes, full_stop = set(), tokenizer.convert_tokens_to_ids(".")
+    for stops in [(tokenizer.eos_token_id,), (tokenizer.eos_token_id, full_stop)]:
+        samples = LocalSampler(policy).sample([Request(p, 0, 60, stops, temperature=0.0) for p in prompts])
+        assert tokens(samples) == [generated(policy, p, 60, stops) for p in prompts]
+        for s in samples:
+            assert (s.finish == "stop") == (s.completion_ids[-1] in stops)
+            assert s.finish == "stop" or len(s.completion_ids) == 60
+        finishes |= {s.finish for s in samples}
+    assert finishes == {"stop", "length"}
+
+
+def test_stories_writes_its_published_text(stories: Stories) -> None:
+    """llama2.c's run at temperature 0: 256 steps from the start token, a line break at the end."""
+    policy, tokenizer = stories
+    (sample,) = LocalSampler(policy).sample([Request((tokenizer.bos_token_id,), 0, 256, (1, 2), temperature=0.0)])
+    assert tokenizer.decode(sample.completion_ids) + "\n" == (STORIES / "greedy.txt").read_text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiny_greedy_equals_generate(kind: str, tiny: Tiny) -> None:
+    policy = tiny(kind)
+    prompts = [some_ids(n, policy.config.vocab_size) for n in (1, 3, 9, 20, 40)]
+    samples = LocalSampler(policy).sample([Request(p, 0, 40, (1,), temperature=0.0) for p in prompts])
+    assert tokens(samples) == [generated(policy, p, 40, (1,)) for p in prompts]
+    assert len({t for s in samples for t in s.completion_ids}) > 5
+
+
+# --- a request's answer is its own ------------------------------------------------------------------------------------
+
+
+def mixed_requests(n: int, vocabulary: int) -> list[Request]:
+    rng = Random(0)
+    return [
+        Request(
+            prompt_ids=some_ids(rng.randint(1, 50), vocabulary, i), seed=request_seed(0, 0, str(i), 0),
+            max_new_tokens=rng.choice([1, 5, 12, 22]), stop_ids=rng.choice([(), (2,), (2, 26)]),
+            temperature=rng.choice([0.0, 0.5, 1.0, 1.3]), top_p=rng.choice([1.0, 1.0, 0.9, 0.3]),
+            top_k=rng.choice([0, 0, 1, 5, 40]),
+        )
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def assert_same(actual: Sequence[Sample], expected: Sequence[Sample]) -> None:
+    assert tokens(actual) == tokens(expected)
+    assert [s.finish for s in actual] == [s.finish for s in expected]
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a.logprobs, b.logprobs, rtol=0, atol=1e-4)
+
+
+def test_a_request_has_the_same_answer_in_any_batch(stories: Stories) -> None:
+    policy, _ = stories
+    requests = mixed_requests(120, policy.config.vocab_size)
+    together = LocalSampler(policy).sample(requests)
+    assert all(len(s.logprobs) == len(s.completion_ids) for s in together)
+    alone = [LocalSampler(policy).sample([r])[0] for r in requests]
+    assert_same(together, alone)
+    order = Random(1).sample(range(120), 120)
+    shuffled = LocalSampler(policy).sample([requests[i] for i in order])
+    assert_same(shuffled, [together[i] for i in order])
+    assert_same(LocalSampler(policy, batch_tokens=400).sample(requests), together)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiny_same_answer_in_any_batch(kind: str, tiny: Tiny) -> None:
+    policy = tiny(kind)
+    requests = mixed_requests(24, policy.config.vocab_size)
+    together = LocalSampler(policy).sample(requests)
+    assert_same(together, [LocalSampler(policy).sample([r])[0] for r in requests])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_fill_the_context_may_end_before_others(kind: str, tiny: Tiny) -> None:
+    """A finished row that stays in the batch must not be fed positions beyond the model's table."""
+    policy = tiny(kind)
+    v = policy.config.vocab_size
+    requests = [Request(some_ids(120, v), 1, 8, ()), *(Request(some_ids(4, v, i), i, 124, ()) for i in range(5))]
+    together = LocalSampler(policy).sample(requests)
+    assert [len(s.completion_ids) for s in together] == [8] + 5 * [124]
+    assert_same(together, [LocalSampler(policy).sample([r])[0] for r in requests])
+
+
+def test_no_requests_no_samples(tiny: Tiny) -> None:
+    assert LocalSampler(tiny("llama")).sample([]) == []
+
+
+def test_a_prompt_that_does_not_fit_is_refused(tiny: Tiny) -> None:
+    sampler = LocalSampler(tiny("llama"))
+    assert len(sampler.sample([Request(some_ids(100, 300), 0, 28, ())])[0].completion_ids) == 28
+    with pytest.raises(ValueError, match="a prompt of 100 tokens with 29 new ones does not fit the context of 128"):
+        sampler.sample([Request(some_ids(100, 300), 0, 29, ())])
+    with pytest.raises(ValueError, match="0 tokens"):
+        sampler.sample([Request((), 0, 5, ())])
+
+
+def test_seeds(tiny: Tiny) -> None:
+    policy = tiny("llama")
+    same = LocalSampler(policy).sample([Request((5, 6, 7), 3, 20, ())] * 2)
+    assert same[0] == same[1]
+    many = LocalSampler(policy).sample([Request((5, 6, 7), seed, 20, ()) for seed in range(50)])
+    assert len(set(tokens(many))) == 50
+    names = [(r, i, p, k) for r in range(3) for i in range(3) for p in ("a", "b") for k in range(3)]
+    assert len({request_seed(*n) for n in names}) == len(names)
+    assert all(0 <= request_seed(*n) < 1 << 63 for n in names)
+
+
+def test_stop_ids_are_honoured_and_included(tiny: Tiny) -> None:
+    policy = tiny("llama")
+    request = Request((5, 6, 7), 3, 30, ())
+    (free,) = LocalSampler(policy).sample([request])
+    assert free.finish == "length"
+    stop = free.completion_ids[7]
+    end = free.completion_ids.index(stop) + 1
+    # Beside a row that goes on, so that the ended row is computed further and has to be cut.
+    stopped, other = LocalSampler(policy).sample([replace(request, stop_ids=(stop, 4)), request])
+    assert (stopped.completion_ids, stopped.finish) == (free.completion_ids[:end], "stop")
+    assert len(stopped.logprobs) == end
+    assert_same([other], [free])
+
+
+def test_finished_rows_are_dropped(tiny: Tiny) -> None:
+    policy = tiny("llama")
+    fed = []
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        fed.append(kwargs["input_ids"].shape)
+
+    hook = policy.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    budgets = list(range(1, 33))
+    LocalSampler(policy).sample([Request((5, 6), i, n, ()) for i, n in enumerate(budgets)])
+    hook.remove()
+    decoded = sum(rows for rows, length in fed if length == 1)
+    needed = sum(n - 1 for n in budgets)
+    assert needed <= decoded < 1.2 * needed < len(budgets) * max(budgets)
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+def first_tokens(policy: PreTrainedModel, n: int, **settings: Any) -> torch.Tensor:
+    """How often each token comes first, over n requests that differ in their seeds only."""
+    prompt = (3, 5, 7)
+    requests = [Request(prompt, request_seed(0, 0, "p", k), 1, (), **settings) for k in range(n)]
+    drawn = torch.tensor([s.completion_ids[0] for s in LocalSampler(policy).sample(requests)])
+    return drawn.bincount(minlength=policy.config.vocab_size)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_frequencies_are_the_softmax(temperature: float) -> None:
+    policy, n = tiny_model("llama", 16), 4000
+    logits = policy(torch.tensor([[3, 5, 7]])).logits[0, -1].double()
+    expected = n * (logits / temperature).softmax(0)
+    counts = first_tokens(policy, n, temperature=temperature)
+    common = expected > 5
+    assert common.sum() > 5
+    seen = torch.cat([counts[common], counts[~common].sum()[None]])
+    wanted = torch.cat([expected[common], expected[~common].sum()[None]])
+    chi2 = ((seen - wanted) ** 2 / wanted.clamp(min=1e-9)).sum()
+    assert chi2 < 40  # 15 degrees of freedom: exceeded once in 2,000
+    wrong = n * (logits / (1.3 * temperature)).softmax(0)
+    assert ((counts - wrong) ** 2 / wrong).sum() > 100  # the bound can tell
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 3}, {"top_p": 0.7}, {"top_k": 4, "top_p": 0.8}])
+def test_only_allowed_tokens_occur(settings: dict[str, Any]) -> None:
+    policy, n = tiny_model("llama", 16), 2000
+    probs = policy(torch.tensor([[3, 5, 7]])).logits[0, -1].softmax(0)
+    allowed = probs.argsort(descending=True)[: settings.get("top_k", 16)]
+    share = probs[allowed] / probs[allowed].sum()
+    reached = int((share.cumsum(0) < settings.get("top_p", 2.0)).sum()) + 1  # the first set of mass top_p
+    allowed = allowed[:reached]
+    assert 1 < len(allowed) < 16
+    counts = first_tokens(policy, n, **settings)
+    assert counts[allowed].sum() == n
+    assert (counts[allowed] > 0).all()
+    expected = probs[allowed] / probs[allowed].sum()
+    assert_close(counts[allowed] / n, expected, rtol=0, atol=0.04)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logprobs_are_the_models_own(kind: str, temperature: float, tiny: Tiny) -> None:
+    policy = tiny(kind)
+    v = policy.config.vocab_size
+    requests = [
+        Request(some_ids(n, v), n, 5 + n % 9, (1,), temperature=temperature, top_p=0.9 if n % 2 else 1.0)
+        for n in range(1, 30)
+    ]
+    samples = LocalSampler(policy).sample(requests)
+    sequences = [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
+    table = completion_logprobs(policy, sequences, [len(r.prompt_ids) for r in requests], temperature)
+    for row, s in zip(table, samples, strict=True):
+        assert_close(torch.tensor(s.logprobs), row[: len(s.logprobs)], rtol=0, atol=1e-4)
+        assert (row[len(s.logprobs) :] == 0).all()
+
+
+# --- near-ties --------------------------------------------------------------------------------------------------------
+
+
+def one_row(**settings: Any) -> Any:
+    return local._start([Request((1,), settings.pop("seed", 0), 1, (), **settings)], torch.device("cpu"))[1]
+
+
+def test_near_ties_are_flagged() -> None:
+    far, near = torch.tensor([[0.0, 2.0, 1.0, -1.0]]), torch.tensor([[0.0, 2.0, 2.0 + 1e-6, -1.0]])
+    assert not choose(far, one_row(temperature=0.0), 0)[1]
+    assert choose(near, one_row(temperature=0.0), 0)[1]
+    # A draw within 1e-6 of the boundary between two tokens.
+    u = float(uniforms(torch.tensor([7]), 0))
+    for shift, flagged in [(1e-6, True), (-1e-6, True), (1e-2, False)]:
+        probs = torch.tensor([[u + shift, 1 - u - shift]], dtype=torch.float64)
+        chosen, tie = choose(probs.log().float(), one_row(seed=7), 0)
+        assert bool(tie) == flagged
+        assert chosen == (0 if shift > 0 else 1)
+    # The k-th and the (k + 1)-th candidate tied; a nucleus whose mass ends within 1e-6 of the cut.
+    assert choose(near, one_row(top_k=1), 0)[1]
+    probs = torch.tensor([[0.5, 0.3, 0.2]])
+    assert choose(probs.log(), one_row(top_p=0.8), 0)[1]
+    assert not choose(probs.log(), one_row(top_p=0.7, seed=7), 0)[1]
+
+
+def test_what_the_row_gets_alone_decides(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny("llama")
+    requests = [Request((5, 6, 7), 3, 10, ()), Request((8,), 4, 10, ())]
+    free = LocalSampler(policy).sample(requests)
+    real, asked = local.choose, []
+
+    def choose_with_doubt(logits: torch.Tensor, rows: Any, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen, near = real(logits, rows, step)
+        if len(rows.index) == 1:  # asked alone: the true answer
+            asked.append((int(rows.index), step))
+            return chosen, near
+        doubted = (rows.index == 1) & torch.tensor(step == 4)
+        return torch.where(doubted, (chosen + 1) % 300, chosen), near | doubted  # a wrong answer, in doubt
+
+    monkeypatch.setattr(local, "choose", choose_with_doubt)
+    assert_same(LocalSampler(policy).sample(requests), free)
+    assert asked == [(1, 4)]
+
+
+# --- uniform numbers --------------------------------------------------------------------------------------------------
+
+
+def splitmix64(seed: int, step: int) -> int:
+    """Steele, Lea and Flood 2014, in integers without a sign."""
+    word = (1 << 64) - 1
+    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) & word
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & word
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & word
+    return z ^ (z >> 31)
+
+
+def test_uniforms_are_splitmix64() -> None:
+    assert splitmix64(0, 0) == 0xE220A8397B1DCDAF  # the published first output for seed 0
+    seeds = [0, 1, 42, 2**62 + 12345, 2**63 - 1, request_seed(1, 2, "p", 3)]
+    for step in (0, 1, 2, 100, 4095):
+        expected = [(splitmix64(s, step) >> 11) / (1 << 53) for s in seeds]
+        assert uniforms(torch.tensor(seeds), step).tolist() == expected
+
+
+def test_uniforms_are_uniform_over_steps_and_over_seeds() -> None:
+    over_steps = torch.stack([uniforms(torch.tensor([9]), t)[0] for t in range(10_000)])
+    over_seeds = uniforms(torch.arange(10_000), 0)
+    for u in (over_steps, over_seeds):
+        assert ((u >= 0) & (u < 1)).all()
+        distance = (u.sort().values - (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000).abs().max()
+        assert distance < 0.02  # Kolmogorov-Smirnov: exceeded once in 1,500
+        assert abs(float(torch.corrcoef(torch.stack([u[:-1], u[1:]]))[0, 1])) < 0.04
