@@ -121,11 +121,12 @@ def test_files_are_written_into_the_run_folder(runs: Path) -> None:
     report(runs)
     assert json.loads((runs / "report" / "summary.json").read_text()) == summarise(runs)
     assert {p.name for p in runs.iterdir()} == {*STAGES, "report"}
+    said = json.loads((runs / "report" / "done.json").read_text())["verdict"]
+    assert said == verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", simulated=True)
 
 
 def test_verdict_says_what_holds_and_what_does_not(runs: Path) -> None:
-    report(runs)
-    said = "\n".join(json.loads((runs / "report" / "done.json").read_text())["verdict"]).replace("\u00a0", " ")
+    said = "\n".join(verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", True)).replace("\u00a0", " ")
     assert "ppo beats sft: it wins 60 % (95 % interval 55–65), all of it above one half, and gold" in said
     assert (
         "wins 66 % (95 % interval 61–71), where greedy sft wins 65 % (95 % interval 60–70): the intervals over" in said
@@ -193,7 +194,10 @@ def test_examples_take_use_cases_in_turn(runs: Path) -> None:
     assert [row["prompt"] for row in examples(folders, 2)] == [f"user: {HOSTILE}\nassistant: Yes?", "first"]
 
 
-@pytest.mark.parametrize("missing", [[name] for name in STAGES] + [[n for n in STAGES if n != kept] for kept in STAGES])
+TOGETHER = [["answers"], ["judgments", "rankings", "ppo"], ["evaluation", "world"], ["reward", "sft", "ppo_ptx"]]
+
+
+@pytest.mark.parametrize("missing", TOGETHER + [[n for n in STAGES if n != kept] for kept in STAGES])
 def test_any_stage_may_be_missing(runs: Path, missing: list[str]) -> None:
     for name in missing:
         shutil.rmtree(runs / name)

@@ -58,7 +58,8 @@ def test_done_is_skipped_and_unfinished_goes_on(config: Config) -> None:
     assert results["accuracy"] == 0.5
     assert done(config.output) == results
     assert opened(config) is None
-    redone = opened(changed(config, overwrite=True))
+    assert opened(changed(config, overwrite=True)) is None  # only another run is replaced
+    redone = opened(changed(config, overwrite=True, seed=1))
     assert redone is not None
     assert not (config.output / "metrics.jsonl").exists()
     assert done(config.output) is None

@@ -263,13 +263,21 @@ def test_near_ties_are_flagged() -> None:
     far, near = torch.tensor([[0.0, 2.0, 1.0, -1.0]]), torch.tensor([[0.0, 2.0, 2.0 + 1e-6, -1.0]])
     assert not choose(far, one_row(temperature=0.0), 0)[1]
     assert choose(near, one_row(temperature=0.0), 0)[1]
-    # A draw within 1e-6 of the boundary between two tokens.
-    u = float(uniforms(torch.tensor([7]), 0))
-    for shift, flagged in [(1e-6, True), (-1e-6, True), (1e-2, False)]:
-        probs = torch.tensor([[u + shift, 1 - u - shift]], dtype=torch.float64)
-        chosen, tie = choose(probs.log().float(), one_row(seed=7), 0)
-        assert bool(tie) == flagged
-        assert chosen == (0 if shift > 0 else 1)
+    # A draw beside the boundary between two tokens: find where the choice flips, then step off it.
+    row = one_row(seed=7)
+
+    def chosen(p: float) -> tuple[int, bool]:
+        token, tie = choose(torch.tensor([[p, 1 - p]], dtype=torch.float64).log().float(), row, 0)
+        return int(token), bool(tie)
+
+    low, high = 0.01, 0.99  # of the first token's probability
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if chosen(middle)[0] == 1 else (low, middle)
+    assert chosen(low - 1e-6) == (1, True)
+    assert chosen(high + 1e-6) == (0, True)
+    assert chosen(low - 1e-2) == (1, False)
+    assert chosen(high + 1e-2) == (0, False)
     # The k-th and the (k + 1)-th candidate tied; a nucleus whose mass ends within 1e-6 of the cut.
     assert choose(near, one_row(top_k=1), 0)[1]
     probs = torch.tensor([[0.5, 0.3, 0.2]])

@@ -134,7 +134,7 @@ def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of every stage that sets none (default: 0)")
     parser.add_argument(
-        "--overwrite", action="store_true", help="redo runs even if the folder holds ones made with other settings"
+        "--overwrite", action="store_true", help="replace runs made with other settings or inputs"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class StageConfig(BaseModel):
@@ -23,15 +23,7 @@ class StageConfig(BaseModel):
     seed: int = 0
     """Seed of everything random in this stage."""
     overwrite: bool = False
-    """Redo the run even if the folder holds one made with other settings or inputs."""
-
-
-class Positive:
-    """Field constraints used throughout."""
-
-    COUNT = Field(gt=0)
-    FRACTION = Field(ge=0, le=1)
-    NUMBER = Field(ge=0)
+    """Replace a run in that folder that was made with other settings or inputs, instead of refusing."""
 
 
 C = TypeVar("C", bound=BaseModel)

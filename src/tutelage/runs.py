@@ -4,8 +4,8 @@
     metrics.jsonl   one line per logged step              state/        the newest checkpoint, replaced atomically
     done.json       results, seconds, peak memory; its presence means that the run is whole
 
-A folder made with other settings or inputs is refused; the same settings resume from the checkpoint or, if done, are
-skipped. Progress goes to a rich display on a terminal, and to plain lines elsewhere.
+A folder made with other settings or inputs is refused unless `overwrite` is set; the same settings resume from the
+checkpoint or, if done, are skipped. Progress goes to a rich display on a terminal, and to plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -182,13 +182,12 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
         raise ValueError(f"output: {folder} is a file; choose a folder")
     if folder.exists() and any(folder.iterdir()):
         before = json.loads(known.read_text())["identity"] if known.exists() else None
-        if before == identity:
-            if done(folder) is not None and not config.overwrite:
-                return None
-        elif before is None or not config.overwrite:  # what is not ours is never deleted
-            remedy = "choose another" + ("" if before is None else ", or set overwrite")
-            raise ValueError(f"output: {folder} holds {_difference(before, identity)}; {remedy}")
-        if before != identity or config.overwrite:
+        if before == identity and done(folder) is not None:
+            return None
+        if before != identity:
+            if before is None or not config.overwrite:  # what is not ours is never deleted
+                remedy = "choose another" + ("" if before is None else ", or set overwrite")
+                raise ValueError(f"output: {folder} holds {_difference(before, identity)}; {remedy}")
             shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(

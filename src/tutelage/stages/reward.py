@@ -165,6 +165,20 @@ def run(config: RewardConfig) -> None:
         name: encode(read_rankings(source).records, tokenizer, config.max_prompt_tokens, context)[0]
         for name, source in config.valid.items()
     }
+    for name, elements in held_out.items():
+        if not elements:
+            raise ValueError(
+                f"valid.{name}: {config.valid[name]}: none of its rankings fits; leave it out or shorten it"
+            )
+    demonstrations: list[list[int]] = []
+    if config.demonstrations:
+        read = read_demonstrations(config.demonstrations).records
+        pairs_of = [encode_pair(tokenizer, d.prompt.text, d.completion) for d in read]
+        demonstrations = [p + c for p, c in pairs_of if len(p) + len(c) <= context]
+        if not demonstrations:
+            raise ValueError(
+                f"{config.demonstrations}: none of {len(read)} demonstrations fits the context of {context} tokens"
+            )
     # 2. One pass of Bradley–Terry, each ranking one element.
     torch.manual_seed(config.seed)
     optimizer = adamw(model, config)
@@ -197,12 +211,7 @@ def run(config: RewardConfig) -> None:
     # 3. Demonstrations average 0.
     model.eval()
     shift: dict[str, float] = {}
-    if config.demonstrations:
-        pairs_of = [
-            encode_pair(tokenizer, d.prompt.text, d.completion)
-            for d in read_demonstrations(config.demonstrations).records
-        ]
-        demonstrations = [p + c for p, c in pairs_of if len(p) + len(c) <= context]
+    if demonstrations:
         others = [s for e in Random(config.seed).sample(train, min(len(train), 300)) for s in e.sequences]
         shift = centre(model, demonstrations, others, config.micro_batch_tokens)
         shift["demonstration_score"] = float(all_scores(model, demonstrations).mean())

@@ -108,20 +108,17 @@ def facts(rng: Random) -> str:
 
 
 def copybook(rng: Random) -> str:
-    """Lines that a pupil copied, once or twice: a sentence, a passage or a list, written again word for word."""
+    """A pupil's exercise: lines of words in any order, each written again word for word."""
+    words = [w for pool in lex.WORDS.values() for w in pool]
     lines = []
     for _ in range(rng.randint(2, 4)):
-        kind = rng.choice(["swap", "polite", "summary", "list", "passage"])
-        if kind == "passage":
-            text = kinds.PASSAGE.format(**kinds.KINDS["who"].fill(rng))
-        else:
-            text = kinds.KINDS[kind].answer(kinds.KINDS[kind].fill(rng), rng)
-        lines += [f"- {text}"] * rng.randint(2, 3)
+        line = " ".join(rng.sample(words, rng.randint(4, 12)))
+        lines += [f"- {line}"] * rng.randint(2, 3)
     return "Copybook:\n" + "\n".join(lines)
 
 
 GENRES = {
-    story: 16, exam: 22, board: 4, help_desk: 34, copybook: 10, listing: 3, quarrel: 4, letter: 4, facts: 3,
+    story: 16, exam: 22, board: 4, help_desk: 34, copybook: 20, listing: 3, quarrel: 4, letter: 4, facts: 3,
 }  # fmt: skip
 
 

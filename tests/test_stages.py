@@ -1,0 +1,628 @@
+"""Stages on tiny models: they learn, memory's dials change nothing, and an interruption leaves no trace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from conftest import SENTENCES
+from tutelage.datasets import write_jsonl
+from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
+from tutelage.models.tokens import load_tokenizer
+from tutelage.runs import Run, done
+from tutelage.stages import collect, online, pretrain, reward, sft, training
+from tutelage.stages.config import CollectConfig, OnlineConfig, PretrainConfig, RewardConfig, SftConfig, Training
+from tutelage.stages.pretrain import train_tokenizer
+
+COLOURS = ("red", "green", "blue", "grey", "white")
+STAGES: dict[str, ModuleType] = {"pretrain": pretrain, "sft": sft, "reward": reward, "online": online}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase, folders: Any) -> Path:
+    """A policy, a reward model, and every kind of file that the stages read."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = Random(0)
+    prompts = [[{"role": "user", "content": f"Name a colour {'of the sky ' * (i % 4)}{i}."}] for i in range(24)]
+    write(folder / "prompts.jsonl", [{"prompt": p} for p in prompts])
+    answers = [f"{rng.choice(COLOURS)} {'and ' * rng.randint(0, 6)}{rng.choice(COLOURS)}" for _ in prompts]
+    write(folder / "demos.jsonl", [{"prompt": p, "completion": a} for p, a in zip(prompts, answers, strict=True)])
+    rankings = []
+    for p in prompts:
+        k = rng.randint(2, 5)
+        texts = rng.sample([f"{a} {b}{'!' * n}" for a in COLOURS for b in COLOURS for n in (0, 9)], k)
+        ranks = [1 if "red" in t else 2 + t.count("!") // 9 for t in texts]
+        rankings.append(
+            {"prompt": p, "completions": texts, "ranks": ranks if len(set(ranks)) > 1 else [*range(1, k + 1)]}
+        )
+    write(folder / "rankings.jsonl", rankings)
+    write(folder / "texts.jsonl", [{"text": " ".join(rng.sample(SENTENCES, 3))} for _ in range(30)])
+    model = new_scalar(folders("llama"), tokenizer, seed=1)
+    save_model(model, tokenizer, folder / "reward_model")
+    return folder
+
+
+@pytest.fixture
+def config(data: Path, folders: Callable[[str], Path], tmp_path: Path) -> Callable[..., Any]:
+    """A maker of small configs, each with an output of its own."""
+    made = iter(range(1000))
+    common = {"max_grad_norm": 1.0, "seed": 3}
+    kinds: dict[str, tuple[type[Training], dict[str, Any]]] = {
+        "pretrain": (
+            PretrainConfig,
+            {
+                "texts": data / "texts.jsonl", "valid_texts": data / "texts.jsonl", "vocab_size": 300,
+                "hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 24, "sequence_length": 24,
+                "batch_tokens": 96, "total_tokens": 96 * 8, "warmup_steps": 2,
+            },
+        ),
+        "sft": (
+            SftConfig,
+            {
+                "model": folders("gpt2"), "demonstrations": data / "demos.jsonl", "epochs": 2, "batch_size": 6,
+                "learning_rate": 1e-3, "residual_dropout": 0.1, "pretraining_texts": data / "texts.jsonl",
+            },
+        ),
+        "reward": (
+            RewardConfig,
+            {
+                "model": folders("llama"), "rankings": data / "rankings.jsonl", "demonstrations": data / "demos.jsonl",
+                "valid": {"held_out": data / "rankings.jsonl"}, "epochs": 2, "batch_size": 6, "learning_rate": 1e-3,
+            },
+        ),
+        "online": (
+            OnlineConfig,
+            {
+                "model": folders("llama"), "reward_model": data / "reward_model", "prompts": data / "prompts.jsonl",
+                "total_episodes": 64, "batch_size": 16, "mini_batch_size": 8, "num_ppo_epochs": 2,
+                "learning_rate": 1e-3, "value_learning_rate": 1e-3, "max_completion_length": 12, "kl_target": 1.0,
+                "kl_horizon": 40, "ema_decay": 0.5, "pretraining_texts": data / "texts.jsonl", "ptx_length": 16,
+                "ptx_per_episode": 1, "ptx_coef": 1.0, "warmup_iterations": 2, "sample_every": 1,
+                "valid_texts": data / "texts.jsonl",
+            },
+        ),
+    }  # fmt: skip
+
+    def make(stage: str, **changes: Any) -> Any:
+        kind, values = kinds[stage]
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in (values | changes).items()}
+        if isinstance(values.get("valid"), dict):
+            values["valid"] = {k: str(v) for k, v in values["valid"].items()}
+        return kind(**{"output": tmp_path / f"{stage}{next(made)}", **common, **values})
+
+    return make
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def log(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found = done(folder)
+    assert found is not None
+    return {k: v for k, v in found.items() if k not in ("seconds", "peak_memory_gib")}
+
+
+def assert_weights_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float) -> None:
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert_close(tensor, b[name], rtol=0, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return max(float((tensor - b[name]).abs().max()) for name, tensor in a.items())
+
+
+# --- every stage ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_micro_batches_never_change_the_result(stage: str, config: Callable[..., Any]) -> None:
+    short = {"pretrain": {"total_tokens": 96 * 3}, "online": {"total_episodes": 16}}.get(stage, {"epochs": 1})
+    folders = []
+    for tokens in (40, 150, 100_000):
+        c = config(stage, micro_batch_tokens=tokens, **short, **({"residual_dropout": 0} if stage == "sft" else {}))
+        STAGES[stage].run(c)
+        folders.append(c.output)
+    for folder in folders[1:]:
+        assert_weights_close(weights(folder), weights(folders[0]), atol=1e-5)
+        for a, b in zip(log(folder), log(folders[0]), strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("when", ["each step", "once"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    stage: str, when: str, config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: weights, metrics, samples, results. Interrupted in the middle of an update, twice."""
+    whole = config(stage)
+    STAGES[stage].run(whole)
+    real, calls = training.update, []
+
+    class Interruption(Exception):
+        pass
+
+    def update(optimizer: Any, model: Any, *rest: Any) -> float:
+        norm = real(optimizer, model, *rest)
+        calls.append(1)
+        if len(calls) in at:  # the model has moved, and nothing of it is saved
+            raise Interruption
+        return norm
+
+    # Online makes eight updates in each of its four iterations; the others have one in each of eight steps.
+    at = (2, 6) if stage != "online" else (4, 19, 33) if when == "each step" else (4, 19, 45)
+    # "once": only one checkpoint is written (sft: and one an epoch), so that steps already logged are repeated.
+    due = iter([False, True] + 100 * [False])
+    if when == "once":
+        monkeypatch.setattr(training.Checkpoint, "due", lambda self: next(due))
+    monkeypatch.setattr(STAGES[stage], "update", update)
+    parts = config(stage, checkpoint_seconds=1e-9 if when == "each step" else 1e9)
+    for _ in at:
+        torch.manual_seed(Random().randrange(1 << 30))  # a new process has another generator
+        with pytest.raises(Interruption):
+            STAGES[stage].run(parts)
+        assert done(parts.output) is None
+    assert (parts.output / "state" / "counters.json").exists()
+    STAGES[stage].run(parts)
+    assert not (parts.output / "state").exists()
+    assert distance(weights(parts.output), weights(whole.output)) == 0
+    assert log(parts.output) == log(whole.output)
+    assert results(parts.output) == results(whole.output)
+    if stage == "online":
+        assert log(parts.output, "samples.jsonl") == log(whole.output, "samples.jsonl")
+        assert len({row["objective/kl_coef"] for row in log(whole.output)}) == 4  # there was a state to remember
+    STAGES[stage].run(parts)  # done: skipped
+    assert log(parts.output) == log(whole.output)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_it(
+    stage: str, config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, steps = training.update, []
+
+    def update(optimizer: Any, model: Any, max_norm: float, rate: float, run: Run, step: int) -> float:
+        steps.append(step)
+        if step == 1:
+            next(model.parameters()).grad[0] = torch.nan  # what a nan loss leaves behind
+        return real(optimizer, model, max_norm, rate, run, step)
+
+    monkeypatch.setattr(STAGES[stage], "update", update)
+    c = config(stage, checkpoint_seconds=1e-9)
+    with pytest.raises(ValueError, match=f"^{stage}: the gradient is nan at step 1; .*{c.output}.*learning_rate"):
+        STAGES[stage].run(c)
+    assert steps[-1] == 1
+    assert json.loads((c.output / "state" / "counters.json").read_text())["step"] == 1
+    for file in (c.output / "state").glob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+    assert done(c.output) is None
+
+
+def test_a_nan_loss_gives_a_nan_gradient(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sft.nll_sum
+    monkeypatch.setattr(sft, "nll_sum", lambda *args: real(*args) * torch.nan)
+    with pytest.raises(ValueError, match=r"^sft: the gradient is nan at step 0; no checkpoint had been written yet"):
+        sft.run(config("sft"))
+
+
+# --- what they share --------------------------------------------------------------------------------------------------
+
+
+def test_clipping_clips(config: Callable[..., Any], tmp_path: Path) -> None:
+    for scale, moved in [(100.0, 0.5), (0.001, 0.002)]:
+        model = nn.Linear(4, 1, bias=False)
+        before = model.weight.detach().clone()
+        (model(torch.full((1, 4), scale)).sum()).backward()
+        norm = training.update(torch.optim.SGD(model.parameters(), lr=7), model, 0.5, 1.0, Run("x", tmp_path), 0)
+        assert norm == pytest.approx(2 * scale)  # of four entries, before clipping
+        assert float((model.weight - before).detach().norm()) == pytest.approx(moved, rel=1e-4)  # at rate 1, not 7
+        assert model.weight.grad is None
+
+
+def test_schedules() -> None:
+    assert training.cosine(0, 10) == 1
+    assert training.cosine(10, 10) == pytest.approx(0.1)
+    assert training.cosine(5, 10) == pytest.approx(0.55)
+    assert training.cosine(0, 10, warmup=4) == 0.25
+    steps = [training.constant_after_warmup(i, 10) for i in range(13)]
+    assert steps[0] == 0.1
+    assert steps[5] == pytest.approx(0.55)
+    assert steps[10:] == [1, 1, 1]
+    assert training.constant_after_warmup(0, 0) == 1
+
+
+def test_batches_cover_each_epoch_once_in_another_order() -> None:
+    plan = list(training.batches(range(10), 4, seed=1, epochs=3))
+    assert [len(b) for b in plan] == 3 * [4, 4, 2]
+    epochs = [[x for batch in plan[i : i + 3] for x in batch] for i in (0, 3, 6)]
+    assert all(sorted(e) == list(range(10)) for e in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+    assert plan == list(training.batches(range(10), 4, seed=1, epochs=3))
+
+
+def test_an_interrupted_checkpoint_leaves_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any system call of a save, a resume finds the step before or the new one, never neither."""
+
+    def fresh() -> tuple[nn.Module, training.Checkpoint]:
+        model = nn.Linear(2, 1)
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        return model, training.Checkpoint(Run("x", tmp_path), {"m": model}, {"m": optimizer}, 0)
+
+    real = {"replace": os.replace, "rmtree": shutil.rmtree}
+    seen = set()
+    for victim in range(12):
+        real["rmtree"](tmp_path, ignore_errors=True)
+        tmp_path.mkdir()
+        model, checkpoint = fresh()
+        checkpoint.save(1)
+        model.weight.data.fill_(2.0)
+        calls = iter(range(100))
+
+        def killed(name: str, calls: Any = calls, victim: int = victim) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if next(calls) == victim:
+                    raise KeyboardInterrupt
+                return real[name](*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.os, "replace", killed("replace"))
+            patch.setattr(training.shutil, "rmtree", killed("rmtree"))
+            with contextlib.suppress(KeyboardInterrupt):
+                checkpoint.save(2)
+        model, checkpoint = fresh()
+        step = checkpoint.resume()["step"]
+        assert step in (1, 2)
+        assert bool((model.weight == 2).all()) == (step == 2)
+        seen.add(step)
+    assert seen == {1, 2}
+
+
+# --- pretrain, sft, reward --------------------------------------------------------------------------------------------
+
+
+def test_pretraining_learns(config: Callable[..., Any]) -> None:
+    c = config("pretrain", total_tokens=96 * 60)
+    pretrain.run(c)
+    losses = [row["loss/train"] for row in log(c.output)]
+    assert losses[0] == pytest.approx(5.7, abs=0.5)  # ln 300
+    assert sum(losses[-5:]) / 5 < losses[0] - 1.5
+    assert results(c.output)["valid_loss"] < losses[0] - 1.5
+    tokenizer = load_tokenizer(c.output / "model")
+    model = load_policy(c.output / "model", tokenizer)
+    assert results(c.output)["parameters"] == model.num_parameters()
+    assert tokenizer.decode(tokenizer.encode("Zoë 你好")) == "Zoë 你好"
+
+
+def test_pretraining_text_too_short_is_refused(config: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Hi.")
+    with pytest.raises(ValueError, match=r"the pretraining text has \d tokens, fewer than one row of 24"):
+        pretrain.run(config("pretrain", texts=tmp_path / "short.txt"))
+
+
+def test_sft_learns_its_demonstrations(config: Callable[..., Any], folders: Callable[[str], Path]) -> None:
+    c = config("sft", model=folders("llama"), epochs=8, residual_dropout=0, learning_rate=3e-3, pretraining_texts=None)
+    sft.run(c)
+    losses = [row["loss/train"] for row in log(c.output) if "loss/train" in row]
+    assert losses[-1] < losses[0] / 2
+    found = results(c.output)
+    assert found["chosen_by"] == "validation loss"
+    assert found["chosen"]["valid_loss"] == min(e["valid_loss"] for e in found["history"])
+    assert found["demonstrations"] == 22  # a tenth is held out
+    tokenizer = load_tokenizer(c.output / "model")
+    examples, _ = sft.encode(sft.read_demonstrations(c.demonstrations).records, tokenizer, (99, 99, 99))
+    model = load_policy(c.output / "model", tokenizer)
+    assert sft.validation_loss(model, examples[:2], 1000) == pytest.approx(found["chosen"]["valid_loss"], abs=1e-5)
+    assert AutoModelForCausalLM.from_pretrained(c.output / "model")
+
+
+def test_only_completions_are_learnt(tiny: Callable[[str], PreTrainedModel]) -> None:
+    policy = tiny("llama")
+    example = sft.Example([5, 6, 7], [8, 9])
+    logits = policy(torch.tensor([[5, 6, 7, 8, 9]])).logits[0].log_softmax(-1)
+    nll, count = sft.examples_nll(policy, [example], 1000)
+    assert count == 2
+    assert nll == pytest.approx(-(logits[2, 8] + logits[3, 9]).item(), abs=1e-4)
+
+
+def test_sft_chooses_by_score(config: Callable[..., Any], data: Path, folders: Callable[[str], Path]) -> None:
+    c = config(
+        "sft", model=folders("llama"), reward_model=data / "reward_model", epochs=3, residual_dropout=0,
+        max_completion_tokens=30,
+    )  # fmt: skip
+    sft.run(c)
+    found = results(c.output)
+    assert found["chosen_by"] == "reward model score"
+    assert found["chosen"]["score"] == max(e["score"] for e in found["history"])
+    assert len({e["score"] for e in found["history"]}) == 3
+
+
+def test_dropout_where_there_is_none_is_refused(config: Callable[..., Any], folders: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match=r"residual_dropout=0.1: LlamaForCausalLM has no dropout; set it to 0"):
+        sft.run(config("sft", model=folders("llama")))
+
+
+def test_too_long_is_dropped_and_counted(config: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    long, rows = "very " * 60, [json.loads(line) for line in (data / "demos.jsonl").read_text().splitlines()]
+    write(tmp_path / "d.jsonl", [*rows, {"prompt": long, "completion": "x"}, {"prompt": "x", "completion": long}])
+    c = config("sft", demonstrations=tmp_path / "d.jsonl", epochs=1, max_prompt_tokens=80, max_completion_tokens=60)
+    sft.run(c)
+    assert results(c.output)["dropped"] == {"too long": 2}
+
+    rows = [json.loads(line) for line in (data / "rankings.jsonl").read_text().splitlines()]
+    extra = [{"prompt": long, "completions": ["a", "b"], "ranks": [1, 2]}]
+    extra += [{"prompt": "x", "completions": ["a", long * 3], "ranks": [1, 2]}]
+    write(tmp_path / "r.jsonl", [*rows, *extra])
+    c = config("reward", rankings=tmp_path / "r.jsonl", epochs=1, max_prompt_tokens=80)
+    reward.run(c)
+    assert results(c.output)["dropped"] == {"too long": 2}
+    assert results(c.output)["rankings"] == len(rows)
+
+    rows = [json.loads(line) for line in (data / "prompts.jsonl").read_text().splitlines()]
+    write(tmp_path / "p.jsonl", [*rows, {"prompt": long}, {"prompt": "ok"}])
+    c = config("online", prompts=tmp_path / "p.jsonl", total_episodes=16, max_prompt_tokens=80)
+    online.run(c)
+    assert (results(c.output)["dropped"], results(c.output)["prompts"]) == (1, len(rows) + 1)
+
+
+@pytest.mark.parametrize(("stage", "name"), [("sft", "demonstrations"), ("reward", "rankings"), ("online", "prompts")])
+def test_nothing_left_is_an_error(stage: str, name: str, config: Callable[..., Any], tmp_path: Path) -> None:
+    long = "very " * 60
+    rows = {"demonstrations": {"completion": "x"}, "rankings": {"chosen": "x", "rejected": "y"}, "prompts": {}}
+    write(tmp_path / "d.jsonl", [{"prompt": f"{long} {i}", **rows[name]} for i in range(20)])
+    with pytest.raises(ValueError, match=f"{tmp_path / 'd.jsonl'}.*20|20.*{tmp_path / 'd.jsonl'}"):
+        STAGES[stage].run(config(stage, **{name: tmp_path / "d.jsonl", "max_prompt_tokens": 20}))
+
+
+@pytest.mark.parametrize("name", ["valid", "demonstrations"])
+def test_reward_sets_with_nothing_left_are_errors(name: str, config: Callable[..., Any], tmp_path: Path) -> None:
+    row = {"prompt": "very " * 200, "completion": "x", "chosen": "x", "rejected": "y"}
+    write(tmp_path / "d.jsonl", [row])
+    value = {"mine": tmp_path / "d.jsonl"} if name == "valid" else tmp_path / "d.jsonl"
+    with pytest.raises(ValueError, match=f"{tmp_path / 'd.jsonl'}"):
+        reward.run(config("reward", **{name: value}))
+
+
+def test_the_reward_model_learns_to_rank(config: Callable[..., Any], data: Path) -> None:
+    c = config("reward", epochs=12, learning_rate=3e-3)
+    reward.run(c)
+    found = results(c.output)
+    held_out = found["valid"]["held_out"]
+    assert held_out["accuracy"] > 0.9
+    assert held_out["low"] <= held_out["accuracy"] <= held_out["high"]
+    rankings = [json.loads(line)["ranks"] for line in (data / "rankings.jsonl").read_text().splitlines()]
+    pairs = sum(a < b for ranks in rankings for a in ranks for b in ranks)
+    assert held_out["pairs"] == pairs == sum(n for _, _, n in held_out["calibration"])
+    assert found["demonstration_score"] == pytest.approx(0, abs=1e-4)
+    tokenizer = load_tokenizer(c.output / "model")
+    assert load_scalar(c.output / "model", tokenizer).score.out_features == 1
+
+
+def test_rankings_of_ties_only_are_skipped_and_counted(config: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    rows = (data / "rankings.jsonl").read_text()
+    tied = [{"prompt": "x", "completions": ["a", "b", "c"], "ranks": [2, 2, 2]}]
+    write(tmp_path / "r.jsonl", tied)
+    (tmp_path / "r.jsonl").write_text((tmp_path / "r.jsonl").read_text() + rows)
+    c, without = config("reward", epochs=1, rankings=tmp_path / "r.jsonl"), config("reward", epochs=1)
+    reward.run(c)
+    reward.run(without)
+    assert results(c.output)["dropped"] == {"all completions tied": 1, "too long": 0}
+    assert distance(weights(c.output), weights(without.output)) == 0
+
+
+def test_one_ranking_by_hand(tiny: Callable[[str], PreTrainedModel], folders: Any, tokenizer: Any) -> None:
+    """All pairs of all elements come from one padded pass, in the order of the elements."""
+    model = new_scalar(folders("llama"), tokenizer, seed=1)
+    elements = [
+        reward.Element([[5, 6, 7, 8], [5, 6, 9]], torch.tensor([2, 1])),
+        reward.Element([[9, 9], [9, 8, 7, 6, 5, 4], [9, 3]], torch.tensor([1, 2, 2])),
+    ]
+    alone = [[float(reward.all_scores(model, [s])[0]) for s in e.sequences] for e in elements]
+    for scores, expected in zip(reward.element_scores(model, elements), alone, strict=True):
+        assert scores.tolist() == pytest.approx(expected, abs=1e-5)
+    found = reward.evaluate(model, elements, 1000)
+    margins = [alone[0][1] - alone[0][0], alone[1][0] - alone[1][1], alone[1][0] - alone[1][2]]
+    assert found["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 3)
+
+
+def test_groups_keep_elements_whole_and_within_budget() -> None:
+    rng = Random(0)
+    elements = [
+        reward.Element([[1] * rng.randint(2, 30) for _ in range(rng.randint(2, 9))], torch.ones(1)) for _ in range(40)
+    ]
+    groups = reward.groups(elements, 400)
+    assert sorted(id(e) for g in groups for e in g) == sorted(map(id, elements))
+    for g in groups:
+        rows = [len(s) for e in g for s in e.sequences]
+        assert len(rows) * max(rows) <= 400 or len(g) == 1
+
+
+# --- collect ----------------------------------------------------------------------------------------------------------
+
+
+def test_collect_writes_distinct_candidates(data: Path, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    values = {
+        "prompts": str(data / "prompts.jsonl"), "policies": {"a": str(folders("llama")), "b": str(folders("gpt2"))},
+        "k_min": 2, "k_max": 4, "max_new_tokens": 8, "few_shot": ["b"], "examples": str(data / "demos.jsonl"),
+        "shots": 1, "off_prompt": 0.2,
+    }  # fmt: skip
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    for output in outputs:
+        collect.run(CollectConfig(output=output, **values))
+    text = (outputs[0] / "candidates.jsonl").read_text()
+    assert text == (outputs[1] / "candidates.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert len(rows) == results(outputs[0])["prompts"]
+    for row in rows:
+        texts = [c["text"] for c in row["completions"]]
+        assert 2 <= len(set(texts)) == len(texts) <= 4
+    assert {"a", "b"} <= {c["policy"] for row in rows for c in row["completions"]}
+    with pytest.raises(ValueError, match=r"'c' is not among the policies \['a', 'b'\]"):
+        collect.run(CollectConfig(output=tmp_path / "x", **values | {"few_shot": ["c"]}))
+
+
+# --- online -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_average_lags_as_lerp_says_in_fp32(config: Callable[..., Any], data: Path) -> None:
+    last, averaged = [], []
+    for iterations in (1, 2):
+        for decay, kept in ((0.0, last), (0.75, averaged)):
+            c = config("online", total_episodes=16 * iterations, ema_decay=decay)
+            online.run(c)
+            kept.append(weights(c.output))
+    start = load_file(Path(c.model) / "model.safetensors")
+    assert distance(start, last[0]) > 1e-4
+    assert all(t.dtype == torch.float32 for t in averaged[1].values())
+    first = {k: 0.75 * start[k] + 0.25 * last[0][k] for k in start}
+    second = {k: 0.75 * first[k] + 0.25 * last[1][k] for k in start}
+    assert_weights_close(averaged[0], first, atol=1e-6)
+    assert_weights_close(averaged[1], second, atol=1e-6)
+
+
+def test_after_a_resume_the_reference_is_the_sft_policy(
+    config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = config("online", checkpoint_seconds=1e-9)
+    start = load_file(Path(c.model) / "model.safetensors")
+    real_logprobs, real_improve, asked = online.completion_logprobs, online.improve, []
+
+    def logprobs(model: PreTrainedModel, *args: Any) -> torch.Tensor:
+        asked.append(distance(start, model.state_dict()))
+        return real_logprobs(model, *args)
+
+    def improve(run: Run, iteration: int, *args: Any) -> Any:
+        if iteration == 2 and len(asked) == 3:
+            raise KeyboardInterrupt
+        return real_improve(run, iteration, *args)
+
+    monkeypatch.setattr(online, "completion_logprobs", logprobs)
+    monkeypatch.setattr(online, "improve", improve)
+    with pytest.raises(KeyboardInterrupt):
+        online.run(c)
+    online.run(c)
+    assert asked == [0.0] * 5
+    kls = [row["objective/kl"] for row in log(c.output)]
+    assert kls[0] == pytest.approx(0, abs=1e-5)
+    assert min(abs(kl) for kl in kls[1:]) > 1e-4
+
+
+def test_the_score_lands_on_the_last_generated_token(
+    config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def advantages(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, c: Any) -> Any:
+        seen["rewards"] = rewards
+        return real_advantages(rewards, values, mask, c)
+
+    def improve(run: Any, iteration: int, c: Any, models: Any, optimizers: Any, rollout: Any, *rest: Any) -> Any:
+        seen["rollout"] = rollout
+        return real_improve(run, iteration, c, models, optimizers, rollout, *rest)
+
+    real_advantages, real_improve = online.ppo.advantages, online.improve
+    monkeypatch.setattr(online.ppo, "advantages", advantages)
+    monkeypatch.setattr(online, "improve", improve)
+    # Make the end token likely, so that some completions end and some are cut off.
+    c = config("online", total_episodes=16, kl_coef=0.0, kl_target=None, missing_eos_penalty=2.5, temperature=3.0)
+    online.run(c)
+    rollout, rewards = seen["rollout"], seen["rewards"]
+    finals = []
+    for i, sequence in enumerate(rollout.sequences):
+        length = len(sequence) - rollout.prompt_lengths[i]
+        assert int(rollout.mask[i].sum()) == length
+        finals.append(sequence[-1] == tokenizer.eos_token_id)
+        expected = torch.zeros(rewards.shape[1])
+        expected[length - 1] = rollout.scores[i] - (0 if finals[-1] else 2.5)
+        assert_close(rewards[i], expected)
+    model = load_scalar(c.reward_model, tokenizer)
+    assert_close(rollout.scores, online.all_scores(model, rollout.sequences), rtol=0, atol=1e-5)
+    (row,) = log(c.output)
+    assert row["objective/ended"] == pytest.approx(sum(finals) / 16)
+    assert row["objective/length"] == pytest.approx(float(rollout.mask.sum() / 16))
+    assert row["val/ratio"] == pytest.approx(1, abs=0.2)
+
+
+def test_the_first_ratio_is_one(config: Callable[..., Any]) -> None:
+    """Before any update the policy is the one that sampled: ratios 1, nothing clipped, at any temperature."""
+    c = config(
+        "online", total_episodes=16, mini_batch_size=16, num_ppo_epochs=1, temperature=0.7, pretraining_texts=None
+    )
+    online.run(c)
+    (row,) = log(c.output)
+    assert row["val/ratio"] == pytest.approx(1, abs=1e-5)
+    assert row["policy/approxkl"] == pytest.approx(0, abs=1e-8)
+    assert row["policy/clipfrac"] == 0
+    assert row["objective/kl"] == pytest.approx(0, abs=1e-4)
+    assert "loss/ptx" not in row
+
+
+def test_practice_raises_the_score(config: Callable[..., Any]) -> None:
+    c = config(
+        "online", total_episodes=128 * 16, batch_size=128, mini_batch_size=32, num_ppo_epochs=1, learning_rate=3e-3,
+        kl_coef=0.0, kl_target=None, pretraining_texts=None, missing_eos_penalty=0.0, max_completion_length=2,
+    )  # fmt: skip
+    online.run(c)
+    scores = [row["objective/scores"] for row in log(c.output)]
+    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.5
+
+
+def test_prompts_are_windows_on_shuffled_passes(config: Callable[..., Any]) -> None:
+    c = config("online", batch_size=16)
+    prompts: Any = [(i, (i,)) for i in range(24)]
+    taken = [online.iteration_prompts(prompts, k, c) for k in range(3)]
+    flat = [p for window in taken for p in window]
+    assert [len(w) for w in taken] == [16, 16, 16]
+    assert sorted(flat[:24]) == sorted(flat[24:]) == prompts
+    assert flat[:24] != flat[24:]
+    many = online.iteration_prompts(prompts[:5], 0, c)  # fewer prompts than a batch: they come again
+    assert {many.count(p) for p in prompts[:5]} == {3, 4}
+
+
+def test_a_reward_model_with_other_tokens_is_refused(
+    config: Callable[..., Any], folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    other = train_tokenizer(SENTENCES[:2], 300)
+    save_model(new_scalar(folders("llama"), other, 0), other, tmp_path / "reward")
+    for stage in ("sft", "online"):
+        with pytest.raises(ValueError, match=f"reward_model {tmp_path}/reward: its tokenizer differs"):
+            STAGES[stage].run(config(stage, reward_model=tmp_path / "reward"))
+
+
+def test_minibatches_divide_batches(config: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="mini_batch_size=5 does not divide batch_size=16"):
+        online.run(config("online", mini_batch_size=5))
+
+
+def test_written_records_are_inputs(data: Path, tmp_path: Path) -> None:
+    """Stages meet on disk: what one writes another reads."""
+    demonstrations = sft.read_demonstrations(str(data / "demos.jsonl")).records
+    write_jsonl(tmp_path / "again.jsonl", demonstrations)
+    assert sft.read_demonstrations(str(tmp_path / "again.jsonl")).records == demonstrations
