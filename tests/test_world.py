@@ -1,4 +1,4 @@
-"""The miniature world: instructions are read back from text, gold judges text alone, people agree about as the paper's."""
+"""The miniature world: instructions are read back, gold judges text alone, people agree as the paper's."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ CLOSED = "Tom has a red ball. Ann has a blue hat. Who has the hat?"
         (CLOSED + " Answer in one word.", "Ann has the hat.", "constraint", 0.0),
         ("What does a cow give?", "A cow gives milk.", "truthful", 1.0),
         ("What does a cow give?", "A cow gives wool.", "truthful", 0.0),
-        ("List three animals. Do not use the word cat.", "dog, hen, cat.", "constraint", 0.0),
-        ("List three animals.", "dog, hen, red.", "follows", 2 / 3),
+        ("List three animals. Do not use the word cat.", "dog, duck, cat.", "constraint", 0.0),
+        ("List three animals.", "dog, duck, red.", "follows", 2 / 3),
         ("I am sad today.", "I am glad that you are sad.", "follows", 0.0),
         ("Write hen in place of cat: Tom saw a cat in the park.", "Tom saw a hen in the park.", "follows", 1.0),
         (

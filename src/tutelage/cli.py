@@ -19,7 +19,7 @@ import yaml
 
 from tutelage import __version__
 from tutelage.config import StageConfig, make, nearest, read_yaml
-from tutelage.pipeline import STAGES, recipe_path, run_recipe
+from tutelage.pipeline import BASE, STAGES, recipe_path, run_recipe
 
 INTRODUCTION = """\
 Train language models to follow instructions with human feedback (InstructGPT), from demonstrations and rankings to an
@@ -142,9 +142,13 @@ def dispatch(arguments: argparse.Namespace) -> None:
     """Run the verb."""
     match arguments.verb:
         case "demo":
-            recipe = recipe_path("demo-from-scratch" if arguments.from_scratch else "demo")
-            run_recipe(recipe, arguments.output, arguments.seed, arguments.overwrite)
-            print(arguments.output / "report" / "report.html")
+            output, seed, overwrite = arguments.output, arguments.seed, arguments.overwrite
+            base = BASE
+            if arguments.from_scratch:
+                run_recipe(recipe_path("base"), output / "pretraining", seed, overwrite)
+                base = output / "pretraining" / "base" / "model"
+            run_recipe(recipe_path("demo"), output, seed, overwrite, base)
+            print(output / "report" / "report.html")
         case "run":
             run_recipe(recipe_path(arguments.recipe), arguments.output, arguments.seed, arguments.overwrite)
         case "chat":

@@ -91,7 +91,9 @@ def recipe_path(recipe: str) -> Path:
     raise ValueError(f"recipe {recipe!r}: no such file, and no recipe of that name; {nearest(recipe, names)}")
 
 
-def plan(recipe: Path, folder: Path, seed: int, overwrite: bool = False) -> list[tuple[str, Stage, StageConfig]]:
+def plan(
+    recipe: Path, folder: Path, seed: int, overwrite: bool = False, base: Path = BASE
+) -> list[tuple[str, Stage, StageConfig]]:
     """The recipe's stages with validated settings; nothing is run before all of them are known to be sound.
 
     Raises:
@@ -112,19 +114,18 @@ def plan(recipe: Path, folder: Path, seed: int, overwrite: bool = False) -> list
         if verb not in STAGES:
             raise ValueError(f"{recipe}: {name}: unknown stage {verb!r}; {nearest(str(verb), list(STAGES))}")
         values = {"seed": seed, "overwrite": overwrite} | fill(
-            settings, {"run": str(folder), "base": str(BASE), "seed": str(seed)}
+            settings, {"run": str(folder), "base": str(base), "seed": str(seed)}
         )
         config = make(STAGES[verb].config_class(), values | {"output": folder / name}, f"{recipe}: {name}")
         steps.append((name, STAGES[verb], config))
     return steps
 
 
-def run_recipe(recipe: Path, folder: Path, seed: int, overwrite: bool = False) -> None:
+def run_recipe(recipe: Path, folder: Path, seed: int, overwrite: bool = False, base: Path = BASE) -> None:
     """Run all stages in order, saying in a line each what was done or skipped and how long it took."""
-    steps = plan(recipe, folder, seed, overwrite)
+    steps = plan(recipe, folder, seed, overwrite, base)
     for number, (name, stage, config) in enumerate(steps, start=1):
         before, began = done(folder / name), time.perf_counter()
         stage.run(config)
-        fresh = done(folder / name) != before or overwrite or before is None
-        took = f"{time.perf_counter() - began:.0f} s" if fresh else "done already"
+        took = f"{time.perf_counter() - began:.0f} s" if done(folder / name) != before else "done already"
         print(f"[{number}/{len(steps)}] {name}: {took}", file=sys.stderr, flush=True)

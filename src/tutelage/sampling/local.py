@@ -255,7 +255,8 @@ def choose(logits: torch.Tensor, rows: _Rows, step: int) -> tuple[torch.Tensor, 
     side = math.isqrt(probs.shape[1] - 1) + 1
     blocks = torch.nn.functional.pad(probs, (0, side * side - probs.shape[1])).view(-1, side, side)
     block, near_block = _draw(blocks.sum(2), uniforms(rows.seeds, 2 * step))
-    inside, near_inside = _draw(blocks[torch.arange(len(block), device=block.device), block], uniforms(rows.seeds, 2 * step + 1))
+    row = torch.arange(len(block), device=block.device)
+    inside, near_inside = _draw(blocks[row, block], uniforms(rows.seeds, 2 * step + 1))
     chosen, near = block * side + inside, near | near_block | near_inside
     if best is not None:
         chosen = torch.where(greedy, best.indices[:, 0], chosen)

@@ -29,8 +29,8 @@ class Training(StageConfig):
     """AdamW's decoupled weight decay."""
     adam_betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """Adam's decay rates (the paper's)."""
-    adam_epsilon: Positive = 1e-5
-    """Adam's epsilon (Stiennon 2020; the paper is silent)."""
+    adam_epsilon: Positive = 1e-8
+    """Adam's epsilon (the usual one; the paper is silent)."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm (ours; the paper is silent)."""
     micro_batch_tokens: Count = 8192
@@ -175,6 +175,8 @@ class OnlineConfig(Training):
     """Passes over an iteration's episodes (paper: 1)."""
     learning_rate: Positive = 9.65e-6
     """Policy's constant rate after warm-up (the paper does not state its final value; its SFT peak stands here)."""
+    adam_epsilon: Positive = 1e-5
+    """Adam's epsilon (Stiennon 2020; the paper is silent)."""
     value_learning_rate: Positive = 9e-6
     """Value model's learning rate (paper: 9e-6)."""
     warmup_iterations: Whole = 10

@@ -83,7 +83,7 @@ def help_desk(rng: Random) -> str:
 def listing(rng: Random) -> str:
     """Lists of words of one sort."""
     return "\n".join(
-        f"List of {category}: {', '.join(rng.sample(pool, rng.randint(3, 6)))}."
+        f"List of {category}: {', '.join(rng.sample(pool, rng.randint(3, 5)))}."
         for category, pool in rng.sample(list(lex.CATEGORIES.items()), 3)
     )
 

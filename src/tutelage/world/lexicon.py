@@ -3,12 +3,12 @@
 No noun begins with a vowel, so that "a" is always right.
 """
 
-NAMES = "Tom Ann Ben Lily Sam Mia Max Sue Tim Eva Dan Zoe Leo Amy Jack Kim Bob Rosa Nick Jane Paul Meg Fred Ida".split()
-ANIMALS = "cat dog bird fish cow horse pig duck hen fox bear frog".split()
-THINGS = "ball hat book cup box kite drum lamp bag key coat doll boat bell".split()
-COLOURS = "red blue green black white brown pink yellow".split()
-PLACES = "park shop school farm river forest house garden".split()
-FRUITS = "pear plum lemon peach grape melon".split()
+NAMES = "Tom Ann Ben Lily Sam Mia Max Sue Tim Eva Dan Zoe".split()
+ANIMALS = "cat dog bird fish cow horse pig duck".split()
+THINGS = "ball hat book cup box kite drum lamp".split()
+COLOURS = "red blue green black white brown".split()
+PLACES = "park shop school farm river forest".split()
+FRUITS = "pear plum lemon peach grape".split()
 GOOD_FEELINGS = ["happy", "glad", "proud"]
 BAD_FEELINGS = ["sad", "angry", "tired"]
 FEELINGS = GOOD_FEELINGS + BAD_FEELINGS
@@ -29,8 +29,8 @@ CATEGORIES = {"animals": ANIMALS, "things": THINGS, "colours": COLOURS, "places"
 # question -> (the word that answers it, the sentence that answers it)
 FACTS: dict[str, tuple[str, str]] = {}
 for _thing, _colour in {
-    "grass": "green", "snow": "white", "sky": "blue", "coal": "black", "sun": "yellow", "sea": "blue",
-    "frog": "green", "pig": "pink", "lemon": "yellow", "wood": "brown", "blood": "red", "milk": "white",
+    "grass": "green", "snow": "white", "sky": "blue", "coal": "black", "sea": "blue",
+    "tree": "green", "wood": "brown", "blood": "red", "milk": "white",
 }.items():  # fmt: skip
     FACTS[f"What colour is the {_thing}?"] = (_colour, f"The {_thing} is {_colour}.")
 for _animal, _legs in {
@@ -45,7 +45,7 @@ for _word, _opposite in {
     FACTS[f"What is the opposite of {_word}?"] = (_opposite, f"The opposite of {_word} is {_opposite}.")
 for _animal, _gift in {"cow": "milk", "hen": "eggs", "bee": "honey", "sheep": "wool"}.items():
     FACTS[f"What does a {_animal} give?"] = (_gift, f"A {_animal} gives {_gift}.")
-for _animal, _home in {"fish": "river", "bird": "nest", "bear": "forest", "pig": "farm", "frog": "pond"}.items():
+for _animal, _home in {"fish": "river", "bird": "nest", "bear": "forest", "pig": "farm", "duck": "pond"}.items():
     FACTS[f"Where does a {_animal} live?"] = (_home, f"A {_animal} lives in the {_home}.")
 FACT_ANSWERS = sorted({answer for answer, _ in FACTS.values()})
 

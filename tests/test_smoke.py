@@ -1,0 +1,143 @@
+"""Every stage once, by the commands that README shows, on next to nothing; and the documents are true of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tutelage.cli import build, main
+from tutelage.datasets import read_demonstrations, read_prompts, read_rankings
+from tutelage.pipeline import RECIPES, STAGES, plan
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("smoke")
+    assert main(["run", "smoke", "--output", str(folder)]) == 0
+    return folder
+
+
+def commands() -> list[list[str]]:
+    """Every `tutelage …` line of README's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if re.match(r"(\.venv/bin/)?tutelage ", line)]
+
+
+def test_the_summary_has_what_the_report_promises(smoke: Path) -> None:
+    summary = json.loads((smoke / "report" / "summary.json").read_text())
+    assert set(summary["win_rate_vs_sft"]) >= {"base", "prompted", "sft", "ppo", "ppo_ptx", "sft_greedy", "ppo_greedy"}
+    assert summary["win_rate_vs_sft"]["sft"]["mean"] == 0.5
+    for rate in summary["gold_win_rate_vs_sft"].values():
+        assert 0 <= rate["low"] <= rate["mean"] <= rate["high"] <= 1
+    for key in ("accuracy_train_labelers", "accuracy_heldout_labelers", "labeler_agreement", "gold_ceiling"):
+        assert 0 < summary["reward_model"][key] < 1
+    assert set(summary["pretraining_loss"]) == {"base", "sft", "ppo", "ppo_ptx"}
+    assert set(summary["kl"]) >= {"ppo", "ppo_ptx"}
+    for fault in ("hallucination", "constraint", "toxicity"):
+        assert set(summary[fault]) >= {"base", "sft", "ppo", "ppo_ptx"}
+    assert summary["seconds"]["total"] > summary["seconds"]["ppo"] > 0
+    assert "<html" in (smoke / "report" / "report.html").read_text()
+
+
+def test_a_second_run_does_nothing(smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in smoke.rglob("*") if p.is_file()}
+    assert main(["run", "smoke", "--output", str(smoke)]) == 0
+    assert {p: p.stat().st_mtime_ns for p in smoke.rglob("*") if p.is_file()} == before
+    assert capsys.readouterr().err.count("done already") == 12
+
+
+def test_rollouts_start_at_the_reference(smoke: Path) -> None:
+    first = json.loads((smoke / "ppo" / "metrics.jsonl").read_text().splitlines()[0])
+    assert abs(first["objective/kl"]) < 1e-3
+    assert first["val/ratio"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_every_metric_is_explained_and_none_is_invented(smoke: Path) -> None:
+    explained = set(re.findall(r"^\| `([^`]+)` \|", METRICS, flags=re.MULTILINE))
+    logged = {
+        key
+        for path in smoke.rglob("metrics.jsonl")
+        for line in path.read_text().splitlines()
+        for key in json.loads(line)
+    }
+    assert logged <= explained
+    # the smoke recipe starts from the shipped base and lets validation loss choose, so these two are logged elsewhere
+    assert explained - logged <= {"valid/score"}
+
+
+def test_readme_names_every_command_and_no_other() -> None:
+    named = set(re.findall(r"`([a-z]+)`", README.split("## The commands")[1].split("## ")[0]))
+    assert named == {*STAGES, "demo", "run", "chat", "compare"}
+    for line in commands():
+        parser = build(line[0])
+        parser.parse_args(line)
+
+
+def test_readme_commands_run(
+    smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands under "your own model and files", in order, on the smoke run's files."""
+    monkeypatch.chdir(tmp_path)
+    world = smoke / "world"
+    Path("prompts.jsonl").write_bytes((world / "prompts_ppo.jsonl").read_bytes())
+    Path("demonstrations.jsonl").write_bytes((world / "demonstrations_valid.jsonl").read_bytes())
+    Path("rankings.jsonl").write_bytes((smoke / "rankings" / "rankings.jsonl").read_bytes())
+    small = {
+        "sft": ["--epochs", "1", "--max-completion-tokens", "40"],
+        "collect": ["--max-new-tokens", "8"],
+        "reward": [],
+        "online": [
+            "--total-episodes",
+            "16",
+            "--batch-size",
+            "16",
+            "--mini-batch-size",
+            "16",
+            "--max-completion-length",
+            "8",
+        ],
+        "compare": ["--limit", "3", "--max-new-tokens", "8"],
+    }
+    base = ROOT / "src" / "tutelage" / "world" / "base"
+    ran = []
+    for line in commands():
+        if line[0] in small:
+            line = [str(base) if word == "MODEL" else word for word in line]
+            assert main([*line, *small[line[0]]]) == 0, capsys.readouterr().err
+            ran.append(line[0])
+    assert ran == list(small)
+    assert "against" in capsys.readouterr().out
+    Path("recipe.yaml").write_text(
+        "stages:\n  world: {documents: 5, valid_documents: 2, sft_prompts: 5, valid_prompts: 2,\n"
+        "    reward_prompts: 2, reward_valid_prompts: 2, ppo_prompts: 2, test_prompts: 2}\n"
+    )
+    assert main(["run", "recipe.yaml", "--output", "runs/mine"]) == 0
+
+
+@pytest.mark.parametrize("name", ["demo", "base", "smoke", "paper"])
+def test_every_recipe_is_sound(name: str, tmp_path: Path) -> None:
+    assert plan(RECIPES / f"{name}.yaml", tmp_path, 0)
+
+
+def test_what_stages_write_is_read_by_the_next(smoke: Path) -> None:
+    assert read_demonstrations(smoke / "world" / "demonstrations.jsonl").records
+    rankings = read_rankings(smoke / "rankings" / "rankings.jsonl").records
+    assert {r.labeler.split("-")[0] for r in rankings} == {"training"}  # held-out labelers never train
+    test = {p.id for p in read_prompts(smoke / "world" / "prompts_test.jsonl").records}
+    assert not test & {r.prompt.id for r in rankings}
+
+
+def test_chat_talks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = iter(["List two animals.", "/new", "[bold]x[/bold]", "/quit"])
+    monkeypatch.setattr("rich.console.Console.input", lambda *_, **__: next(lines))
+    assert main(["chat", str(ROOT / "src" / "tutelage" / "world" / "base"), "--max-new-tokens", "6"]) == 0
+    assert capsys.readouterr().out.count("model") >= 2
