@@ -223,6 +223,14 @@ def test_context_length(config: PreTrainedConfig, expected: int) -> None:
     assert context_length(AutoModelForCausalLM.from_config(config)) == expected
 
 
+def test_a_window_that_is_not_used_is_no_limit() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, max_position_embeddings=300))
+    model.config.sliding_window, model.config.use_sliding_window = 64, False
+    assert context_length(model) == 300
+    model.config.use_sliding_window = True
+    assert context_length(model) == 64
+
+
 def test_an_added_padding_token_is_the_same_in_every_loading(
     folders: Folders, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

@@ -72,9 +72,15 @@ def runs(tmp_path: Path) -> Path:
     wins = {name: rate(mean) for name, mean in WINS.items()}
     faults = dict.fromkeys(("hallucination", "toxicity"), wins) | {"constraint": {n: {} for n in MODELS}}
     cases = {"chat": wins}
-    write_run(
-        root, "evaluation", {}, [], prompts=100, win_rate=wins, gold_win_rate=wins, win_rate_by_use_case=cases, **faults
+    within, ahead = (
+        {"mean": 0.01, "low": -0.02, "high": 0.04, "n": 100},
+        {"mean": 0.2, "low": 0.2, "high": 0.3, "n": 100},
     )
+    gain = {"ppo_greedy": {"labelers": within}, "ppo_ptx_greedy": {"labelers": ahead}}
+    write_run(
+        root, "evaluation", {}, [], prompts=100, win_rate=wins, gold_win_rate=wins, win_rate_by_use_case=cases,
+        greedy_gain=gain, **faults,
+    )  # fmt: skip
     return root
 
 
@@ -128,10 +134,9 @@ def test_files_are_written_into_the_run_folder(runs: Path) -> None:
 def test_verdict_says_what_holds_and_what_does_not(runs: Path) -> None:
     said = "\n".join(verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", True)).replace("\u00a0", " ")
     assert "ppo beats sft: it wins 60 % (95 % interval 55–65), all of it above one half, and gold" in said
-    assert (
-        "wins 66 % (95 % interval 61–71), where greedy sft wins 65 % (95 % interval 60–70): the intervals over" in said
-    )
-    assert "wins 90 % (95 % interval 85–95), where greedy sft wins 65 % (95 % interval 60–70): it is ahead." in said
+    against = "where greedy sft wins 65 % (95 % interval 60–70)"
+    assert f"wins 66 % (95 % interval 61–71), {against}: the difference is within noise (-2 to +4 points" in said
+    assert f"wins 90 % (95 % interval 85–95), {against}: it is ahead (+20 to +30 points, prompt by prompt)." in said
     # ppo rose from 1.2 to 1.4; 1.29 is 0.11 of 0.20 back
     assert "ppo_ptx, with such text mixed in, took back at least half of the rise (1.290)." in said
 

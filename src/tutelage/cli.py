@@ -133,9 +133,7 @@ def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
         "--output", type=Path, default=output, required=output is None, help=f"folder of the run folders ({shown})"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of every stage that sets none (default: 0)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace runs made with other settings or inputs"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings or inputs")
 
 
 def dispatch(arguments: argparse.Namespace) -> None:

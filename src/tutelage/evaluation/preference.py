@@ -26,7 +26,11 @@ def bootstrap_mean(values: Sequence[float], draws: int, seed: int) -> dict[str, 
 
 
 def run(config: EvaluateConfig) -> None:
-    """Write the rates into done.json, under `win_rate`, `gold_win_rate`, each of `FAULTS`, and by use case."""
+    """Write the rates into done.json, under `win_rate`, `gold_win_rate`, each of `FAULTS`, and by use case.
+
+    `greedy_gain` is the paired difference of win rates, prompt by prompt, between a model's greedy answers and the
+    baseline's greedy answers: what is left of a gain once sharpening is taken out.
+    """
     run = open_run("evaluate", config, inputs_of(config, "judgments"))
     if run is None:
         return
@@ -49,8 +53,17 @@ def run(config: EvaluateConfig) -> None:
         }
         for n in names
     }
+    base = f"{rows[0]['baseline']}_greedy"
+
+    def gain(key: str, name: str) -> dict[str, float]:
+        return bootstrap_mean(
+            [r["models"][name][key] - r["models"][base][key] for r in rows], config.draws, config.seed
+        )
+
+    greedy = [n for n in names if n.endswith("_greedy") and n != base] if base in names else []
     run.finish(
         prompts=len(rows),
+        greedy_gain={n: {"labelers": gain("wins", n), "gold": gain("gold_wins", n)} for n in greedy},
         win_rate={n: rate("wins", n, rows) for n in names},
         gold_win_rate={n: rate("gold_wins", n, rows) for n in names},
         win_rate_by_use_case=by_use_case,

@@ -119,5 +119,6 @@ def summarise(runs: Path) -> dict[str, Any]:
         "reward_model": reward,
         **{key: in_order(answer.get(key, {}), folders) for key in of_answers},
         **{name: in_order(evaluate.get(key, {}), folders) for name, key in of_judgments.items()},
+        "greedy_gain": in_order(evaluate.get("greedy_gain", {}), folders),
         **{fault: in_order(evaluate.get(fault, {}), folders) for fault in FAULTS},
     }

@@ -11,7 +11,8 @@ CLAIMS = {
     -1: ("loses to", "all of it below one half"),
     0: ("is not shown to differ from", "with one half inside it"),
 }
-GREEDY = {1: "it is ahead", -1: "it is behind", 0: "the intervals overlap, so the difference is within noise"}
+NOTHING = {"low": 0.0, "high": 0.0}
+GREEDY = {1: "it is ahead", -1: "it is behind", 0: "the difference is within noise"}
 
 
 def percent(rate: Rate) -> str:
@@ -42,10 +43,11 @@ def verdict(summary: Mapping[str, Any], trained: Mapping[str, bool], baseline: s
             joint = "and" if apart(gold[name], even) == side else "but"
             sentence += f", {joint} gold, the noise-free preference, gives it {percent(gold[name])}"
         said.append(sentence + ".")
-        greedy, other = wins.get(f"{name}_greedy"), wins.get(f"{baseline}_greedy")
-        if greedy and other:
+        if gain := summary["greedy_gain"].get(f"{name}_greedy"):
+            greedy, other = wins[f"{name}_greedy"], wins[f"{baseline}_greedy"]
             sentence = f"Answering greedily it wins {percent(greedy)}, where greedy {baseline} wins {percent(other)}"
-            said.append(f"{sentence}: {GREEDY[apart(greedy, other)]}.")
+            points = f"{100 * gain['labelers']['low']:+.0f} to {100 * gain['labelers']['high']:+.0f} points"
+            said.append(f"{sentence}: {GREEDY[apart(gain['labelers'], NOTHING)]} ({points}, prompt by prompt).")
     return [*said, *_reward(summary), *_tax(summary, trained, baseline)]
 
 

@@ -101,7 +101,9 @@ def run_judge(config: JudgeConfig) -> None:
                     "parts": vars(found),
                 }
             stream.write(
-                json.dumps({"id": prompt.id, "use_case": prompt.use_case, "provokes": task.provokes, "models": judged})
+                json.dumps(
+                    {"id": prompt.id, "use_case": prompt.use_case, "baseline": config.baseline, "models": judged}
+                )
                 + "\n"
             )
     run.finish(prompts=len(rows), baseline=config.baseline, votes=config.votes)
