@@ -13,6 +13,7 @@ from conftest import SENTENCES, STORIES
 from tutelage.models.tokens import (
     PLAIN_TEMPLATE,
     decode_completion,
+    decode_continuation,
     encode_pair,
     encode_prompt,
     load_tokenizer,
@@ -158,3 +159,8 @@ def test_same_tokens() -> None:
     other_end = make("bytes")
     other_end.eos_token = "!"
     assert not same_tokens(a, other_end)
+
+
+def test_a_continuation_of_a_string_keeps_the_space_at_the_seam(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt_ids, ids = encode_pair(tokenizer, "Tom has", " a ball.")
+    assert decode_continuation(tokenizer, prompt_ids, ids) == " a ball."

@@ -6,6 +6,7 @@ base model has none. A completion ends with the end-of-text token, always.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -92,6 +93,14 @@ def encode_pair(
 def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: list[int] | tuple[int, ...]) -> str:
     """The text that people see: special tokens and outer white space removed."""
     return tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+
+def decode_continuation(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], completion_ids: Sequence[int]
+) -> str:
+    """The text that goes on a plain string, the space at the seam included, so that prompt + text is the whole."""
+    head = tokenizer.decode(list(prompt_ids), skip_special_tokens=True)
+    return tokenizer.decode([*prompt_ids, *completion_ids], skip_special_tokens=True)[len(head) :]
 
 
 def same_tokens(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.models.loading import context_length
-from tutelage.models.tokens import decode_completion, encode_prompt, render
+from tutelage.models.tokens import decode_completion, decode_continuation, encode_prompt, render
 from tutelage.records import Completion, Demonstration, Prompt, Request, Sample
 from tutelage.sampling import Sampler
 from tutelage.sampling.local import LocalSampler
@@ -59,10 +59,12 @@ def complete(
     ]
     samples = (sampler or LocalSampler(writer.policy)).sample(requests)
     completions = []
-    for sample in samples:
+    for prompt, request, sample in zip(prompts, requests, samples, strict=True):
         text = decode_completion(writer.tokenizer, sample.completion_ids)
         if writer.examples:
             text = text.split("\n")[0].strip()
+        elif isinstance(prompt.text, str):
+            text = decode_continuation(writer.tokenizer, request.prompt_ids, sample.completion_ids)
         completions.append(Completion(text=text, policy=writer.name, finish=sample.finish))
     return completions, requests, samples
 

@@ -26,7 +26,7 @@ from tutelage.sampling.local import LocalSampler
 from tutelage.sampling.random import request_seed
 from tutelage.stages.config import SftConfig
 from tutelage.stages.pretrain import rows_of, text_nll
-from tutelage.stages.training import Checkpoint, adamw, batches, cosine, update
+from tutelage.stages.training import Checkpoint, adamw, batches, cosine, shuffled, update
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def run(config: SftConfig) -> None:
         valid, _ = encode(read_demonstrations(config.valid_demonstrations).records, tokenizer, limits)
     else:
         held_out = max(1, len(train) // 10)
-        train, valid = train[held_out:], train[:held_out]
+        mixed = shuffled(train, config.seed, -1)
+        train, valid = mixed[held_out:], mixed[:held_out]
     if not train or not valid:
         raise ValueError(
             f"{config.demonstrations}: {len(loaded.records)} demonstrations, of which none fits in {limits} tokens"
