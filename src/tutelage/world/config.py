@@ -22,7 +22,7 @@ class WorldConfig(StageConfig):
     """People who type prompts; each belongs to one split."""
     sft_prompts: Count = 2500
     """Prompts with demonstrations."""
-    reward_prompts: Count = 2500
+    reward_prompts: Count = 4000
     """Prompts whose completions training labelers rank."""
     reward_valid_prompts: Count = 300
     """Prompts whose completions training and held-out labelers rank, to measure the reward model."""
