@@ -36,7 +36,7 @@ def human_rankings(path: Path) -> list[Ranking]:
             row = json.loads(line)
             best: dict[str, float] = {}
             for candidate in row["candidates"]:
-                best[candidate["text"]] = max(candidate["score"], best.get(candidate["text"], 0.0))
+                best[candidate["text"]] = max(candidate["score"], best.get(candidate["text"], candidate["score"]))
             if len(best) < 2:
                 continue
             ordered = sorted(set(best.values()), reverse=True)

@@ -65,8 +65,20 @@ def test_done_is_skipped_and_unfinished_goes_on(config: Config) -> None:
     assert done(config.output) is None
 
 
-def test_other_settings_are_refused_by_name(config: Config) -> None:
+def begun(config: Config, stage: str = "sft") -> None:
+    """Open a run and log a step."""
+    run = opened(config, stage)
+    assert run is not None
+    run.log(0, loss=1.0)
+
+
+def test_a_run_that_was_refused_before_its_work_leaves_the_folder_free(config: Config) -> None:
     opened(config)
+    assert opened(changed(config, rate=0.2)) is not None
+
+
+def test_other_settings_are_refused_by_name(config: Config) -> None:
+    begun(config)
     with pytest.raises(ValueError, match=r"holds a run with other settings: rate was 0\.1, is now 0\.2; .*overwrite"):
         opened(changed(config, rate=0.2))
     with pytest.raises(ValueError, match="seed was 0, is now 1"):
@@ -79,7 +91,7 @@ def test_other_settings_are_refused_by_name(config: Config) -> None:
 
 
 def test_other_inputs_are_refused_by_name(config: Config, tmp_path: Path) -> None:
-    opened(config)
+    begun(config)
     moved = tmp_path / "elsewhere.jsonl"
     moved.write_text("one\n")
     os.utime(moved, (0, 0))
@@ -99,7 +111,7 @@ def test_where_an_input_lies_does_not_matter(config: Config, tmp_path: Path) -> 
 
 def test_inputs_in_mappings_are_inputs_too(config: Config, tmp_path: Path) -> None:
     sets = changed(config, sets={"a": config.data})
-    opened(sets)
+    begun(sets)
     assert set(inputs_of(sets, "data", "sets")) == {"data", "sets.a"}
     (tmp_path / "data.jsonl").write_text("two\n")
     with pytest.raises(ValueError, match="differs"):

@@ -343,7 +343,8 @@ def test_sft_learns_its_demonstrations(config: Callable[..., Any], folders: Call
     tokenizer = load_tokenizer(c.output / "model")
     examples, _ = sft.encode(sft.read_demonstrations(c.demonstrations).records, tokenizer, (99, 99, 99))
     model = load_policy(c.output / "model", tokenizer)
-    assert sft.validation_loss(model, examples[:2], 1000) == pytest.approx(found["chosen"]["valid_loss"], abs=1e-5)
+    held_out = sft.shuffled(examples, c.seed, -1)[:2]
+    assert sft.validation_loss(model, held_out, 1000) == pytest.approx(found["chosen"]["valid_loss"], abs=1e-5)
     assert AutoModelForCausalLM.from_pretrained(c.output / "model")
 
 
@@ -373,7 +374,7 @@ def test_an_sft_update_follows_the_mean_losses(config: Callable[..., Any], monke
     tokenizer = load_tokenizer(c.model)
     policy = load_policy(c.model, tokenizer)
     examples, _ = sft.encode(sft.read_demonstrations(c.demonstrations).records, tokenizer, (99, 99, 99))
-    batch = next(training.batches(examples[2:], 6, c.seed, 1))
+    batch = next(training.batches(sft.shuffled(examples, c.seed, -1)[2:], 6, c.seed, 1))
 
     def losses(ids: list[int], start: int) -> torch.Tensor:
         logits = policy(torch.tensor([ids])).logits[0, start - 1 : -1]

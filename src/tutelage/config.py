@@ -6,6 +6,7 @@ Unknown keys are errors that name the nearest known key. Nothing here imports to
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ class StageConfig(BaseModel):
 
 
 C = TypeVar("C", bound=BaseModel)
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")  # each also with .gz
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^/]+)?")  # org/name, or org/name:split
 
 
 def nearest(key: str, known: list[str]) -> str:
@@ -56,6 +59,12 @@ def make(kind: type[C], values: dict[str, Any], source: str) -> C:
             else:
                 lines.append(f"{source}: {key}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
         raise ValueError("\n".join(lines)) from None
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source is a hub id: no path that exists here, of the form org/name, and not named like a data file."""
+    suffix = Path(source.removesuffix(".gz")).suffix
+    return not Path(source).exists() and bool(HUB_ID.fullmatch(source)) and suffix not in DATA_SUFFIXES
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import IO, Any, Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from tutelage.config import DATA_SUFFIXES, HUB_ID
 from tutelage.records import Demonstration, Message, Prompt, Ranking
 
 Kind = Literal["texts", "demonstrations", "rankings", "prompts"]
@@ -58,9 +58,7 @@ FORMATS = (  # the first that fits a row and gives the wanted kind is taken
 )
 __doc__ = f"{__doc__}\n" + "\n".join(f"{f.name + ':':30}{f!s:45} -> {', '.join(f.gives)}" for f in FORMATS)
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
-PATHS = f"a path to {', '.join(SUFFIXES)} (each also with .gz)"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^/]+)?")
+PATHS = f"a path to {', '.join(DATA_SUFFIXES)} (each also with .gz)"
 ASSISTANT = "\n\nAssistant:"  # the mark of hh-rlhf's transcripts
 ANSWERS = ("completion", "output", "chosen", "rejected")
 
@@ -329,6 +327,23 @@ def _one_line(error: ValueError) -> str:
     return f"{field}: {message}, found {_short(first['input'])}" if field else message
 
 
+def read_rows(source: str | os.PathLike[str], *required: str) -> list[dict[str, Any]]:
+    """Rows of a file of our own making, such as candidates, answers or judgments.
+
+    Raises:
+        DataError: if the file is missing or empty, a row is no object, or a required field is not there.
+    """
+    rows = []
+    for place, row in _rows(str(source)):
+        missing = [name for name in required if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise DataError(f"{place}: no field {missing[0]!r}; expected {', '.join(required)}")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{source}: empty file")
+    return rows
+
+
 # From a source to rows, each with its place
 
 
@@ -337,7 +352,7 @@ def _rows(source: str) -> Iterator[tuple[str, Any]]:
     suffix = Path(path.name.removesuffix(".gz")).suffix
     name, _, split = source.partition(":")
     if path.is_file():
-        if suffix not in SUFFIXES:
+        if suffix not in DATA_SUFFIXES:
             raise DataError(f"{source}: unknown kind of file; give {PATHS} or a hub id")
         opener: Callable[..., IO[Any]] = gzip.open if path.suffix == ".gz" else open
         newline = "" if suffix == ".csv" else None  # the csv module counts lines itself
@@ -349,7 +364,7 @@ def _rows(source: str) -> Iterator[tuple[str, Any]]:
                 raise DataError(f"{source}: not a whole gzip file: {error}") from None
             except UnicodeDecodeError as error:
                 raise DataError(f"{source}: not UTF-8 text: {error}; convert it") from None
-    elif Path(name).is_dir() or (HUB_ID.fullmatch(source) and suffix not in SUFFIXES):
+    elif Path(name).is_dir() or (HUB_ID.fullmatch(source) and suffix not in DATA_SUFFIXES):
         yield from _hub_rows(source, name, split or "train")
     else:
         raise DataError(f"{source}: no such file; give {PATHS} or a hub id (org/name or org/name:split)")

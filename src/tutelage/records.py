@@ -6,7 +6,7 @@ tokenizer's template). Files of these records are read and written by `datasets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -171,4 +171,3 @@ class Rollout:
     ref_logprobs: torch.Tensor
     scores: torch.Tensor
     values: torch.Tensor | None = None
-    extra: dict[str, Any] = field(default_factory=dict)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import resource
 import shutil
 import sys
@@ -26,9 +25,8 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tutelage.config import StageConfig, to_plain
+from tutelage.config import StageConfig, is_hub_id, to_plain
 
-HUB_ID = re.compile(r"[\w-]+/[\w.-]+(:\w+)?")
 LINE_SECONDS = 10.0  # how often a plain progress line is printed
 
 
@@ -102,7 +100,8 @@ class Run:
         row = {"step": step, "seconds": round(self.seconds, 3), **{k.replace("__", "/"): v for k, v in metrics.items()}}
         with self._metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
-        self._shown = {name.replace("__", "/"): metrics[name] for name in show}
+        if show:
+            self._shown = {name.replace("__", "/"): metrics[name] for name in show}
 
     @property
     def seconds(self) -> float:
@@ -157,11 +156,6 @@ def inputs_of(config: StageConfig, *names: str) -> dict[str, Path]:
     return {name: Path(value) for name, value in values.items() if value is not None and not is_hub_id(str(value))}
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether a source is a hub id ("org/name"), not a path: it does not exist here and looks like nothing else."""
-    return not Path(source).exists() and bool(HUB_ID.fullmatch(source)) and not Path(source).suffix
-
-
 def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run | None:
     """Open a run folder for work; None if it holds the finished run of these very settings and inputs.
 
@@ -173,8 +167,13 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
             raise ValueError(f"{name}: {path}: no such file or folder")
     folder = config.output
     # A run belongs to its settings and its inputs' contents; where an input lies does not matter.
-    located = {name.split(".")[0] for name in inputs}
-    settings = {k: v for k, v in to_plain(config).items() if k not in located}
+    settings = {
+        key: {name: v for name, v in value.items() if f"{key}.{name}" not in inputs}
+        if isinstance(value, dict)
+        else value
+        for key, value in to_plain(config).items()
+        if key not in inputs
+    }
     prints = {name: fingerprint(path) for name, path in inputs.items()}
     identity = {"stage": stage, "settings": settings, "inputs": prints}
     known = folder / "inputs.json"
@@ -184,8 +183,9 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
         before = json.loads(known.read_text())["identity"] if known.exists() else None
         if before == identity and done(folder) is not None:
             return None
+        begun = any(p.name not in (known.name, "config.yaml") for p in folder.iterdir())  # else refused before its work
         if before != identity:
-            if before is None or not config.overwrite:  # what is not ours is never deleted
+            if before is None or (begun and not config.overwrite):  # what is not ours is never deleted
                 remedy = "choose another" + ("" if before is None else ", or set overwrite")
                 raise ValueError(f"output: {folder} holds {_difference(before, identity)}; {remedy}")
             shutil.rmtree(folder)

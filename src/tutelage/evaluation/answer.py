@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 
-import torch
 from transformers import PreTrainedModel
 
 from tutelage.datasets import read_demonstrations, read_prompts, read_texts
@@ -17,18 +16,21 @@ from tutelage.evaluation.config import AnswerConfig
 from tutelage.evaluation.tax import pretraining_loss
 from tutelage.models.forward import all_scores, completion_logprobs
 from tutelage.models.loading import load_policy, load_scalar
-from tutelage.models.tokens import encode_pair, load_tokenizer
-from tutelage.records import Completion, Prompt, Request, Sample
+from tutelage.models.tokens import load_tokenizer
+from tutelage.objectives.kl import k1
+from tutelage.records import Completion, Request, Sample
 from tutelage.runs import inputs_of, open_run
-from tutelage.sampling.completions import Writer, complete, fits
+from tutelage.sampling.completions import Writer, complete, fits, scored_ids
 
 
-def kl_to(reference: PreTrainedModel, requests: list[Request], samples: list[Sample]) -> tuple[float, float]:
+def kl_to(
+    reference: PreTrainedModel, policy: PreTrainedModel, requests: list[Request], samples: list[Sample]
+) -> tuple[float, float]:
     """(mean, standard error) of the summed log-ratio per completion: an unbiased estimate of KL(policy‖reference)."""
     sequences = [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
-    theirs = completion_logprobs(reference, sequences, [len(r.prompt_ids) for r in requests]).sum(1)
-    ours = torch.tensor([sum(s.logprobs) for s in samples])
-    gap = ours - theirs
+    lengths = [len(r.prompt_ids) for r in requests]
+    ours, theirs = (completion_logprobs(model, sequences, lengths) for model in (policy, reference))
+    gap = k1(ours, theirs).sum(1)  # zero on padding, where both are zero
     return float(gap.mean()), float(gap.std() / len(gap) ** 0.5)
 
 
@@ -41,6 +43,8 @@ def run(config: AnswerConfig) -> None:
     for name in [*config.prompted.values(), *config.greedy, *(n for n in (config.best_of, config.reference) if n)]:
         if name not in config.models:
             raise ValueError(f"{name!r} is not among the models {sorted(config.models)}")
+    if config.prompted and not config.examples:
+        raise ValueError("prompted needs `examples`, demonstrations to take the worked examples from")
     if config.best_of and not config.reward_model:
         raise ValueError("best_of needs a reward_model to choose by")
     run = open_run("answer", config, inputs_of(config, "prompts", "models", "examples", "reward_model", "texts"))
@@ -60,48 +64,39 @@ def run(config: AnswerConfig) -> None:
     prompts = read_prompts(config.prompts).records
     fitting = [p for p in prompts if all(fits(w, p, 2**31, config.max_new_tokens) for w in writers.values())]
 
-    def score(asked: list[Prompt], completions: list[Completion]) -> torch.Tensor:
-        pairs = [
-            encode_pair(reward_tokenizer, p.text, c.text, ended=c.finish != "length")
-            for p, c in zip(asked, completions, strict=True)
-        ]
-        return all_scores(scorer, [a + b for a, b in pairs])
-
+    if not fitting:
+        raise ValueError(
+            f"{config.prompts}: none of {len(prompts)} prompts leaves room for {config.max_new_tokens} new tokens"
+        )
     answers: dict[str, list[Completion]] = {}
+    scores: dict[str, float] = {}
     kl: dict[str, float] = {}
     kl_error: dict[str, float] = {}
-    jobs = [
-        *writers,
-        *(f"{n}_greedy" for n in config.greedy),
-        *([f"best_of_{config.best_of_n}"] if config.best_of else []),
-    ]
+    jobs = [(name, name, config.temperature, 1) for name in writers]
+    jobs += [(f"{name}_greedy", name, 0.0, 1) for name in config.greedy]
+    jobs += (
+        [(f"best_of_{config.best_of_n}", config.best_of, config.temperature, config.best_of_n)]
+        if config.best_of
+        else []
+    )
     for index in run.track(range(len(jobs))):
-        job = jobs[index]
-        if job.startswith("best_of_"):
-            writer, n = writers[str(config.best_of)], config.best_of_n
-            repeated = [p for p in fitting for _ in range(n)]
-            # k starts past 0, which is the model's own single sample
-            many, _, _ = complete(
-                writer, repeated, config.seed, copies=list(range(1, n + 1)) * len(fitting),
-                temperature=config.temperature, max_new_tokens=config.max_new_tokens,
-            )  # fmt: skip
-            best = score(repeated, many).view(-1, n).argmax(1).tolist()
-            answers[job] = [many[i * n + k] for i, k in enumerate(best)]
-        else:
-            greedy = job.endswith("_greedy")
-            writer = writers[job.removesuffix("_greedy")]
-            answers[job], requests, samples = complete(
-                writer, fitting, config.seed,
-                temperature=0.0 if greedy else config.temperature, max_new_tokens=config.max_new_tokens,
-            )  # fmt: skip
-            if (
-                config.reference
-                and not greedy
-                and config.temperature == 1.0
-                and not writer.examples
-                and job != config.reference
-            ):
-                kl[job], kl_error[job] = kl_to(writers[config.reference].policy, requests, samples)
+        label, name, temperature, n = jobs[index]
+        writer = writers[name]
+        asked = [p for p in fitting for _ in range(n)]
+        # Copy 0 is the model's own single sample; the best of n draws from the copies after it.
+        copies = [0] * len(asked) if n == 1 else list(range(1, n + 1)) * len(fitting)
+        completions, requests, samples = complete(
+            writer, asked, config.seed, copies=copies, temperature=temperature, max_new_tokens=config.max_new_tokens
+        )
+        if scorer is not None:
+            read = all_scores(scorer, scored_ids(writer, reward_tokenizer, asked, completions, requests, samples))
+            best = read.view(-1, n).argmax(1)
+            scores[label] = float(read.view(-1, n).max(1).values.mean())
+            completions = [completions[i * n + k] for i, k in enumerate(best.tolist())]
+        answers[label] = completions
+        at_reference = name == config.reference or writer.examples or n > 1
+        if config.reference and not at_reference and temperature == 1.0:
+            kl[label], kl_error[label] = kl_to(writers[config.reference].policy, writer.policy, requests, samples)
         run.log(index, answers=float(len(fitting)))
     with (run.folder / "answers.jsonl").open("w", encoding="utf-8") as stream:
         for i, prompt in enumerate(fitting):
@@ -114,6 +109,6 @@ def run(config: AnswerConfig) -> None:
     run.finish(
         prompts=len(fitting), dropped={"too long": len(prompts) - len(fitting)}, kl=kl, kl_standard_error=kl_error,
         pretraining_loss={n: pretraining_loss(w.policy, w.tokenizer, texts) for n, w in plain.items()},
-        scores={n: float(score(fitting, c).mean()) for n, c in answers.items()} if scorer is not None else {},
+        scores=scores,
         words={n: sum(len(c.text.split()) for c in cs) / len(cs) for n, cs in answers.items()},
     )  # fmt: skip

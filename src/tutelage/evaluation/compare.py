@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 from rich.console import Console
 from rich.table import Table
@@ -13,8 +12,8 @@ from tutelage.datasets import read_prompts
 from tutelage.evaluation.preference import bootstrap_mean
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar
-from tutelage.models.tokens import encode_pair, load_tokenizer
-from tutelage.sampling.completions import Writer, complete, fits
+from tutelage.models.tokens import load_tokenizer
+from tutelage.sampling.completions import Writer, complete, fits, scored_ids
 
 
 def compare(
@@ -40,20 +39,14 @@ def compare(
     ]
     if not asked:
         raise ValueError(f"{prompts}: no prompt leaves room for {max_new_tokens} tokens in every model's context")
-    answers = [complete(w, asked, seed, temperature=temperature, max_new_tokens=max_new_tokens)[0] for w in writers]
+    written = [complete(w, asked, seed, temperature=temperature, max_new_tokens=max_new_tokens) for w in writers]
+    answers = [completions for completions, _, _ in written]
     scores = None
     if reward_model:
         reader = load_tokenizer(reward_model)
         scorer = load_scalar(reward_model, reader)
         scores = [
-            all_scores(
-                scorer,
-                [
-                    list(chain(*encode_pair(reader, p.text, c.text, ended=c.finish != "length")))
-                    for p, c in zip(asked, column, strict=True)
-                ],
-            )
-            for column in answers
+            all_scores(scorer, scored_ids(w, reader, asked, *w_out)) for w, w_out in zip(writers, written, strict=True)
         ]
     table = Table(show_lines=True)
     for title in ("prompt", *models):

@@ -5,12 +5,11 @@ The paper's protocol (section 3.6): every model against the SFT baseline, judged
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from tutelage.datasets import read_rows
 from tutelage.evaluation.config import EvaluateConfig
 from tutelage.runs import inputs_of, open_run
 
@@ -34,9 +33,7 @@ def run(config: EvaluateConfig) -> None:
     run = open_run("evaluate", config, inputs_of(config, "judgments"))
     if run is None:
         return
-    rows = [json.loads(line) for line in Path(config.judgments).read_text(encoding="utf-8").splitlines()]
-    if not rows:
-        raise ValueError(f"{config.judgments}: empty file")
+    rows = read_rows(config.judgments, "baseline", "models", "use_case")
     names = list(rows[0]["models"])
 
     def rate(key: str, name: str, chosen: Sequence[dict]) -> dict[str, float]:

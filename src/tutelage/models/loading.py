@@ -55,8 +55,10 @@ def load_policy(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTr
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: no causal language model found here: {str(error).splitlines()[0]}") from None
+    if "ForSequenceClassification" in (model.config.architectures or [""])[0]:
+        raise ValueError(f"{folder}: is a reward model; a language model is wanted")
     _fit_tokenizer(model, tokenizer, folder)
     model = model.to(device()).eval()
     _check_head(model, folder)
@@ -73,7 +75,7 @@ def load_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTr
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=1, dtype=torch.float32, use_safetensors=True
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: no reward model found here: {str(error).splitlines()[0]}") from None
     if "ForCausalLM" in (model.config.architectures or [""])[0]:
         raise ValueError(f"{folder}: is a language model; a reward model is wanted: train one with `tutelage reward`")
@@ -87,7 +89,7 @@ def new_scalar(policy_folder: str | Path, tokenizer: PreTrainedTokenizerBase, se
         model = AutoModelForSequenceClassification.from_pretrained(
             policy_folder, num_labels=1, dtype=torch.float32, use_safetensors=True
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{policy_folder}: no model found here: {str(error).splitlines()[0]}") from None
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ValueError(

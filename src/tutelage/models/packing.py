@@ -32,7 +32,8 @@ class MicroBatch:
 def micro_batches(sequences: Sequence[Sequence[int]], max_tokens: int, pad_id: int) -> list[MicroBatch]:
     """Group sequences so that rows x longest stays within `max_tokens` (a longer single row gets its own batch)."""
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    batches, rows = [], []  # type: ignore[var-annotated]
+    batches: list[list[int]] = []
+    rows: list[int] = []
     for i in order:
         if rows and (len(rows) + 1) * len(sequences[i]) > max_tokens:
             batches.append(rows)

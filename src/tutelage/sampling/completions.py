@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.models.loading import context_length
-from tutelage.models.tokens import decode_completion, decode_continuation, encode_prompt, render
+from tutelage.models.tokens import (
+    decode_completion,
+    decode_continuation,
+    encode_pair,
+    encode_prompt,
+    render,
+    same_tokens,
+)
 from tutelage.records import Completion, Demonstration, Prompt, Request, Sample
 from tutelage.sampling import Sampler
 from tutelage.sampling.local import LocalSampler
@@ -67,6 +74,27 @@ def complete(
             text = decode_continuation(writer.tokenizer, request.prompt_ids, sample.completion_ids)
         completions.append(Completion(text=text, policy=writer.name, finish=sample.finish))
     return completions, requests, samples
+
+
+def scored_ids(
+    writer: Writer,
+    reader: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    requests: Sequence[Request],
+    samples: Sequence[Sample],
+) -> list[list[int]]:
+    """What a reward model with tokenizer `reader` reads: the sampled ids where tokenizers match, else encoded anew.
+
+    After worked examples it reads the prompt without them.
+    """
+    if not writer.examples and same_tokens(writer.tokenizer, reader):
+        return [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
+    pairs = [
+        encode_pair(reader, p.text, c.text, ended=c.finish != "length")
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+    return [a + b for a, b in pairs]
 
 
 def fits(writer: Writer, prompt: Prompt, max_prompt_tokens: int, max_new_tokens: int) -> bool:

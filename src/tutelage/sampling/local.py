@@ -97,6 +97,9 @@ class LocalSampler:
     """
 
     def __init__(self, policy: PreTrainedModel, batch_tokens: int = 32768) -> None:
+        if policy.config._attn_implementation != "sdpa":  # others read the boolean mask as numbers to add
+            name = type(policy).__name__
+            raise ValueError(f"{name}: sampling needs sdpa attention, not {policy.config._attn_implementation}")
         self.policy = policy
         self.batch_tokens = batch_tokens
 

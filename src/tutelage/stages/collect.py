@@ -9,6 +9,7 @@ is `candidates.jsonl`: prompt and completions, without ranks. Identical completi
 from __future__ import annotations
 
 import json
+from collections import Counter
 from random import Random
 
 from tutelage.datasets import read_demonstrations, read_prompts
@@ -31,6 +32,8 @@ def run(config: CollectConfig) -> None:
             raise ValueError(f"{name!r} is not among the policies {sorted(config.policies)}")
     if config.few_shot and not config.examples:
         raise ValueError("few_shot needs `examples`, demonstrations to take the worked examples from")
+    if config.k_min > config.k_max:
+        raise ValueError(f"k_min={config.k_min} is above k_max={config.k_max}")
     run = open_run("collect", config, inputs_of(config, "prompts", "policies", "examples"))
     if run is None:
         return
@@ -45,6 +48,11 @@ def run(config: CollectConfig) -> None:
         for p in range(len(prompts))
         for _ in range(rng.randint(config.k_min, config.k_max))
     ]
+    numbers: Counter[int] = Counter()  # which copy of its prompt a completion is
+    copies = []
+    for p, _ in slots:
+        copies.append(numbers[p])
+        numbers[p] += 1
     # 2. Each policy writes its share.
     written: dict[int, Completion] = {}
     dropped = 0
@@ -57,16 +65,21 @@ def run(config: CollectConfig) -> None:
         mine = [i for i, (p, n) in enumerate(slots) if n == name and room[p]]
         dropped += sum(not ok for ok in room.values())
         completions, _, _ = complete(
-            writer, [prompts[slots[i][0]] for i in mine], config.seed, copies=mine,
+            writer, [prompts[slots[i][0]] for i in mine], config.seed, copies=[copies[i] for i in mine],
             temperature=config.temperature, max_new_tokens=config.max_new_tokens,
         )  # fmt: skip
         written |= dict(zip(mine, completions, strict=True))
         run.log(index, completions=float(len(mine)))
     # 3. Some completions change places, to be wrong for the prompt they come under.
     moved = [i for i in written if rng.random() < config.off_prompt]
+    swapped: dict[int, Completion] = {}
     for i, j in zip(moved, moved[1:] + moved[:1], strict=True):
-        written[i] = written[j].model_copy(update={"policy": f"{written[j].policy} off prompt"})
-    # 4. Merge identical completions and write.
+        swapped[i] = written[j].model_copy(update={"policy": f"{written[j].policy} off prompt"})
+    written |= swapped
+    # 4. Merge identical completions, leave out empty ones, and write.
+    empty = [i for i, completion in written.items() if not completion.text.strip()]
+    for i in empty:
+        del written[i]
     groups: dict[int, dict[str, Completion]] = {}
     for i, completion in sorted(written.items()):
         groups.setdefault(slots[i][0], {}).setdefault(completion.text, completion)
@@ -80,7 +93,9 @@ def run(config: CollectConfig) -> None:
             row["prompt"] = row.pop("text")
             row["completions"] = [c.model_dump(mode="json", exclude_none=True) for c in texts.values()]
             stream.write(json.dumps(row) + "\n")
+    if not kept:
+        raise ValueError(f"{config.prompts}: no prompt got two distinct completions within the models' context")
     run.finish(
         prompts=kept, completions=len(written), merged=len(written) - sum(len(g) for g in groups.values()),
-        dropped={"too long": dropped, "fewer than two distinct completions": len(groups) - kept},
+        dropped={"too long": dropped, "empty": len(empty), "fewer than two distinct completions": len(groups) - kept},
     )  # fmt: skip

@@ -13,6 +13,7 @@ from pydantic import Field
 from tutelage.config import StageConfig
 
 Count = Annotated[int, Field(gt=0)]
+Length = Annotated[int, Field(ge=2)]  # of a row to predict the next token in
 Whole = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -34,7 +35,7 @@ class Training(StageConfig):
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm (ours; the paper is silent)."""
     micro_batch_tokens: Count = 8192
-    """Tokens, padding included, in one forward and backward pass; memory's dial, it never changes a result."""
+    """Tokens, padding included, in one forward and backward pass: memory's dial; results are equal up to rounding."""
     checkpoint_seconds: Positive = 60.0
     """A resumable checkpoint is written about this often."""
 
@@ -58,7 +59,7 @@ class PretrainConfig(Training):
     """Width inside the feed-forward blocks."""
     context: Count = 512
     """Most tokens of a sequence the model is said to take."""
-    sequence_length: Count = 128
+    sequence_length: Length = 128
     """Tokens of a training row; documents are joined by end-of-text."""
     batch_tokens: Count = 1024
     """Tokens of an update."""
@@ -219,7 +220,7 @@ class OnlineConfig(Training):
     """gamma of equation 2 (paper: 27.8). Our normalisation: policy loss and ptx loss are both means per token."""
     ptx_per_episode: Positive = 8
     """Pretraining rows of an episode (paper: 8)."""
-    ptx_length: Count = 128
+    ptx_length: Length = 128
     """Tokens of a pretraining row."""
     sample_every: Count = 10
     """Iterations between samples kept for the report."""

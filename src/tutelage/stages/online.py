@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import decode_completion, encode_prompt, load_tokenizer, require_same_tokens
 from tutelage.objectives.advantages import kl_shaped_rewards
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, k1
-from tutelage.objectives.masked import masked_mean, whiten
+from tutelage.objectives.masked import keep, masked_mean, whiten
 from tutelage.records import Prompt, Request, Rollout
 from tutelage.runs import Run, inputs_of, open_run
 from tutelage.sampling import Sampler
@@ -46,14 +47,18 @@ ALGORITHMS = {"ppo": ppo}
 
 
 def run(config: OnlineConfig) -> None:
-    """Optimise the policy, then write `model/` into the run folder."""
+    """Optimise the policy, then write `model/` into the run folder.
+
+    Raises:
+        ValueError: if batches do not divide, tokenizers differ, no prompt fits, or the gradient is not finite.
+    """
+    if config.batch_size % config.mini_batch_size:
+        raise ValueError(f"mini_batch_size={config.mini_batch_size} does not divide batch_size={config.batch_size}")
     run = open_run(
         "online", config, inputs_of(config, "model", "reward_model", "prompts", "pretraining_texts", "valid_texts")
     )
     if run is None:
         return
-    if config.batch_size % config.mini_batch_size:
-        raise ValueError(f"mini_batch_size={config.mini_batch_size} does not divide batch_size={config.batch_size}")
     algorithm = ALGORITHMS[config.algorithm]
 
     # The four models.
@@ -67,8 +72,9 @@ def run(config: OnlineConfig) -> None:
     average = copy.deepcopy(policy).requires_grad_(False)
     sampler = LocalSampler(policy)
 
-    prompts, dropped = usable_prompts(config, policy, tokenizer)
-    rows = pretraining_rows(config, tokenizer)
+    whole = min(context_length(policy), context_length(reward_model))
+    prompts, dropped = usable_prompts(config, whole, tokenizer)
+    rows = pretraining_rows(config, whole, tokenizer)
     kl = (
         AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_target else FixedKL(config.kl_coef)
     )
@@ -118,7 +124,7 @@ def run(config: OnlineConfig) -> None:
                 averaged.lerp_(parameter, 1 - config.ema_decay)
 
         # 8. Log, steer the KL coefficient, checkpoint.
-        drift = (k1(rollout.logprobs, rollout.ref_logprobs) * mask).sum(1)
+        drift = keep(k1(rollout.logprobs, rollout.ref_logprobs), mask).sum(1)
         run.log(
             iteration,
             show=("objective__scores", "objective__kl", "objective__length"),
@@ -142,36 +148,37 @@ def run(config: OnlineConfig) -> None:
     final = average if config.ema_decay else policy
     results: dict[str, Any] = {"prompts": len(prompts), "dropped": dropped, "kl_coef": kl.value}
     if config.valid_texts:
-        held_out = rows_of(tokenizer, read_texts(config.valid_texts).records, config.ptx_length)
+        held_out = rows_of(tokenizer, read_texts(config.valid_texts).records, min(config.ptx_length, whole))
         results["pretraining_loss"] = text_loss(final, held_out)
     save_model(final.eval(), tokenizer, run.folder / "model")
     run.finish(**results)
 
 
 def usable_prompts(
-    config: OnlineConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    config: OnlineConfig, context: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[tuple[Prompt, tuple[int, ...]]], int]:
     """Prompts with their ids, and how many were too long and dropped.
 
     Raises:
         ValueError: if none is left.
     """
-    limit = min(config.max_prompt_tokens, context_length(policy) - config.max_completion_length)
+    limit = min(config.max_prompt_tokens, context - config.max_completion_length)
     loaded = read_prompts(config.prompts).records
     encoded = [(p, tuple(encode_prompt(tokenizer, p.text))) for p in loaded]
     kept = [(p, ids) for p, ids in encoded if len(ids) <= limit]
     if not kept:
         raise ValueError(
-            f"{config.prompts}: none of {len(loaded)} prompts leaves room for a completion within {limit} tokens"
+            f"{config.prompts}: none of {len(loaded)} prompts leaves room for a completion: "
+            f"lower max_completion_length={config.max_completion_length} (the models' context is {context} tokens)"
         )
     return kept, len(loaded) - len(kept)
 
 
-def pretraining_rows(config: OnlineConfig, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor | None:
+def pretraining_rows(config: OnlineConfig, context: int, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor | None:
     """Rows of pretraining ids for PPO-ptx, or None for plain PPO."""
     if config.pretraining_texts is None:
         return None
-    return rows_of(tokenizer, read_texts(config.pretraining_texts).records, config.ptx_length)
+    return rows_of(tokenizer, read_texts(config.pretraining_texts).records, min(config.ptx_length, context))
 
 
 def iteration_prompts(
@@ -194,16 +201,13 @@ def sample(
 ) -> Rollout:
     """One completion per prompt, as sequences of ids with their log-probabilities under the sampling policy."""
     policy.eval()
-    requests = [
-        Request(
-            prompt_ids=ids,
-            seed=request_seed(config.seed, iteration, prompt.id, k),
-            max_new_tokens=config.max_completion_length,
-            stop_ids=(policy.config.eos_token_id,),
-            temperature=config.temperature,
-        )
-        for k, (prompt, ids) in enumerate(prompts)
-    ]
+    seen: Counter[str] = Counter()  # which copy of its prompt an episode is
+    requests = []
+    for prompt, ids in prompts:
+        seed = request_seed(config.seed, iteration, prompt.id, seen[prompt.id])
+        seen[prompt.id] += 1
+        stops = (policy.config.eos_token_id,)
+        requests.append(Request(ids, seed, config.max_completion_length, stops, config.temperature))
     samples = sampler.sample(requests)
     sequences = [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
     prompt_lengths = [len(r.prompt_ids) for r in requests]

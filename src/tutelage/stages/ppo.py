@@ -1,4 +1,4 @@
-"""PPO as an algorithm of the online loop: which credit, which loss, and that it has a value model.
+"""PPO as an algorithm of the online loop: which credit, and which losses.
 
 Paper, section 3.5: token rewards with a KL penalty, GAE (lambda of Stiennon 2020), clipped ratio, separate value model.
 """
@@ -11,8 +11,6 @@ from tutelage.objectives.advantages import gae
 from tutelage.objectives.masked import whiten
 from tutelage.objectives.policy import clipped_policy_loss, clipped_value_loss
 from tutelage.stages.config import OnlineConfig
-
-HAS_VALUE_MODEL = True
 
 
 def advantages(

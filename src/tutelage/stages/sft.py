@@ -82,8 +82,11 @@ def mean_score(
 ) -> float:
     """Mean score of sampled completions to the examples' prompts."""
     eos = policy.config.eos_token_id
+    room = context_length(policy)
     requests = [
-        Request(tuple(e.prompt_ids), request_seed(seed, 0, str(i), 0), max_new_tokens, (eos,))
+        Request(
+            tuple(e.prompt_ids), request_seed(seed, 0, str(i), 0), min(max_new_tokens, room - len(e.prompt_ids)), (eos,)
+        )
         for i, e in enumerate(examples)
     ]
     samples = LocalSampler(policy.eval()).sample(requests)

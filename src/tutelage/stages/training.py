@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def adamw(model: nn.Module, config: Training, learning_rate: float | None = None) -> torch.optim.AdamW:
-    """AdamW with the config's settings; the rate is set at each update by `set_rate`."""
+    """AdamW with the config's settings; the rate is set at each `update`."""
     return torch.optim.AdamW(
         model.parameters(),
         lr=learning_rate or config.learning_rate,
@@ -112,7 +112,9 @@ class Checkpoint:
             state = optimizer.state_dict()["state"]
             flat = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
             _save(flat, scratch / f"{name}.optimizer.safetensors")
-        _save({"torch": torch.get_rng_state()}, scratch / "rng.safetensors")
+        rng = {"cpu": torch.get_rng_state()}
+        rng |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        _save(rng, scratch / "rng.safetensors")
         write_json(scratch / "counters.json", {"step": step, **counters})
         old = self.run.state.with_name("state.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -142,7 +144,10 @@ class Checkpoint:
                 index, field = key.split(".", 1)
                 state.setdefault(int(index), {})[field] = value
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(load_file(self.run.state / "rng.safetensors")["torch"])
+        rng = load_file(self.run.state / "rng.safetensors")
+        torch.set_rng_state(rng.pop("cpu"))
+        for name, rng_state in rng.items():
+            torch.cuda.set_rng_state(rng_state, int(name.removeprefix("cuda")))
         counters = json.loads((self.run.state / "counters.json").read_text())
         self.run.forget_after(counters["step"] - 1)
         return counters

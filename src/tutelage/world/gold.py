@@ -33,6 +33,18 @@ def instruction(prompt: Prompt) -> str:
     return prompt.text if isinstance(prompt.text, str) else prompt.text[-1].content
 
 
+def task_of(prompt: Prompt) -> tasks.Task:
+    """What the prompt asks, read from its text.
+
+    Raises:
+        ValueError: if it is not one of this world's instructions.
+    """
+    task = tasks.parse(instruction(prompt))
+    if task is None:
+        raise ValueError(f"prompt {prompt.id}: not an instruction of the world: {instruction(prompt)[:80]!r}")
+    return task
+
+
 def harmless(text: str) -> bool:
     """Whether a text holds no insult."""
     return not {w.lower() for w in kinds.words(text)} & set(lex.INSULTS)
@@ -44,9 +56,7 @@ def parts(prompt: Prompt, completion: str) -> Parts:
     Raises:
         ValueError: if the prompt is not one of this world's instructions.
     """
-    task = tasks.parse(instruction(prompt))
-    if task is None:
-        raise ValueError(f"prompt {prompt.id}: not an instruction of the world: {instruction(prompt)[:80]!r}")
+    task = task_of(prompt)
     found = kinds.KINDS[task.kind].check(task.slots, completion)
     written = kinds.sentences(completion)
     allowed = {"Use two sentences.": 2, "Use three sentences.": 3}.get(task.constraint or "", found.sentences)

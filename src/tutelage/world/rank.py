@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from random import Random
 from typing import Any
 
-from tutelage.datasets import read_prompts, write_jsonl
+from tutelage.datasets import read_prompts, read_rows, write_jsonl
 from tutelage.labeling.agreement import pairwise_agreement
 from tutelage.records import Completion, Prompt, Ranking
 from tutelage.runs import inputs_of, open_run
-from tutelage.world import gold, kinds, people, tasks
+from tutelage.world import gold, kinds, people
 from tutelage.world.config import JudgeConfig, RankConfig
 
 
 def read_candidates(path: str) -> list[tuple[Prompt, tuple[Completion, ...]]]:
     """Prompts with unranked completions, as `tutelage collect` writes them."""
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(path, "prompt", "completions")
     prompts = read_prompts(path).records
     return [(p, tuple(Completion(**c) for c in row["completions"])) for p, row in zip(prompts, rows, strict=True)]
 
@@ -78,15 +77,14 @@ def run_judge(config: JudgeConfig) -> None:
     pool = people.hire("heldout", config.heldout_labelers, 0)
     rng = Random(f"judge/{config.seed}")
     prompts = read_prompts(config.answers).records
-    rows = [json.loads(line) for line in Path(config.answers).read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(config.answers, "prompt", "answers")
     with (run.folder / "judgments.jsonl").open("w", encoding="utf-8") as stream:
         for prompt, row in zip(prompts, rows, strict=True):
             answers: dict[str, str] = row["answers"]
             if config.baseline not in answers:
                 raise ValueError(f"baseline={config.baseline!r} is not among the answers' models {sorted(answers)}")
             against = answers[config.baseline]
-            task = tasks.parse(gold.instruction(prompt))
-            assert task is not None
+            task = gold.task_of(prompt)
             judged = {}
             for name, text in answers.items():
                 voters = rng.sample(pool, config.votes)
