@@ -83,9 +83,11 @@ class _Rows:
     budget: torch.Tensor  # (b,) most new tokens
     position: torch.Tensor  # (b,) of the token to be fed next
     visible: torch.Tensor  # (b, capacity) false on padding
+    unpadded: bool  # no row has padding: attention needs no mask
 
     def keep(self, rows: torch.Tensor) -> _Rows:
-        return _Rows(**{name: tensor[rows] for name, tensor in vars(self).items()})
+        kept = {name: value[rows] for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return _Rows(**kept, unpadded=self.unpadded)
 
 
 class LocalSampler:
@@ -190,7 +192,7 @@ class LocalSampler:
         positions = (seen.long().cumsum(1) - 1).clamp(min=0)
         out = self.policy.base_model(
             input_ids=ids,
-            attention_mask=None if seen.all() else mask,
+            attention_mask=None if rows.unpadded else mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
@@ -198,10 +200,10 @@ class LocalSampler:
         return out.last_hidden_state[:, -1]
 
     def _decode(self, chosen: torch.Tensor, rows: _Rows, cache: Cache, length: int) -> torch.Tensor:
-        seen = rows.visible[:, : length + 1]
+        seen = None if rows.unpadded else rows.visible[:, None, None, : length + 1]
         out = self.policy.base_model(
             input_ids=chosen[:, None],
-            attention_mask=seen[:, None, None, :],
+            attention_mask=seen,
             position_ids=rows.position[:, None],
             past_key_values=cache,
             use_cache=True,
@@ -236,8 +238,10 @@ def _start(requests: list[Request], device: torch.device) -> tuple[torch.Tensor,
         budget=torch.tensor([r.max_new_tokens for r in requests]),
         position=lengths.clone(),
         visible=torch.arange(capacity) >= (width - lengths)[:, None],
+        unpadded=bool((lengths == width).all()),
     )
-    return ids.to(device), _Rows(**{name: tensor.to(device) for name, tensor in vars(rows).items()})
+    moved = {name: value.to(device) for name, value in vars(rows).items() if isinstance(value, torch.Tensor)}
+    return ids.to(device), _Rows(**moved, unpadded=rows.unpadded)
 
 
 def choose(logits: torch.Tensor, rows: _Rows, step: int) -> tuple[torch.Tensor, torch.Tensor]:
