@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tutelage"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"records", "objectives", "config"},
-    {"models", "runs", "datasets"},
+    {"models", "runs", "datasets", "intervals"},
     {"sampling"},
     {"stages", "labeling", "evaluation", "report", "world"},
     {"pipeline"},

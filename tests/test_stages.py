@@ -97,7 +97,6 @@ def config(data: Path, folders: Callable[[str], Path], tmp_path: Path) -> Callab
                 "learning_rate": 1e-3, "value_learning_rate": 1e-3, "max_completion_length": 12, "kl_target": 1.0,
                 "kl_horizon": 40, "ema_decay": 0.5, "pretraining_texts": data / "texts.jsonl", "ptx_length": 16,
                 "ptx_per_episode": 1, "ptx_coef": 1.0, "warmup_iterations": 2, "sample_every": 1,
-                "valid_texts": data / "texts.jsonl",
             },
         ),
     }  # fmt: skip

@@ -11,17 +11,10 @@ import numpy as np
 
 from tutelage.datasets import read_rows
 from tutelage.evaluation.config import EvaluateConfig
+from tutelage.intervals import bootstrap
 from tutelage.runs import inputs_of, open_run
 
 FAULTS = ("hallucination", "constraint", "toxicity")
-
-
-def bootstrap_mean(values: Sequence[float], draws: int, seed: int) -> dict[str, float]:
-    """Mean of per-prompt values with its percentile interval: `mean`, `low`, `high`, `n`."""
-    array = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(seed).integers(len(array), size=(draws, len(array)))
-    low, high = np.quantile(array[picks].mean(1), [0.025, 0.975])
-    return {"mean": float(array.mean()), "low": float(low), "high": float(high), "n": len(array)}
 
 
 def run(config: EvaluateConfig) -> None:
@@ -38,7 +31,7 @@ def run(config: EvaluateConfig) -> None:
 
     def rate(key: str, name: str, chosen: Sequence[dict]) -> dict[str, float]:
         values = [r["models"][name][key] for r in chosen if r["models"][name].get(key) is not None]
-        return bootstrap_mean(values, config.draws, config.seed) if values else {}
+        return bootstrap(values, draws=config.draws, seed=config.seed) if values else {}
 
     by_use_case = {
         use_case: {n: rate("wins", n, [r for r in rows if r["use_case"] == use_case]) for n in names}
@@ -53,9 +46,8 @@ def run(config: EvaluateConfig) -> None:
     base = f"{rows[0]['baseline']}_greedy"
 
     def gain(key: str, name: str) -> dict[str, float]:
-        return bootstrap_mean(
-            [r["models"][name][key] - r["models"][base][key] for r in rows], config.draws, config.seed
-        )
+        differences = [r["models"][name][key] - r["models"][base][key] for r in rows]
+        return bootstrap(differences, draws=config.draws, seed=config.seed)
 
     greedy = [n for n in names if n.endswith("_greedy") and n != base] if base in names else []
     run.finish(

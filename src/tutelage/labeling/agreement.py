@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
-from random import Random
 
+from tutelage.intervals import bootstrap
 from tutelage.records import Ranking
 
 
@@ -36,16 +36,5 @@ def pairwise_agreement(rankings: Sequence[Ranking], seed: int = 0, draws: int = 
             counts.append((alike, total))
     if not counts:
         return {"mean": 0.0, "low": 0.0, "high": 0.0, "pairs": 0}
-    rng = Random(seed)
-    means = []
-    for _ in range(draws):
-        drawn = rng.choices(counts, k=len(counts))
-        means.append(sum(a for a, _ in drawn) / sum(t for _, t in drawn))
-    means.sort()
-    mean = sum(a for a, _ in counts) / sum(t for _, t in counts)
-    return {
-        "mean": mean,
-        "low": means[int(0.025 * draws)],
-        "high": means[int(0.975 * draws) - 1],
-        "pairs": sum(t for _, t in counts),
-    }
+    rate = bootstrap([a for a, _ in counts], [t for _, t in counts], draws, seed)
+    return {"mean": rate["mean"], "low": rate["low"], "high": rate["high"], "pairs": rate["n"]}

@@ -214,8 +214,6 @@ class OnlineConfig(Training):
     """Per iteration, of the averaged policy that is saved (paper: 0.992); 0 saves the last weights."""
     pretraining_texts: Source | None = None
     """The mixture of PPO-ptx; without it, plain PPO."""
-    valid_texts: Source | None = None
-    """Held-out pretraining text, whose loss is reported at the end."""
     ptx_coef: Number = 27.8
     """gamma of equation 2 (paper: 27.8). Our normalisation: policy loss and ptx loss are both means per token."""
     ptx_per_episode: Positive = 8

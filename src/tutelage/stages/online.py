@@ -40,7 +40,7 @@ from tutelage.sampling.local import LocalSampler
 from tutelage.sampling.random import request_seed
 from tutelage.stages import ppo
 from tutelage.stages.config import OnlineConfig
-from tutelage.stages.pretrain import rows_of, text_loss, text_nll
+from tutelage.stages.pretrain import rows_of, text_nll
 from tutelage.stages.training import Checkpoint, adamw, constant_after_warmup, shuffled, update
 
 ALGORITHMS = {"ppo": ppo}
@@ -54,9 +54,7 @@ def run(config: OnlineConfig) -> None:
     """
     if config.batch_size % config.mini_batch_size:
         raise ValueError(f"mini_batch_size={config.mini_batch_size} does not divide batch_size={config.batch_size}")
-    run = open_run(
-        "online", config, inputs_of(config, "model", "reward_model", "prompts", "pretraining_texts", "valid_texts")
-    )
+    run = open_run("online", config, inputs_of(config, "model", "reward_model", "prompts", "pretraining_texts"))
     if run is None:
         return
     algorithm = ALGORITHMS[config.algorithm]
@@ -147,9 +145,6 @@ def run(config: OnlineConfig) -> None:
 
     final = average if config.ema_decay else policy
     results: dict[str, Any] = {"prompts": len(prompts), "dropped": dropped, "kl_coef": kl.value}
-    if config.valid_texts:
-        held_out = rows_of(tokenizer, read_texts(config.valid_texts).records, min(config.ptx_length, whole))
-        results["pretraining_loss"] = text_loss(final, held_out)
     save_model(final.eval(), tokenizer, run.folder / "model")
     run.finish(**results)
 

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.datasets import read_demonstrations, read_rankings
+from tutelage.intervals import bootstrap
 from tutelage.models.forward import all_scores, final_hidden, scores
 from tutelage.models.loading import context_length, new_scalar, save_model
 from tutelage.models.packing import micro_batches
@@ -91,7 +92,7 @@ def evaluate(model: PreTrainedModel, elements: Sequence[Element], max_tokens: in
             losses.append(float(ranking_loss(s, ranks)))
             better = ranks[:, None] < ranks[None, :]
             margins.append((s[:, None] - s[None, :])[better].cpu())
-    low, high = bootstrap_ratio(correct, total, seed)
+    rate = bootstrap(correct, total, seed=seed)
     margin = torch.cat(margins)
     confidence, won = margin.abs().sigmoid(), (margin > 0).float()
     bins = []
@@ -100,19 +101,9 @@ def evaluate(model: PreTrainedModel, elements: Sequence[Element], max_tokens: in
         if inside.any():
             bins.append([round(float(v), 4) for v in (confidence[inside].mean(), won[inside].mean(), inside.sum())])
     return {
-        "accuracy": sum(correct) / max(1, sum(total)), "low": low, "high": high, "pairs": sum(total),
+        "accuracy": rate["mean"], "low": rate["low"], "high": rate["high"], "pairs": sum(total),
         "rankings": len(elements), "loss": sum(losses) / len(losses), "calibration": bins,
     }  # fmt: skip
-
-
-def bootstrap_ratio(
-    numerators: Sequence[float], denominators: Sequence[float], seed: int, draws: int = 1000
-) -> tuple[float, float]:
-    """95 % percentile interval of a ratio of sums, resampling its units."""
-    a, b = torch.tensor(numerators, dtype=torch.float64), torch.tensor(denominators, dtype=torch.float64)
-    index = torch.randint(len(a), (draws, len(a)), generator=torch.Generator().manual_seed(seed))
-    ratios = a[index].sum(1) / b[index].sum(1).clamp(min=1)
-    return float(ratios.quantile(0.025)), float(ratios.quantile(0.975))
 
 
 @torch.inference_mode()
