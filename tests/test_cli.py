@@ -143,3 +143,15 @@ print([m for m in ("torch", "transformers", "matplotlib", "datasets") if m in sy
     assert done.stdout.strip() == "[]"
     module = subprocess.run([sys.executable, "-m", "tutelage", "--version"], capture_output=True, text=True, check=True)
     assert module.stdout.startswith("tutelage ")
+
+
+def test_from_scratch_trains_the_base_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, Path, Path | None]] = []
+    monkeypatch.setattr(
+        "tutelage.cli.run_recipe", lambda recipe, output, *_: ran.append((recipe.stem, output, _[2] if _[2:] else None))
+    )
+    assert main(["demo", "--from-scratch", "--output", str(tmp_path)]) == 0
+    assert ran == [
+        ("base", tmp_path / "pretraining", None),
+        ("demo", tmp_path, tmp_path / "pretraining" / "base" / "model"),
+    ]
