@@ -43,8 +43,9 @@ def verdict(summary: Mapping[str, Any], trained: Mapping[str, bool], baseline: s
             joint = "and" if apart(gold[name], even) == side else "but"
             sentence += f", {joint} gold, the noise-free preference, gives it {percent(gold[name])}"
         said.append(sentence + ".")
-        if gain := summary["greedy_gain"].get(f"{name}_greedy"):
-            greedy, other = wins[f"{name}_greedy"], wins[f"{baseline}_greedy"]
+        gain, other = summary["greedy_gain"].get(f"{name}_greedy"), wins.get(f"{baseline}_greedy")
+        if gain and other:
+            greedy = wins[f"{name}_greedy"]
             sentence = f"Answering greedily it wins {percent(greedy)}, where greedy {baseline} wins {percent(other)}"
             points = f"{100 * gain['labelers']['low']:+.0f} to {100 * gain['labelers']['high']:+.0f} points"
             said.append(f"{sentence}: {GREEDY[apart(gain['labelers'], NOTHING)]} ({points}, prompt by prompt).")
