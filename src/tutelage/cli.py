@@ -20,6 +20,7 @@ import yaml
 from tutelage import __version__
 from tutelage.config import StageConfig, make, nearest, read_yaml
 from tutelage.pipeline import BASE, STAGES, recipe_path, run_recipe
+from tutelage.runs import done
 
 INTRODUCTION = """\
 Train language models to follow instructions with human feedback (InstructGPT), from demonstrations and rankings to an
@@ -163,8 +164,9 @@ def dispatch(arguments: argparse.Namespace) -> None:
         case verb:
             stage = STAGES[verb]
             config = settings(stage.config_class(), arguments)
+            before = done(config.output)
             stage.run(config)
-            print(config.output)
+            print(config.output, "(done already)" if done(config.output) == before else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,7 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tutelage: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tutelage: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "tutelage: interrupted; the same command goes on from the last checkpoint, if one was due", file=sys.stderr
+        )
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -62,9 +62,11 @@ def make(kind: type[C], values: dict[str, Any], source: str) -> C:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source is a hub id: no path that exists here, of the form org/name, and not named like a data file."""
+    """Whether a source is a hub id: of the form org/name, not named like a data file, and no path that begins here."""
+    if Path(source).exists() or Path(source.split("/")[0]).exists():
+        return False
     suffix = Path(source.removesuffix(".gz")).suffix
-    return not Path(source).exists() and bool(HUB_ID.fullmatch(source)) and suffix not in DATA_SUFFIXES
+    return bool(HUB_ID.fullmatch(source)) and suffix not in DATA_SUFFIXES
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -86,4 +88,4 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def to_plain(config: BaseModel) -> dict[str, Any]:
     """The effective settings as plain values, without those that only say where or how to run."""
-    return config.model_dump(mode="json", exclude={"output", "overwrite"})
+    return config.model_dump(mode="json", exclude={"output", "overwrite", "checkpoint_seconds"})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tutelage.config import is_hub_id
 from tutelage.records import Text
 
 # The words of a bare conversation, for base models without a template of their own. Line breaks are expressions, as a
@@ -28,6 +29,11 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: if there is none, or it has no end-of-text token.
     """
+    path = Path(folder)
+    if not path.exists() and not is_hub_id(str(folder)):
+        raise ValueError(f"{folder}: no such model folder")
+    if (path / "model" / "config.json").exists() and not (path / "config.json").exists():
+        raise ValueError(f"{folder}: is a run folder; its model is {path / 'model'}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:

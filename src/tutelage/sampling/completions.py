@@ -58,6 +58,8 @@ def complete(
 
     `copies` numbers repeated prompts, so that each copy gets a seed of its own.
     """
+    if temperature < 0 or max_new_tokens < 1:
+        raise ValueError(f"temperature={temperature} must be 0 or more, max_new_tokens={max_new_tokens} 1 or more")
     numbers = copies or [0] * len(prompts)
     stops = writer.stop_ids()
     requests = [

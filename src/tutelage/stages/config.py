@@ -36,7 +36,7 @@ class Training(StageConfig):
     """Gradients are scaled down to this norm (ours; the paper is silent)."""
     micro_batch_tokens: Count = 8192
     """Tokens, padding included, in one forward and backward pass: memory's dial; results are equal up to rounding."""
-    checkpoint_seconds: Positive = 60.0
+    checkpoint_seconds: Positive = 20.0
     """A resumable checkpoint is written about this often."""
 
 

@@ -118,8 +118,10 @@ def run(config: SftConfig) -> None:
         mixed = shuffled(train, config.seed, -1)
         train, valid = mixed[held_out:], mixed[:held_out]
     if not train or not valid:
+        read, fit = len(loaded.records), len(train) + len(valid)
         raise ValueError(
-            f"{config.demonstrations}: {len(loaded.records)} demonstrations, of which none fits in {limits} tokens"
+            f"{config.demonstrations}: {read} demonstrations, {fit} within {limits[0]} prompt, {limits[1]} completion and"
+            f" {limits[2]} tokens in all; at least one to train on and one to hold out are needed"
         )
     reward_model = None
     if config.reward_model:
