@@ -120,8 +120,8 @@ def run(config: SftConfig) -> None:
     if not train or not valid:
         read, fit = len(loaded.records), len(train) + len(valid)
         raise ValueError(
-            f"{config.demonstrations}: {read} demonstrations, {fit} within {limits[0]} prompt, {limits[1]} completion and"
-            f" {limits[2]} tokens in all; at least one to train on and one to hold out are needed"
+            f"{config.demonstrations}: {read} demonstrations, {fit} within {limits[0]} prompt, {limits[1]} completion"
+            f" and {limits[2]} whole tokens; at least one to train on and one to hold out are needed"
         )
     reward_model = None
     if config.reward_model:
