@@ -166,7 +166,7 @@ def dispatch(arguments: argparse.Namespace) -> None:
             config = settings(stage.config_class(), arguments)
             before = done(config.output)
             stage.run(config)
-            print(config.output, "(done already)" if done(config.output) == before else "")
+            print(f"{config.output}{' (done already)' if done(config.output) == before else ''}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

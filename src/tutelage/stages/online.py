@@ -235,7 +235,8 @@ def improve(
     policy, value_model = models["policy"], models["value_model"]
     policy.eval(), value_model.eval()  # no dropout in RL: the ratio compares one policy with itself (Stiennon 2020)
     device = policy.device
-    mask, old, values = rollout.mask.to(device), rollout.logprobs.to(device), rollout.values.to(device)  # type: ignore[union-attr]
+    assert rollout.values is not None
+    mask, old, values = rollout.mask.to(device), rollout.logprobs.to(device), rollout.values.to(device)
     advantages, returns = advantages.to(device), returns.to(device)
     totals: dict[str, float] = {}
     tokens = updates = 0
