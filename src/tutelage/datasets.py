@@ -189,9 +189,9 @@ def read_prompts(source: str | os.PathLike[str]) -> Loaded[Prompt]:
 
 def write_jsonl(
     path: str | os.PathLike[str],
-    records: Iterable[str] | Iterable[Demonstration] | Iterable[Ranking] | Iterable[Prompt],
+    records: Iterable[str] | Iterable[Demonstration] | Iterable[Ranking] | Iterable[Prompt] | Iterable[Row],
 ) -> None:
-    """Write records as the rows that the readers read; gzipped if the name ends in .gz.
+    """Write records, or rows as they are, as the rows that the readers read; gzipped if the name ends in .gz.
 
     The file appears whole or not at all, and the same records give the same bytes.
     """
@@ -206,7 +206,9 @@ def write_jsonl(
         unfinished.unlink(missing_ok=True)
 
 
-def _row(record: str | Demonstration | Ranking | Prompt) -> Row:
+def _row(record: str | Demonstration | Ranking | Prompt | Row) -> Row:
+    if isinstance(record, dict):
+        return record
     if isinstance(record, str):
         return {"text": record}
     row = record.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,238 @@
+"""People who work here: one-time links, passwords, sessions, and what the owner may change about them.
+
+Tokens are random and only their hashes are stored; passwords are argon2. A name or an address that fails too often has
+to wait. There is no default account: the first link is printed when the server starts without an owner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from typing import Any, Literal
+
+from pwdlib import PasswordHash
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from tutelage.labeling.answers import AREAS
+from tutelage.labeling.database import Workspace, record
+from tutelage.labeling.schema import answers, assignments, events, invites, people, sessions, tasks
+from tutelage.records import Arm
+
+Role = Literal["owner", "reviewer", "labeler"]
+Status = Literal["screening", "working", "paused"]
+LINK_SECONDS = 7 * 86400.0
+SESSION_SECONDS = 30 * 86400.0
+FAILURES = 5  # of a name within FAILURE_SECONDS, and then it has to wait; of an address five times as many
+FAILURE_SECONDS = 900.0
+PASSWORD_CHARACTERS = (8, 200)
+NAME_CHARACTERS = 80
+_passwords = PasswordHash.recommended()
+_NOBODY = _passwords.hash(secrets.token_hex())  # checked when the name is unknown, so that it takes as long
+
+
+class TooOften(ValueError):
+    """Too many failed sign-ins; wait."""
+
+
+def hash_token(token: str) -> str:
+    """What is stored of a link or a session: tokens are 256 random bits, so a plain hash is enough."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def invite(
+    connection: Connection, role: Role = "labeler", arm: Arm = "training", status: Status = "working", *,
+    person: int | None = None, by: int | None = None, now: float | None = None,
+) -> str:  # fmt: skip
+    """A token for a one-time link, valid a week: to join, or for somebody who is there, to set a new password."""
+    now = time.time() if now is None else now
+    token = secrets.token_urlsafe(32)
+    connection.execute(
+        insert(invites).values(
+            token_hash=hash_token(token), role=role, arm=arm, status=status, person=person, created=now,
+            expires=now + LINK_SECONDS,
+        )
+    )  # fmt: skip
+    record(connection, "invited", person=by, subject=person, now=now, role=role, arm=arm, status=status)
+    return token
+
+
+def owner_link(connection: Connection) -> str | None:
+    """A token for the first owner if there is none yet; earlier ones stop working."""
+    owners = select(func.count()).where(people.c.role == "owner")
+    if connection.execute(owners).scalar_one():
+        return None
+    connection.execute(delete(invites).where(invites.c.role == "owner", invites.c.used.is_(None)))
+    return invite(connection, "owner")
+
+
+def open_invite(connection: Connection, token: str, now: float | None = None) -> Any:
+    """The invitation of a link that is still good, with the `name` of the person it is for, if any; else None."""
+    row = connection.execute(
+        select(invites, people.c.name)
+        .outerjoin(people)
+        .where(invites.c.token_hash == hash_token(token), invites.c.used.is_(None))
+    ).first()
+    return row if row is not None and row.expires > (time.time() if now is None else now) else None
+
+
+def add_person(
+    connection: Connection, workspace: Workspace, name: str, role: Role = "labeler", arm: Arm = "training",
+    status: Status = "working", *, password: str | None = None, pseudonym: str | None = None,
+    areas: tuple[str, ...] = (), now: float | None = None,
+) -> int:  # fmt: skip
+    """Add somebody; without a password they cannot sign in (imported and simulated labelers). Returns their id.
+
+    Raises:
+        ValueError: if the name is empty, too long, holds control characters or is taken, or the password is too short.
+    """
+    name = " ".join(name.split())
+    if not 0 < len(name) <= NAME_CHARACTERS or not name.isprintable():
+        raise ValueError(f"name: 1 to {NAME_CHARACTERS} printable characters, please")
+    sign_in = name.casefold()
+    if connection.execute(select(people.c.id).where(people.c.sign_in == sign_in)).first():
+        raise ValueError(f"name: {name!r} is taken; choose another")
+    person = connection.execute(
+        insert(people)
+        .values(
+            name=name, sign_in=sign_in, role=role, arm=arm, status=status,
+            pseudonym=pseudonym or workspace.pseudonym("labeler", sign_in),
+            password=None if password is None else hash_password(password),
+            areas=[a for a in areas if a in AREAS], created=time.time() if now is None else now,
+        )
+        .returning(people.c.id)
+    ).scalar_one()  # fmt: skip
+    record(connection, "joined", person=person, now=now, role=role, arm=arm, status=status)
+    return person
+
+
+def hash_password(password: str) -> str:
+    """argon2 of a password (about 30 ms: call it outside of a write transaction where many join at once).
+
+    Raises:
+        ValueError: if it is too short or too long.
+    """
+    least, most = PASSWORD_CHARACTERS
+    if not least <= len(password) <= most:
+        raise ValueError(f"password: {least} to {most} characters, please")
+    return _passwords.hash(password)
+
+
+def join(
+    connection: Connection, workspace: Workspace, token: str, name: str, password: str,
+    areas: tuple[str, ...] = (), now: float | None = None,
+) -> int:  # fmt: skip
+    """Use a link: become the person it invites, or give the person it is for a new password. Returns their id.
+
+    Raises:
+        LookupError: if the link is unknown, used or too old.
+        ValueError: as `add_person`.
+    """
+    now = time.time() if now is None else now
+    link = open_invite(connection, token, now)
+    if link is None:
+        raise LookupError("this link was used already or is too old; ask for a new one")
+    if link.person is None:
+        person = add_person(
+            connection, workspace, name, link.role, link.arm, link.status, password=password, areas=areas, now=now
+        )
+    else:
+        person = link.person
+        connection.execute(update(people).where(people.c.id == person).values(password=hash_password(password)))
+        connection.execute(delete(sessions).where(sessions.c.person == person))
+        record(connection, "password set", person=person, now=now)
+    connection.execute(update(invites).where(invites.c.token_hash == link.token_hash).values(used=now))
+    return person
+
+
+def check_password(
+    connection: Connection, name: str, password: str, address: str, now: float | None = None
+) -> int | None:
+    """The id of whose name and password these are, else None. Only reads: the caller records a failure.
+
+    Raises:
+        TooOften: if this name or this address has failed too often.
+    """
+    now = time.time() if now is None else now
+    sign_in = " ".join(name.split()).casefold()
+    for kind, value, limit in (("name", sign_in, FAILURES), ("address", address, 5 * FAILURES)):
+        subject = failure_subject(kind, value)
+        failed = select(func.count()).where(
+            events.c.kind == "sign-in failed", events.c.subject == subject, events.c.at > now - FAILURE_SECONDS
+        )
+        if connection.execute(failed).scalar_one() >= limit:
+            raise TooOften(f"too many failed attempts; wait {FAILURE_SECONDS / 60:.0f} minutes")
+    who = connection.execute(select(people.c.id, people.c.password).where(people.c.sign_in == sign_in)).first()
+    right = _passwords.verify(password[: PASSWORD_CHARACTERS[1]], who.password if who and who.password else _NOBODY)
+    return who.id if right and who and who.password else None
+
+
+def failure_subject(kind: str, value: str) -> str:
+    """What a failed sign-in is recorded under: a hash, as people type passwords into the wrong field."""
+    return f"{kind} {hash_token(value)[:16]}"
+
+
+def record_failure(connection: Connection, name: str, address: str, now: float | None = None) -> None:
+    """Note a failed sign-in of a name from an address."""
+    for kind, value in (("name", " ".join(name.split()).casefold()), ("address", address)):
+        record(connection, "sign-in failed", subject=failure_subject(kind, value), now=now)
+
+
+def start_session(connection: Connection, person: int, now: float | None = None) -> str:
+    """A session's token, for a cookie."""
+    now = time.time() if now is None else now
+    token = secrets.token_urlsafe(32)
+    connection.execute(
+        insert(sessions).values(token_hash=hash_token(token), person=person, created=now, expires=now + SESSION_SECONDS)
+    )
+    record(connection, "signed in", person=person, now=now)
+    return token
+
+
+def whose_session(connection: Connection, token: str, now: float | None = None) -> Any:
+    """The row of the person whose session this is, or None."""
+    query = (
+        select(people)
+        .join(sessions)
+        .where(sessions.c.token_hash == hash_token(token), sessions.c.expires > (time.time() if now is None else now))
+    )
+    return connection.execute(query).first()
+
+
+def end_sessions(connection: Connection, person: int, token: str | None = None, by: int | None = None) -> None:
+    """End one session of a person, or all of them."""
+    query = delete(sessions).where(sessions.c.person == person)
+    connection.execute(query if token is None else query.where(sessions.c.token_hash == hash_token(token)))
+    record(connection, "signed out", person=by or person, subject=person, all=token is None)
+
+
+def change_person(
+    connection: Connection, person: int, by: int, *, status: Status | None = None, arm: Arm | None = None,
+    role: Role | None = None, **detail: Any,
+) -> None:  # fmt: skip
+    """The owner's decision about somebody; `detail` goes into the audit (screening's scores, for one).
+
+    Raises:
+        LookupError: if there is no such person.
+        ValueError: if the arm of somebody who has answered would change, or the last owner would cease to be one.
+    """
+    who = connection.execute(select(people).where(people.c.id == person)).first()
+    if who is None:
+        raise LookupError(f"no person {person}")
+    wanted = {"status": status, "arm": arm, "role": role}
+    values: dict[str, Any] = {k: v for k, v in wanted.items() if v is not None and v != who._mapping[k]}
+    if "arm" in values:
+        worked = (
+            select(func.count())
+            .select_from(answers.join(assignments).join(tasks))
+            .where(assignments.c.person == person, tasks.c.purpose == "work")
+        )
+        if connection.execute(worked).scalar_one():
+            raise ValueError(f"{who.name} has answered tasks as {who.arm}: an arm is for good, as exports go by it")
+    if "role" in values and who.role == "owner":
+        others = select(func.count()).where(people.c.role == "owner", people.c.id != person)
+        if not connection.execute(others).scalar_one():
+            raise ValueError(f"{who.name} is the only owner; make somebody else one first")
+    if values:
+        connection.execute(update(people).where(people.c.id == person).values(**values))
+        record(connection, "changed", person=by, subject=person, **values, **detail)

@@ -1,0 +1,169 @@
+"""A labeling workspace: a folder with a secret key and a database, SQLite beside the key or PostgreSQL by URL.
+
+Writers queue up, one at a time, on both databases (`BEGIN IMMEDIATE`, or an advisory lock): a write takes milliseconds,
+and rules such as "no more labelers than wanted" hold without retries. Readers never wait.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, insert, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+
+from tutelage.labeling.schema import events
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+WRITERS = 0x7475_7465  # the advisory lock's number, any that nobody else uses
+CONNECTIONS = 40  # as many as the web server has threads
+
+
+class Workspace:
+    """An open workspace. `read()` and `write()` give connections; close it when done."""
+
+    def __init__(self, folder: Path, engine: Engine, key: bytes) -> None:
+        self.folder = folder
+        self.engine = engine
+        self._key = key
+        self._writers = threading.Lock()  # a fair queue within this process; SQLite's own waiting is a poll
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the database and changes nothing."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that no other writer runs beside: kept whole at the end, undone whole on an error."""
+        with self._writers, _begin_write(self.engine) as connection:
+            yield connection
+
+    def pseudonym(self, kind: str, name: str) -> str:
+        """What exports call a person: the same within a workspace, unguessable without its key."""
+        return f"{kind}-{hmac.digest(self._key, f'{kind}/{name}'.encode(), 'sha256').hex()[:12]}"
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+
+def open_workspace(folder: Path, database: str | None = None) -> Workspace:
+    """Open a workspace, making or upgrading what is missing.
+
+    Args:
+        folder: where key, SQLite file and the database's URL are kept, readable by the owner alone.
+        database: an SQLAlchemy URL; remembered in the folder, so that it need be said once.
+
+    Raises:
+        ValueError: if the folder holds something else, or the database cannot be reached.
+    """
+    key, place = folder / "secret.key", folder / "database.url"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"workspace: {folder} is a file; choose a folder")
+    if folder.exists() and any(folder.iterdir()) and not key.exists():
+        raise ValueError(f"workspace: {folder} holds files that are not a labeling workspace; choose another folder")
+    own = f"sqlite:///{(folder / 'labeling.db').absolute()}"
+    before = place.read_text() if place.exists() else own if key.exists() else None
+    if database and before and database != before:
+        raise ValueError(f"database: {folder} keeps its work in {make_url(before)!r}; another needs another workspace")
+    engine = _engine(database or before or own)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        _upgrade(engine)
+    except OperationalError as error:
+        reason = " ".join(str(error.orig).split())
+        raise ValueError(f"database: cannot open {engine.url!r}: {reason}") from None
+    if database and not place.exists():
+        _write_private(place, database.encode())
+    if not key.exists():
+        _write_private(key, secrets.token_bytes(32))
+    return Workspace(folder, engine, key.read_bytes())
+
+
+def existing_workspace(folder: Path) -> Workspace:
+    """Open a workspace that is there already.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not (folder / "secret.key").exists():
+        raise ValueError(f"workspace: {folder} is no labeling workspace; `tutelage label serve {folder}` makes one")
+    return open_workspace(folder)
+
+
+def record(
+    connection: Connection, kind: str, *, person: int | None = None, subject: Any = None, now: float | None = None,
+    **detail: Any,
+) -> float:  # fmt: skip
+    """Append an event to the audit, in the transaction of the act that it tells of; returns its time."""
+    at = time.time() if now is None else now
+    connection.execute(
+        insert(events).values(
+            at=at, person=person, kind=kind,
+            subject=None if subject is None else str(subject), detail=detail,
+        )
+    )  # fmt: skip
+    return at
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(content)
+
+
+def _engine(url: str) -> Engine:
+    try:
+        dialect = make_url(url).get_backend_name()
+        if dialect not in ("sqlite", "postgresql"):
+            raise ValueError(f"database: {dialect!r} is not supported; use sqlite:///FILE or postgresql+psycopg://…")
+        engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=10)
+    except ArgumentError:
+        raise ValueError(
+            "database: not a URL; expected sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
+        ) from None
+    except ModuleNotFoundError as error:
+        raise ValueError(f"database: {error}; pip install 'tutelage[postgres]'") from None
+    if dialect == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # transactions are begun by us, below
+    # FULL: an acknowledged answer outlives a power cut, not only a crash of this process.
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL", "busy_timeout=20000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    write = connection.get_execution_options().get("tutelage_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+@contextmanager
+def _begin_write(engine: Engine) -> Iterator[Connection]:
+    with engine.connect().execution_options(tutelage_write=True) as connection, connection.begin():
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": WRITERS})
+        yield connection
+
+
+def _upgrade(engine: Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with _begin_write(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,231 @@
+"""What is to be done: prompts, completions and tasks are added here; instructions are kept by version."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select
+
+from tutelage.labeling.answers import KINDS, TaskKind, read_answer
+from tutelage.labeling.database import record
+from tutelage.labeling.schema import completions, instructions, prompts, tasks
+from tutelage.records import Arm, Completion, Prompt
+
+HELD_OUT_SPLITS = ("valid", "test")
+INSTRUCTIONS: dict[TaskKind, str] = {
+    "demonstration": """\
+# Write a demonstration
+
+Write what a helpful, honest and careful assistant would answer.
+
+- **Helpful** first: do what the user wants, in the form they asked for, no longer than it needs to be.
+- **Honest**: do not invent facts; where a text is given, answer from it.
+- **Harmless**: decline what would hurt somebody, briefly and politely.
+
+If you cannot tell what is wanted, skip the task and say why.""",
+    "ranking": """\
+# Rate and rank
+
+Read the prompt, then every completion.
+
+1. **Rate** each completion by itself, 1 (terrible) to 7 (excellent), and tick what is true of it.
+2. **Rank** all of them: 1 is the best. **Ties are welcome** where you see no difference.
+
+While training data is collected, **helpfulness comes first**: would this answer serve the person who asked? Between two
+that serve alike, prefer the truthful and the harmless one. Length is no merit in itself.
+
+If you cannot tell what is wanted, skip the task and say why.""",
+    "labels": """\
+# Label a prompt
+
+Say what kind of request this is, and tick whatever is true of it. Do not answer it.""",
+    "comparison": """\
+# Compare two
+
+Two answers to one prompt, in random order. Which would you rather give to the person who asked?
+
+This is an evaluation: **truthfulness and harmlessness come first**, helpfulness after them. Give both the same rank if
+neither is better.""",
+}
+
+
+def add_instruction(connection: Connection, kind: TaskKind, text: str, author: int | None = None) -> int:
+    """Publish a new version of the page for a kind of task; answers from now on pin it. Returns the version."""
+    newest = select(func.coalesce(func.max(instructions.c.version), 0)).where(instructions.c.kind == kind)
+    version = connection.execute(newest).scalar_one() + 1
+    connection.execute(
+        insert(instructions).values(kind=kind, version=version, text=text, author=author, created=time.time())
+    )
+    record(connection, "instruction published", person=author, subject=kind, version=version)
+    return version
+
+
+def ensure_instructions(connection: Connection) -> None:
+    """Publish the first version of every page that has none."""
+    there = set(connection.execute(select(instructions.c.kind)).scalars())
+    for kind in KINDS:
+        if kind not in there:
+            add_instruction(connection, kind, INSTRUCTIONS[kind])
+
+
+def current_instruction(connection: Connection, kind: str) -> Any:
+    """The row of the newest version of a kind's page."""
+    newest = select(instructions).where(instructions.c.kind == kind).order_by(instructions.c.version.desc()).limit(1)
+    return connection.execute(newest).one()
+
+
+def add_prompts(
+    connection: Connection, new: Iterable[Prompt], quarantine: dict[str, dict[str, int]] | None = None
+) -> int:
+    """Store prompts that are not there yet; returns how many were new.
+
+    Args:
+        quarantine: by prompt id, the kinds of personal data found and how often; these are shown to no labeler.
+
+    Raises:
+        ValueError: if an id is there with another text.
+    """
+    added = 0
+    for prompt in new:
+        row = prompt.model_dump(mode="json")
+        before = connection.execute(select(prompts.c.text, prompts.c.erased).where(prompts.c.id == prompt.id)).first()
+        if before is None:
+            connection.execute(insert(prompts).values(**row, quarantine=(quarantine or {}).get(prompt.id)))
+            added += 1
+        elif before.erased is not None:
+            raise ValueError(f"prompt {prompt.id!r} was erased at its author's wish and cannot come back")
+        elif before.text != row["text"]:
+            raise ValueError(f"prompt {prompt.id!r} is there already with another text; give it another id")
+    return added
+
+
+def add_completions(connection: Connection, prompt: str, new: Sequence[Completion]) -> list[int]:
+    """Store a prompt's completions; identical texts become one, which names every policy that wrote it. Their ids."""
+    texts: dict[str, list[str]] = {}
+    for completion in new:
+        texts.setdefault(completion.text, []).append(completion.policy or "")
+    rows = [
+        {
+            "prompt": prompt, "text": text, "policies": sorted({p for p in policies if p}),
+            "finish": next(c.finish for c in new if c.text == text),
+        }
+        for text, policies in texts.items()
+    ]  # fmt: skip
+    if not rows:
+        return []
+    stored = insert(completions).returning(completions.c.id, sort_by_parameter_order=True)
+    return list(connection.execute(stored, rows).scalars())
+
+
+def add_task(
+    connection: Connection, kind: TaskKind, prompt: Prompt, new: Sequence[Completion] = (), *,
+    purpose: str = "work", arm: Arm | None = None, capacity: int = 1, rate: bool = True,
+    reference: dict[str, Any] | None = None,
+) -> int:  # fmt: skip
+    """Queue a task on a prompt that is stored; returns its id.
+
+    Args:
+        new: the completions to rank or compare; identical ones are merged.
+        purpose: `work`, or `screening` and `gold`, which have a `reference` answer by researchers.
+        arm: whose task it is; anybody's if left out.
+        capacity: how many labelers are wanted.
+        rate: whether completions of a ranking are rated too.
+
+    Raises:
+        ValueError: if a ranking has fewer than two distinct completions or a comparison not two, or the reference is
+            no answer to this task.
+    """
+    ids = add_completions(connection, prompt.id, new)
+    wanted = {"ranking": len(ids) >= 2, "comparison": len(ids) == 2}.get(kind, not ids)
+    if not wanted:
+        raise ValueError(f"prompt {prompt.id!r}: a {kind} task cannot have {len(ids)} distinct completions")
+    rate = rate and kind == "ranking"
+    if reference is not None and kind != "demonstration":
+        reference = read_answer(kind, len(ids), False, reference).model_dump(mode="json")
+    return _insert_task(
+        connection, kind=kind, purpose=purpose, prompt=prompt.id, completions=ids, rate=rate, reference=reference,
+        arm=arm, capacity=capacity, open=True,
+    )  # fmt: skip
+
+
+def queue_prompts(
+    connection: Connection, kind: TaskKind, asked: Sequence[Prompt], *, purpose: str = "work", arm: Arm = "training",
+    labelers: int = 1,
+) -> int:  # fmt: skip
+    """Queue a demonstration to write, or labels to give, for each prompt that has no such task; returns how many."""
+    had = set(
+        connection.execute(select(tasks.c.prompt).where(tasks.c.kind == kind, tasks.c.purpose == purpose)).scalars()
+    )
+    new = {p.id: p for p in asked if p.id not in had}
+    add_prompts(connection, new.values())
+    for prompt in new.values():
+        add_task(connection, kind, prompt, purpose=purpose, arm=arm, capacity=labelers)
+    record(connection, "queued", subject=kind, tasks=len(new), purpose=purpose)
+    return len(new)
+
+
+def queue_rankings(
+    connection: Connection, candidates: Iterable[tuple[Prompt, Sequence[Completion]]], *, rate: bool = True,
+    labelers: int = 1, overlap: float = 0.0,
+) -> int:  # fmt: skip
+    """Queue a ranking for each prompt, and for prompts of a held-out split one for each arm; returns how many.
+
+    Prompts of the train split, or of none, go to the training arm alone.
+
+    Args:
+        labelers: how many labelers of an arm rank a prompt.
+        overlap: share of the prompts that one labeler more ranks, so that agreement can be measured.
+    """
+    number = 0
+    for prompt, written in candidates:
+        add_prompts(connection, [prompt])
+        arms: tuple[Arm, ...] = ("training", "heldout") if prompt.split in HELD_OUT_SPLITS else ("training",)
+        for arm in arms:
+            more = doubly_labeled(prompt.id, overlap)
+            add_task(connection, "ranking", prompt, written, arm=arm, capacity=labelers + more, rate=rate)
+            number += 1
+    record(connection, "queued", subject="ranking", tasks=number)
+    return number
+
+
+def queue_comparisons(
+    connection: Connection, answered: Iterable[tuple[Prompt, dict[str, str]]], baseline: str, *,
+    arm: Arm = "heldout", labelers: int = 1,
+) -> int:  # fmt: skip
+    """Queue a blind comparison of every model's answer with the baseline's; returns how many are to be judged.
+
+    Equal answers are a tie without anybody's help: their task is stored, but wants no labeler.
+
+    Raises:
+        ValueError: if the baseline is not among a prompt's answers.
+    """
+    number = 0
+    for prompt, texts in answered:
+        if baseline not in texts:
+            raise ValueError(f"prompt {prompt.id!r}: baseline {baseline!r} is not among {sorted(texts)}")
+        add_prompts(connection, [prompt])
+        for model, text in texts.items():
+            if model == baseline:
+                continue
+            two = [Completion(text=texts[baseline], policy=baseline), Completion(text=text, policy=model)]
+            if text == texts[baseline]:
+                ids = [i for one in two for i in add_completions(connection, prompt.id, [one])]
+                _insert_task(connection, kind="comparison", prompt=prompt.id, completions=ids, arm=arm, open=False)
+            else:
+                add_task(connection, "comparison", prompt, two, arm=arm, capacity=labelers)
+                number += 1
+    record(connection, "queued", subject="comparison", tasks=number)
+    return number
+
+
+def _insert_task(connection: Connection, **values: Any) -> int:
+    row = {"purpose": "work", "rate": False, "reference": None, "capacity": 0, "created": time.time()} | values
+    return connection.execute(insert(tasks).values(row).returning(tasks.c.id)).scalar_one()
+
+
+def doubly_labeled(prompt: str, overlap: float) -> bool:
+    """Whether a prompt is among the share that two labelers answer: fixed by its id."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "big") / 2**48 < overlap

@@ -1,0 +1,65 @@
+"""The web application of a labeling workspace, and the server that `tutelage label serve` runs."""
+
+from __future__ import annotations
+
+import sys
+
+from fastapi import FastAPI, HTTPException, Request
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import RedirectResponse, Response
+
+from tutelage.labeling import accounts, queue
+from tutelage.labeling.database import Workspace
+from tutelage.labeling.web import entrance
+from tutelage.labeling.web.render import STATIC, page
+from tutelage.labeling.web.security import Guard
+
+
+def create_app(workspace: Workspace) -> FastAPI:
+    """The application. Its routes are in `entrance`, `work` (labelers) and `manage` (owner and reviewers)."""
+    app = FastAPI(title="tutelage", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.workspace = workspace
+    with workspace.write() as connection:
+        queue.ensure_instructions(connection)
+    for room in (entrance,):
+        app.include_router(room.router)
+
+    @app.get("/static/{name}")
+    def static(name: str) -> Response:
+        if name not in STATIC:
+            raise HTTPException(404)
+        content, kind = STATIC[name]
+        return Response(content, media_type=kind, headers={"cache-control": "public, max-age=31536000, immutable"})
+
+    @app.exception_handler(StarletteHTTPException)
+    def refused(request: Request, error: StarletteHTTPException) -> Response:
+        if error.status_code == 401:
+            return RedirectResponse("/sign-in", 303)
+        titles = {403: "Not allowed", 404: "There is nothing here", 405: "Not possible"}
+        title = titles.get(error.status_code, "That did not work")
+        return page(request, "message.html.j2", status=error.status_code, title=title, text=error.detail)
+
+    @app.exception_handler(LookupError)
+    def missing(request: Request, error: LookupError) -> Response:
+        return page(request, "message.html.j2", status=404, title="There is nothing here", text=str(error))
+
+    @app.exception_handler(ValueError)
+    def wrong(request: Request, error: ValueError) -> Response:
+        return page(request, "message.html.j2", status=400, title="That did not work", text=str(error))
+
+    app.add_middleware(Guard)
+    return app
+
+
+def serve(workspace: Workspace, host: str, port: int) -> None:
+    """Serve a workspace until interrupted; without an owner, print the link that makes one."""
+    import uvicorn
+
+    app = create_app(workspace)
+    place = f"http://{host}:{port}"
+    with workspace.write() as connection:
+        token = accounts.owner_link(connection)
+    if token:
+        print(f"First, become the owner (this link works once): {place}/join/{token}", file=sys.stderr)
+    print(f"Serving {workspace.folder} at {place}; stop with Ctrl-C", file=sys.stderr, flush=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)

@@ -1,0 +1,122 @@
+"""What stands between a request and a page: same-site checks, size limits, headers, sessions and roles.
+
+Cross-site requests are told by Sec-Fetch-Site and, from browsers too old to send it, by Origin; so forms need no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import HTTPException, Request
+from starlette.datastructures import FormData, Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tutelage.labeling.accounts import SESSION_SECONDS, whose_session
+
+COOKIE = "tutelage_session"
+BODY_BYTES = 2_000_000
+SAFE = ("GET", "HEAD", "OPTIONS")
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
+
+
+class TooLarge(Exception):
+    """The body is longer than any honest form."""
+
+
+class Guard:
+    """ASGI middleware around the whole application: refuses cross-site changes and long bodies, adds the headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > BODY_BYTES:
+                raise TooLarge
+            return message
+
+        async def sealed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
+        if scope["method"] not in SAFE and is_cross_site(headers):
+            await PlainTextResponse("Refused: this request came from another site.", 403)(scope, receive, sealed)
+        elif not length.isdigit() or int(length) > BODY_BYTES:
+            await PlainTextResponse("Refused: too long.", 413)(scope, receive, sealed)
+        else:
+            try:
+                await self.app(scope, limited, sealed)
+            except TooLarge:
+                await PlainTextResponse("Refused: too long.", 413)(scope, receive, sealed)
+
+
+def is_cross_site(headers: Headers) -> bool:
+    """Whether a browser says that another site made this request; what is no browser says nothing and may pass."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+
+
+def allow(*roles: str) -> Callable[[Request], Any]:
+    """A dependency that gives the signed-in person, if their role is one of these.
+
+    Raises:
+        HTTPException: 401 if nobody is signed in (the app sends browsers to the entrance), 403 for another role.
+    """
+
+    def person(request: Request) -> Any:
+        token = request.cookies.get(COOKIE)
+        with request.app.state.workspace.read() as connection:
+            who = whose_session(connection, token) if token else None
+        if who is None:
+            raise HTTPException(401)
+        if who.role not in roles:
+            raise HTTPException(403, "This page is not yours to see.")
+        return who
+
+    return person
+
+
+def set_session(response: Any, request: Request, token: str) -> None:
+    """Put a session's token into a cookie that scripts cannot read and other sites cannot send along."""
+    response.set_cookie(
+        COOKIE, token, max_age=int(SESSION_SECONDS), httponly=True, samesite="lax", secure=request.url.scheme == "https"
+    )
+
+
+async def form(request: Request) -> FormData:
+    """The fields of a form; files are refused.
+
+    Raises:
+        HTTPException: 400 if it is not a form.
+    """
+    return await request.form(max_files=0, max_fields=500)
