@@ -19,7 +19,6 @@ from pathlib import Path
 
 from tutelage.cli import main
 from tutelage.datasets import read_demonstrations, read_texts, write_jsonl
-from tutelage.labeling.agreement import pairwise_agreement
 from tutelage.records import Completion, Demonstration, Message, Prompt, Ranking
 
 
@@ -54,8 +53,8 @@ def human_rankings(path: Path) -> list[Ranking]:
     return rankings
 
 
-def prepare(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Write the recipe's input files; returns the workers' agreement on the held-out meanings."""
+def prepare(arguments: argparse.Namespace, folder: Path) -> None:
+    """Write the recipe's input files, and all workers' rankings of the held-out meanings."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(arguments.model, folder / "model", dirs_exist_ok=True)
     write_jsonl(folder / "demonstrations.jsonl", read_demonstrations(arguments.demonstrations).records)
@@ -78,7 +77,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
             prompt=r.prompt, completion=r.completions[r.ranks.index(min(r.ranks))].text
         )
     write_jsonl(folder / "descriptions.jsonl", list(favourites.values()))
-    return pairwise_agreement(valid)
+    write_jsonl(folder / "rankings_all_workers.jsonl", valid)
 
 
 if __name__ == "__main__":
@@ -86,14 +85,20 @@ if __name__ == "__main__":
     for name in ("model", "demonstrations", "rankings", "stories", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     given = parser.parse_args()
-    agreement = prepare(given, given.output / "data")
+    data, model, agreement = (given.output / name for name in ("data", "reward/model", "agreement"))
+    prepare(given, data)
     code = main(["run", str(Path(__file__).with_suffix(".yaml")), "--output", str(given.output)])
+    if code == 0:
+        rankings = str(data / "rankings_all_workers.jsonl")
+        code = main(["agreement", "--rankings", rankings, "--reward-model", str(model), "--output", str(agreement)])
     if code == 0:
         reward = json.loads((given.output / "reward" / "done.json").read_text())
         for name, found in reward["valid"].items():
             interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
             print(f"{name}: accuracy {found['accuracy']:.3f} {interval} on {found['pairs']} pairs")
-        print(f"workers agree on {agreement['mean']:.3f} [{agreement['low']:.3f}, {agreement['high']:.3f}]")
+        found = json.loads((agreement / "done.json").read_text())
+        for name, rate in {**found["labelers"], **found["reward_model"]}.items():
+            print(f"{name}: {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]")
         curve = [json.loads(line) for line in (given.output / "ppo_ptx" / "metrics.jsonl").read_text().splitlines()]
         first, last = curve[0], curve[-1]
         print(f"score {first['objective/scores']:.3f} -> {last['objective/scores']:.3f}, KL {last['objective/kl']:.2f}")

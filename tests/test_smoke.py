@@ -76,7 +76,7 @@ def test_every_metric_is_explained_and_none_is_invented(smoke: Path) -> None:
 
 def test_readme_names_every_command_and_no_other() -> None:
     named = set(re.findall(r"`([a-z]+)`", README.split("## The commands")[1].split("## ")[0]))
-    assert named == {*STAGES, "demo", "run", "chat", "compare"}
+    assert named == {*STAGES, "demo", "run", "chat", "compare", "label"}
     for line in commands():
         parser = build(line[0])
         parser.parse_args(line)

@@ -505,7 +505,7 @@ def test_groups_keep_elements_whole_and_within_budget() -> None:
 def test_collect_writes_distinct_candidates(data: Path, folders: Callable[[str], Path], tmp_path: Path) -> None:
     values = {
         "prompts": str(data / "prompts.jsonl"), "policies": {"a": str(folders("llama")), "b": str(folders("gpt2"))},
-        "k_min": 2, "k_max": 4, "max_new_tokens": 8, "few_shot": ["b"], "examples": str(data / "demos.jsonl"),
+        "k": "2..4", "max_new_tokens": 8, "few_shot": ["b"], "examples": str(data / "demos.jsonl"),
         "shots": 1, "off_prompt": 0.2,
     }  # fmt: skip
     outputs = [tmp_path / "one", tmp_path / "two"]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from tutelage.datasets import read_demonstrations, read_prompts
+from tutelage.labeling import accounts, assignment, exchange, queue
 from tutelage.labeling.agreement import pairwise_agreement
+from tutelage.labeling.database import open_workspace
 from tutelage.records import Completion, Prompt, Ranking
 from tutelage.world import build, corpus, gold, kinds, people, rank, tasks
 from tutelage.world.config import WorldConfig
@@ -91,19 +94,30 @@ def test_pools_are_apart_and_the_same_for_a_seed() -> None:
     assert len({j.noise for j in training}) == 12
 
 
-def test_labelers_agree_about_as_much_as_the_papers() -> None:
+def test_labelers_agree_about_as_much_as_the_papers(tmp_path: Path) -> None:
+    """And they work through the workspace: leased, shown in shuffled order, exported."""
     rng = Random(1)
-    pool = people.hire("heldout", 8, 0)
-    rankings = []
+    candidates = []
     for i in range(150):
         text = tasks.make(rng)
         texts = {people.write_answer(text, rng.choice([people.DEMONSTRATOR, people.STRANGER]), rng) for _ in range(6)}
-        candidates = tuple(Completion(text=t) for t in sorted(texts))
-        if len(candidates) > 1:
-            asked = Prompt(id=str(i), text=text)
-            rankings += [rank.rank(j, asked, candidates, rng) for j in rng.sample(pool, 2)]
+        if len(texts) > 1:
+            written = tuple(Completion(text=t) for t in sorted(texts))
+            candidates.append((Prompt(id=str(i), text=text, split="train"), written))
+    workspace = open_workspace(tmp_path / "workspace")
+    with workspace.write() as connection:
+        queue.ensure_instructions(connection)
+        pool = {accounts.add_person(connection, workspace, j.labeler.id): j for j in people.hire("training", 8, 0)}
+        queue.queue_rankings(connection, candidates, rate=False, labelers=2)
+    rank.work(workspace, pool, rng)
+    with workspace.read() as connection:
+        rankings = exchange.stored_rankings(connection)
+        left = [assignment.progress(connection, person)["left"] for person in pool]
+    workspace.close()
+    assert len(rankings) == 2 * len(candidates)
+    assert left == [{}] * 8
     agreement = pairwise_agreement(rankings, draws=100)
-    assert 0.66 < agreement["mean"] < 0.80
+    assert 0.66 < agreement["mean"] < 0.82
     assert agreement["low"] < agreement["mean"] < agreement["high"]
     assert agreement["mean"] < rank.gold_accuracy(rankings) < 0.9
 

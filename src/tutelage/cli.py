@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from tutelage import __version__
-from tutelage.config import StageConfig, make, nearest, read_yaml
+from tutelage.config import C, make, nearest, read_yaml
 from tutelage.pipeline import BASE, STAGES, recipe_path, run_recipe
 from tutelage.runs import done
 
@@ -28,6 +29,7 @@ aligned policy and a report.
 
   tutelage demo                         the whole recipe in miniature, in minutes, nothing downloaded
   tutelage run recipe.yaml --output X   the stages of your own recipe, in order
+  tutelage label serve WORKSPACE        people write, rate and rank in the browser
   tutelage chat runs/demo/ppo/model     talk to what came out
 """
 
@@ -42,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def add_settings(parser: argparse.ArgumentParser, kind: type[StageConfig]) -> None:
+def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
     """One option per field of a config, its docstring as help. Values are read as YAML and checked by the config."""
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML file of settings; options on the line win over it"
@@ -68,7 +70,7 @@ def _metavar(annotation: Any) -> str:
     return str(getattr(origin or annotation, "__name__", "value")).upper()
 
 
-def settings(kind: type[StageConfig], arguments: argparse.Namespace) -> StageConfig:
+def settings(kind: type[C], arguments: argparse.Namespace) -> C:
     """The config from file and options."""
     values = read_yaml(arguments.config) if arguments.config else {}
     source = str(arguments.config or "command line")
@@ -111,6 +113,10 @@ def build(verb: str | None) -> Parser:
             command.description = (kind.__doc__ or stage.help).strip()
             add_settings(command, kind)
 
+    label = verbs.add_parser("label", help="people's work: serve it, queue it, export it")
+    if verb == "label":
+        _label_commands(label.add_subparsers(dest="act", metavar="COMMAND", parser_class=Parser, required=True))
+
     chat = verbs.add_parser("chat", help="talk to a model in the terminal")
     chat.add_argument("model", help="model folder or hub id")
     chat.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
@@ -126,6 +132,91 @@ def build(verb: str | None) -> Parser:
     compare.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer (default: 128)")
     compare.add_argument("--seed", type=int, default=0, help="seed of the answers (default: 0)")
     return parser
+
+
+def _label_commands(acts: Any) -> None:
+    from tutelage.labeling.answers import KINDS
+    from tutelage.labeling.intake import Rules
+
+    def act(name: str, text: str) -> Parser:
+        parser: Parser = acts.add_parser(name, help=text, description=text)
+        parser.add_argument("workspace", type=Path, help="the workspace's folder")
+        return parser
+
+    serve = act("serve", "serve the workspace's pages, making it if it is not there; prints the owner's one-time link")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8080, help="port to listen on (default: 8080)")
+    serve.add_argument(
+        "--database", help="postgresql+psycopg://USER@HOST/NAME, remembered (default: SQLite in the workspace)"
+    )
+
+    invite = act("invite", "print a one-time link for a new person, or for a new password")
+    invite.add_argument("--role", choices=["owner", "reviewer", "labeler"], default="labeler", help="default: labeler")
+    invite.add_argument(
+        "--arm",
+        choices=["training", "heldout"],
+        default="training",
+        help="heldout never trains (default: training)",
+    )
+    invite.add_argument("--screening", action="store_true", help="let them do the screening tasks first")
+    invite.add_argument("--name", help="somebody who is there, to set a new password")
+    invite.add_argument("--url", default="http://127.0.0.1:8080", help="where people reach the server")
+
+    prompts = act("prompts", "take prompts in by the paper's rules, and report what each rule dropped")
+    prompts.add_argument("file", help="prompts, in any accepted format")
+    prompts.add_argument(
+        "--queue", action="append", choices=["demonstration", "labels"], default=[],
+        help="queue such a task on every prompt taken",
+    )  # fmt: skip
+    prompts.add_argument("--output", type=Path, help="also write the prompts taken, with their splits, for `collect`")
+    add_settings(prompts, Rules)
+
+    queue = act("queue", "queue a file of candidates, answers or prompts as tasks")
+    queue.add_argument("file", help="candidates.jsonl, answers.jsonl, or prompts in any accepted format")
+    queue.add_argument("--kind", choices=list(KINDS), default="ranking", help="default: ranking")
+    queue.add_argument(
+        "--purpose", choices=["work", "screening", "gold"], default="work",
+        help="rows of screening and gold items carry their answer, `ranks` or `annotations` (default: work)",
+    )  # fmt: skip
+    queue.add_argument("--baseline", help="for comparisons: the model that the others are compared with")
+    queue.add_argument("--labelers", type=int, default=1, help="labelers for each task (default: 1)")
+    queue.add_argument("--overlap", type=float, default=0.1, help="share of rankings with one more (default: 0.1)")
+    queue.add_argument("--no-rate", dest="rate", action="store_false", help="ask for ranks only, not for ratings")
+
+    act("import", "take in rankings with their labelers, as `export` writes them").add_argument("file", help="rankings")
+
+    export = act("export", "write what labelers have answered, as the stages read it")
+    export.add_argument("--output", type=Path, required=True, help="folder to write into")
+    export.add_argument("--pairs", action="store_true", help="also chosen/rejected pairs of the training rankings")
+    export.add_argument("--table", action="store_true", help="also one table for spreadsheets")
+
+    act("erase", "remove all data of a prompts' author").add_argument("--user", required=True, help="the author's id")
+    act("status", "how much is done")
+
+
+def _label(arguments: argparse.Namespace) -> None:
+    from tutelage.labeling import commands
+    from tutelage.labeling.intake import Rules
+
+    a = arguments
+    match a.act:
+        case "serve":
+            commands.serve(a.workspace, a.host, a.port, a.database)
+        case "invite":
+            commands.invite(a.workspace, a.role, a.arm, a.screening, a.name, a.url)
+        case "prompts":
+            commands.take_prompts(a.workspace, a.file, settings(Rules, a), a.queue, a.output)
+        case "queue":
+            commands.queue_file(a.workspace, a.file, a.kind, a.purpose, baseline=a.baseline, labelers=a.labelers,
+                                overlap=a.overlap, rate=a.rate)  # fmt: skip
+        case "import":
+            commands.import_file(a.workspace, a.file)
+        case "export":
+            commands.export(a.workspace, a.output, a.pairs, a.table)
+        case "erase":
+            commands.erase(a.workspace, a.user)
+        case "status":
+            commands.status(a.workspace)
 
 
 def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
@@ -150,6 +241,8 @@ def dispatch(arguments: argparse.Namespace) -> None:
             print(output / "report" / "report.html")
         case "run":
             run_recipe(recipe_path(arguments.recipe), arguments.output, arguments.seed, arguments.overwrite)
+        case "label":
+            _label(arguments)
         case "chat":
             from tutelage.evaluation.chat import chat
 

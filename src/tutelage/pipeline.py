@@ -54,6 +54,9 @@ STAGES = {
         "evaluation.config:AnswerConfig", "evaluation.answer:run", "answer held-out prompts with every model"
     ),
     "evaluate": Stage("evaluation.config:EvaluateConfig", "evaluation.preference:run", "turn judgments into win rates"),
+    "agreement": Stage(
+        "evaluation.config:AgreementConfig", "evaluation.agreement:run", "measure how far labelers agree"
+    ),
     "report": Stage("report.config:ReportConfig", "report.page:run", "draw one page from run folders"),
     "world": Stage("world.config:WorldConfig", "world.build:run", "write the miniature world's data"),
     "rank": Stage("world.config:RankConfig", "world.rank:run_rank", "let the world's labelers rank candidates"),

@@ -1,4 +1,4 @@
-"""Settings of evaluation: answer held-out prompts with every model, then count what judges said."""
+"""Settings of evaluation: answer held-out prompts with every model, count what judges said, and how far they agree."""
 
 from __future__ import annotations
 
@@ -49,3 +49,14 @@ class EvaluateConfig(StageConfig):
     """Judgments, one line a prompt, as `tutelage judge` writes them."""
     draws: Count = 2000
     """Bootstrap resamples."""
+
+
+class AgreementConfig(StageConfig):
+    """Measure how far labelers agree on the same prompts, and a reward model with them on the same pairs."""
+
+    rankings: str
+    """Rankings with a `labeler` each, several for a prompt; one arm of labelers a file."""
+    reward_model: str | None = None
+    """Scores the ranked completions, to be compared with the labelers."""
+    draws: Count = 1000
+    """Bootstrap resamples of prompts."""

@@ -8,13 +8,14 @@ a task of the training arm. An answer that comes after its lease has ended is ke
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from sqlalchemy import Connection, and_, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
 
-from tutelage.labeling.answers import SKIP_REASONS, Answer, Note, TaskKind, read_answer
+from tutelage.labeling.answers import KINDS, SKIP_REASONS, Answer, Note, TaskKind, read_answer
 from tutelage.labeling.database import record
 from tutelage.labeling.queue import current_instruction
 from tutelage.labeling.schema import answers, assignments, completions, instructions, people, prompts, tasks
@@ -45,6 +46,59 @@ class Shown:
     correcting: bool = False
 
 
+# Statements are built once: building one takes longer than running it. `person`, `now` and so on are parameters.
+_WHO = select(people).where(people.c.id == bindparam("person"))
+_VISIBLE = and_(prompts.c.quarantine.is_(None), prompts.c.text.is_not(None))
+_IN_PURPOSES = tasks.c.purpose.in_(bindparam("purposes", expanding=True))
+_LEASED = (  # what a person has in hand, leases that ran out included
+    select(assignments.c.id, assignments.c.task, assignments.c.expires, tasks.c.kind)
+    .select_from(assignments.join(tasks).join(prompts, prompts.c.id == tasks.c.prompt))
+    .where(assignments.c.person == bindparam("person"), assignments.c.state == "leased", _IN_PURPOSES, _VISIBLE)
+    .order_by(assignments.c.id)
+)
+_LIVE = and_(assignments.c.state == "leased", assignments.c.expires > bindparam("now"))
+_OTHERS = select(func.count()).where(
+    assignments.c.task == tasks.c.id,
+    assignments.c.person != bindparam("person"),
+    or_(assignments.c.state == "submitted", _LIVE),
+)
+_MET = exists().where(
+    assignments.c.task == tasks.c.id,
+    assignments.c.person == bindparam("person"),
+    or_(assignments.c.state != "leased", _LIVE),
+)
+_FREE = (  # tasks that a person may take now, the oldest first
+    select(tasks)
+    .select_from(tasks.join(prompts))
+    .where(
+        tasks.c.open, _IN_PURPOSES, or_(tasks.c.arm.is_(None), tasks.c.arm == bindparam("arm")), _VISIBLE, ~_MET,
+        _OTHERS.scalar_subquery() < tasks.c.capacity,
+    )
+    .order_by(tasks.c.id)
+)  # fmt: skip
+_FREE_OF = {None: _FREE.limit(1)} | {kind: _FREE.where(tasks.c.kind == kind).limit(1) for kind in KINDS}
+_MINE = (
+    select(
+        assignments, tasks.c.kind, tasks.c.completions, tasks.c.rate, tasks.c.capacity,
+        prompts.c.text.label("prompt_text"), prompts.c.quarantine,
+    )
+    .select_from(assignments.join(tasks).join(prompts, prompts.c.id == tasks.c.prompt))
+    .where(assignments.c.id == bindparam("assignment"), assignments.c.person == bindparam("person"))
+)  # fmt: skip
+_COUNT = select(func.count()).where(assignments.c.person == bindparam("person"), assignments.c.state == bindparam("is"))
+_RENEW = update(assignments).where(assignments.c.id == bindparam("assignment")).values(expires=bindparam("until"))
+_ASSIGN = insert(assignments).returning(assignments.c.id)
+_TEXTS = select(completions.c.id, completions.c.text).where(completions.c.id.in_(bindparam("ids", expanding=True)))
+_INSTRUCTION = select(instructions).where(instructions.c.id == bindparam("id"))
+_BY_KEY = select(answers.c.id, answers.c.assignment).where(answers.c.key == bindparam("key"))
+_ANSWER = insert(answers).returning(answers.c.id)
+_SUBMITTED = (
+    update(assignments).where(assignments.c.id == bindparam("assignment")).values(state="submitted", draft=None)
+)
+_SUBMISSIONS = select(func.count()).where(assignments.c.task == bindparam("task_"), assignments.c.state == "submitted")
+_CLOSE = update(tasks).where(tasks.c.id == bindparam("task_")).values(open=False)
+
+
 def next_task(
     connection: Connection, person: int, kind: TaskKind | None = None, now: float | None = None
 ) -> int | None:
@@ -54,33 +108,36 @@ def next_task(
         LookupError: if there is no such person.
     """
     now = time.time() if now is None else now
-    who = connection.execute(select(people).where(people.c.id == person)).first()
+    who = connection.execute(_WHO, {"person": person}).first()
     if who is None:
         raise LookupError(f"no person {person}")
     purposes = PURPOSES[who.status]
-    held = connection.execute(_held(person, kind, purposes).where(assignments.c.expires > now)).first()
-    if held is not None:
-        _renew(connection, held.id, now)
-        return held.id
-    done = _count(connection, person, "submitted")
+    mine = connection.execute(_LEASED, {"person": person, "purposes": purposes}).all()
+    held = [a for a in mine if a.expires > now and kind in (None, a.kind)]
+    if held:
+        connection.execute(_RENEW, {"assignment": held[0].id, "until": now + LEASE_SECONDS})
+        return held[0].id
+    done = connection.execute(_COUNT, {"person": person, "is": "submitted"}).scalar_one()
     gold_now = "gold" in purposes and done % GOLD_EVERY == GOLD_EVERY - 1
-    for chosen in (("gold",), ("work",)) if gold_now else (tuple(p for p in purposes if p != "gold"), ("gold",)):
-        task = connection.execute(_free(person, who.arm, kind, tuple(set(chosen) & set(purposes)), now)).first()
+    work = tuple(p for p in purposes if p != "gold")
+    for chosen in (("gold",), work) if gold_now else (work, ("gold",)):
+        wanted = {"person": person, "arm": who.arm, "now": now, "purposes": set(chosen) & set(purposes)}
+        task = connection.execute(_FREE_OF[kind], wanted).first()
         if task is not None:
             break
     else:
         return None
     record(connection, "leased", person=person, subject=task.id, now=now)
     lease = {"state": "leased", "leased": now, "expires": now + LEASE_SECONDS}
-    mine = and_(assignments.c.task == task.id, assignments.c.person == person)  # a lease of mine that had ended
-    again = connection.execute(update(assignments).where(mine).values(**lease).returning(assignments.c.id)).first()
-    if again is not None:
-        return again.id
+    ended = next((a.id for a in mine if a.task == task.id), None)  # a lease of mine that ran out
+    if ended is not None:
+        connection.execute(update(assignments).where(assignments.c.id == ended).values(**lease))
+        return ended
     order = list(range(len(task.completions)))
     Random(f"{task.id}/{person}").shuffle(order)
-    page = current_instruction(connection, task.kind)
-    row = {"task": task.id, "person": person, "order": order, "instruction": page.id, **lease}
-    return connection.execute(insert(assignments).values(row).returning(assignments.c.id)).scalar_one()
+    page = current_instruction(connection, task.kind).id
+    row = {"task": task.id, "person": person, "order": order, "instruction": page, **lease}
+    return connection.execute(_ASSIGN, row).scalar_one()
 
 
 def show(connection: Connection, person: int, assignment: int) -> Shown:
@@ -92,15 +149,12 @@ def show(connection: Connection, person: int, assignment: int) -> Shown:
     row = _mine(connection, person, assignment)
     if row.prompt_text is None or row.quarantine is not None:
         raise LookupError("this prompt was withdrawn")
-    found = connection.execute(
-        select(completions.c.id, completions.c.text).where(completions.c.id.in_(row.completions))
-    ).all()
-    texts = {c.id: c.text for c in found}
+    texts = dict(connection.execute(_TEXTS, {"ids": row.completions}).all())
     draft = row.draft
     if row.state == "submitted":
         body = _newest(connection, assignment).body
         draft = _as_shown(body, row.order) if body else None
-    page = connection.execute(select(instructions).where(instructions.c.id == row.instruction)).one()
+    page = connection.execute(_INSTRUCTION, {"id": row.instruction}).one()
     return Shown(
         assignment=assignment, kind=row.kind, prompt=row.prompt_text,
         texts=tuple(texts[row.completions[i]] for i in row.order), rate=row.rate, state=row.state, draft=draft,
@@ -120,8 +174,8 @@ def save_draft(
     row = _mine(connection, person, assignment)
     if row.state != "leased":
         raise Conflict(f"this task is {row.state} already")
-    connection.execute(update(assignments).where(assignments.c.id == assignment).values(draft=draft))
-    _renew(connection, assignment, time.time() if now is None else now)
+    until = (time.time() if now is None else now) + LEASE_SECONDS
+    connection.execute(update(assignments).where(assignments.c.id == assignment).values(draft=draft, expires=until))
 
 
 def submit(
@@ -141,7 +195,7 @@ def submit(
     """
     now = time.time() if now is None else now
     row = _mine(connection, person, assignment)
-    before = connection.execute(select(answers.c.id, answers.c.assignment).where(answers.c.key == key)).first()
+    before = connection.execute(_BY_KEY, {"key": key}).first()
     if before is not None:
         if before.assignment != assignment:
             raise Conflict("this form was sent for another task")
@@ -151,17 +205,16 @@ def submit(
     answer = read_answer(row.kind, len(row.completions), row.rate, body)
     number = _newest(connection, assignment).number + 1 if correct else 1
     stored = connection.execute(
-        insert(answers)
-        .values(
-            assignment=assignment, number=number, body=_as_stored(answer, row.order), instruction=row.instruction,
-            seconds=max(0.0, now - row.leased), active_seconds=active_seconds, key=key, created=now,
-        )
-        .returning(answers.c.id)
+        _ANSWER,
+        {
+            "assignment": assignment, "number": number, "body": _as_stored(answer, row.order),
+            "instruction": row.instruction, "seconds": max(0.0, now - row.leased), "active_seconds": active_seconds,
+            "key": key, "created": now,
+        },
     ).scalar_one()  # fmt: skip
-    connection.execute(update(assignments).where(assignments.c.id == assignment).values(state="submitted", draft=None))
-    submitted = select(func.count()).where(assignments.c.task == row.task, assignments.c.state == "submitted")
-    if connection.execute(submitted).scalar_one() >= row.capacity:
-        connection.execute(update(tasks).where(tasks.c.id == row.task).values(open=False))
+    connection.execute(_SUBMITTED, {"assignment": assignment})
+    if row.capacity == 1 or connection.execute(_SUBMISSIONS, {"task_": row.task}).scalar_one() >= row.capacity:
+        connection.execute(_CLOSE, {"task_": row.task})
     record(connection, "corrected" if correct else "submitted", person=person, subject=row.task, now=now, answer=stored)
     return stored
 
@@ -194,68 +247,48 @@ def progress(connection: Connection, person: int, now: float | None = None) -> d
     """How much a person has done in all and in the last day, and how many tasks of each kind they can have now."""
     now = time.time() if now is None else now
     who = connection.execute(select(people.c.arm, people.c.status).where(people.c.id == person)).one()
-    today = select(func.count()).select_from(answers.join(assignments)).where(
-        assignments.c.person == person, answers.c.number == 1, answers.c.created > now - 86400
-    )  # fmt: skip
-    free = _free(person, who.arm, None, PURPOSES[who.status], now).subquery()
-    left: dict[str, int] = dict(
-        connection.execute(select(free.c.kind, func.count()).group_by(free.c.kind)).tuples().all()
-    )
-    held = connection.execute(_held(person, None, PURPOSES[who.status]).where(assignments.c.expires > now)).first()
-    if held is not None:
-        left[held.kind] = left.get(held.kind, 0) + 1
+    purposes = PURPOSES[who.status]
+    wanted = {"person": person, "arm": who.arm, "now": now, "purposes": purposes}
+    free = _FREE.order_by(None).subquery()
+    counts = select(free.c.kind, func.count()).group_by(free.c.kind)
+    left: dict[str, int] = dict(connection.execute(counts, wanted).all())
+    for held in connection.execute(_LEASED, {"person": person, "purposes": purposes}):
+        if held.expires > now:
+            left[held.kind] = left.get(held.kind, 0) + 1
     return {
-        "done": _count(connection, person, "submitted"), "skipped": _count(connection, person, "skipped"),
-        "today": connection.execute(today).scalar_one(), "left": left,
+        "done": connection.execute(_COUNT, {"person": person, "is": "submitted"}).scalar_one(),
+        "skipped": connection.execute(_COUNT, {"person": person, "is": "skipped"}).scalar_one(),
+        "today": done_today(connection, person, now), "left": left,
     }  # fmt: skip
 
 
-def _free(person: int, arm: str, kind: str | None, purposes: tuple[str, ...], now: float) -> Any:
-    """Tasks that this person may take now, the oldest first."""
-    others = select(func.count()).where(
-        assignments.c.task == tasks.c.id,
-        assignments.c.person != person,
-        or_(assignments.c.state == "submitted", and_(assignments.c.state == "leased", assignments.c.expires > now)),
-    )
-    met = exists().where(
-        assignments.c.task == tasks.c.id,
-        assignments.c.person == person,
-        or_(assignments.c.state != "leased", assignments.c.expires > now),
-    )
-    query = (
-        select(tasks)
-        .select_from(tasks.join(prompts))
-        .where(
-            tasks.c.open, tasks.c.purpose.in_(purposes), or_(tasks.c.arm.is_(None), tasks.c.arm == arm),
-            prompts.c.quarantine.is_(None), prompts.c.text.is_not(None), ~met,
-            others.scalar_subquery() < tasks.c.capacity,
-        )
-        .order_by(tasks.c.id)
+def done_today(connection: Connection, person: int, now: float | None = None) -> int:
+    """How many tasks a person has answered in the last day; corrections do not count."""
+    now = time.time() if now is None else now
+    query = select(func.count()).select_from(answers.join(assignments)).where(
+        assignments.c.person == person, answers.c.number == 1, answers.c.created > now - 86400
     )  # fmt: skip
-    return query if kind is None else query.where(tasks.c.kind == kind)
+    return connection.execute(query).scalar_one()
 
 
-def _held(person: int, kind: str | None, purposes: tuple[str, ...]) -> Any:
+def recent(connection: Connection, person: int, most: int) -> Sequence[Any]:
+    """A person's newest answers, at most one of a task: `assignment`, `kind`, `number`, `created`, `seconds`,
+    `active_seconds`, and `withdrawn` if its prompt may be shown no more."""
+    newest = select(func.max(answers.c.id)).join(assignments).where(assignments.c.person == person)
     query = (
-        select(assignments.c.id, tasks.c.kind)
-        .select_from(assignments.join(tasks).join(prompts, prompts.c.id == tasks.c.prompt))
-        .where(assignments.c.person == person, assignments.c.state == "leased", tasks.c.purpose.in_(purposes))
-        .where(prompts.c.quarantine.is_(None), prompts.c.text.is_not(None))
-        .order_by(assignments.c.id)
+        select(
+            answers, tasks.c.kind, or_(prompts.c.text.is_(None), prompts.c.quarantine.is_not(None)).label("withdrawn")
+        )
+        .select_from(answers.join(assignments).join(tasks).join(prompts, prompts.c.id == tasks.c.prompt))
+        .where(answers.c.id.in_(newest.group_by(answers.c.assignment)))
+        .order_by(answers.c.id.desc())
+        .limit(most)
     )
-    return query if kind is None else query.where(tasks.c.kind == kind)
+    return connection.execute(query).all()
 
 
 def _mine(connection: Connection, person: int, assignment: int) -> Any:
-    query = (
-        select(
-            assignments, tasks.c.kind, tasks.c.completions, tasks.c.rate, tasks.c.capacity,
-            prompts.c.text.label("prompt_text"), prompts.c.quarantine,
-        )
-        .select_from(assignments.join(tasks).join(prompts, prompts.c.id == tasks.c.prompt))
-        .where(assignments.c.id == assignment, assignments.c.person == person)
-    )  # fmt: skip
-    row = connection.execute(query).first()
+    row = connection.execute(_MINE, {"person": person, "assignment": assignment}).first()
     if row is None:
         raise LookupError("no such task of yours")
     return row
@@ -264,15 +297,6 @@ def _mine(connection: Connection, person: int, assignment: int) -> Any:
 def _newest(connection: Connection, assignment: int) -> Any:
     query = select(answers).where(answers.c.assignment == assignment).order_by(answers.c.number.desc()).limit(1)
     return connection.execute(query).one()
-
-
-def _count(connection: Connection, person: int, state: str) -> int:
-    query = select(func.count()).where(assignments.c.person == person, assignments.c.state == state)
-    return connection.execute(query).scalar_one()
-
-
-def _renew(connection: Connection, assignment: int, now: float) -> None:
-    connection.execute(update(assignments).where(assignments.c.id == assignment).values(expires=now + LEASE_SECONDS))
 
 
 def _as_stored(answer: Answer, order: list[int]) -> dict[str, Any]:

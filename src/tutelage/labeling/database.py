@@ -25,6 +25,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from tutelage.labeling.schema import events
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_RECORD = insert(events)
 WRITERS = 0x7475_7465  # the advisory lock's number, any that nobody else uses
 CONNECTIONS = 40  # as many as the web server has threads
 
@@ -109,12 +110,8 @@ def record(
 ) -> float:  # fmt: skip
     """Append an event to the audit, in the transaction of the act that it tells of; returns its time."""
     at = time.time() if now is None else now
-    connection.execute(
-        insert(events).values(
-            at=at, person=person, kind=kind,
-            subject=None if subject is None else str(subject), detail=detail,
-        )
-    )  # fmt: skip
+    told = None if subject is None else str(subject)
+    connection.execute(_RECORD, {"at": at, "person": person, "kind": kind, "subject": told, "detail": detail})
     return at
 
 

@@ -175,7 +175,7 @@ def _judgments(connection: Connection, rows: Sequence[Answered]) -> list[dict[st
             )
             row["models"].setdefault(model, []).append(0.5 if a == b else float(b < a))
     ties = select(tasks.c.prompt, tasks.c.completions).where(tasks.c.kind == "comparison", tasks.c.capacity == 0)
-    for prompt, (_, second) in connection.execute(ties).tuples():
+    for prompt, (_, second) in connection.execute(ties):
         if prompt in found:
             (model,) = connection.execute(select(completions.c.policies).where(completions.c.id == second)).scalar_one()
             found[prompt]["models"][model] = [0.5]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, bindparam, func, insert, select
 
 from tutelage.labeling.answers import KINDS, TaskKind, read_answer
 from tutelage.labeling.database import record
-from tutelage.labeling.schema import completions, instructions, prompts, tasks
+from tutelage.labeling.schema import completions, events, instructions, prompts, tasks
 from tutelage.records import Arm, Completion, Prompt
 
 HELD_OUT_SPLITS = ("valid", "test")
+EVERYBODY = 1_000_000  # labelers wanted for a task that each should meet
 INSTRUCTIONS: dict[TaskKind, str] = {
     "demonstration": """\
 # Write a demonstration
@@ -52,6 +53,17 @@ neither is better.""",
 }
 
 
+_NEWEST = (
+    select(instructions)
+    .where(instructions.c.kind == bindparam("kind"))
+    .order_by(instructions.c.version.desc())
+    .limit(1)
+)
+_PROMPT = select(prompts.c.text, prompts.c.erased).where(prompts.c.id == bindparam("id"))
+_COMPLETIONS = insert(completions).returning(completions.c.id, sort_by_parameter_order=True)
+_TASK = insert(tasks).returning(tasks.c.id)
+
+
 def add_instruction(connection: Connection, kind: TaskKind, text: str, author: int | None = None) -> int:
     """Publish a new version of the page for a kind of task; answers from now on pin it. Returns the version."""
     newest = select(func.coalesce(func.max(instructions.c.version), 0)).where(instructions.c.kind == kind)
@@ -73,8 +85,7 @@ def ensure_instructions(connection: Connection) -> None:
 
 def current_instruction(connection: Connection, kind: str) -> Any:
     """The row of the newest version of a kind's page."""
-    newest = select(instructions).where(instructions.c.kind == kind).order_by(instructions.c.version.desc()).limit(1)
-    return connection.execute(newest).one()
+    return connection.execute(_NEWEST, {"kind": kind}).one()
 
 
 def add_prompts(
@@ -91,9 +102,9 @@ def add_prompts(
     added = 0
     for prompt in new:
         row = prompt.model_dump(mode="json")
-        before = connection.execute(select(prompts.c.text, prompts.c.erased).where(prompts.c.id == prompt.id)).first()
+        before = connection.execute(_PROMPT, {"id": prompt.id}).first()
         if before is None:
-            connection.execute(insert(prompts).values(**row, quarantine=(quarantine or {}).get(prompt.id)))
+            connection.execute(insert(prompts), row | {"quarantine": (quarantine or {}).get(prompt.id)})
             added += 1
         elif before.erased is not None:
             raise ValueError(f"prompt {prompt.id!r} was erased at its author's wish and cannot come back")
@@ -116,8 +127,7 @@ def add_completions(connection: Connection, prompt: str, new: Sequence[Completio
     ]  # fmt: skip
     if not rows:
         return []
-    stored = insert(completions).returning(completions.c.id, sort_by_parameter_order=True)
-    return list(connection.execute(stored, rows).scalars())
+    return list(connection.execute(_COMPLETIONS, rows).scalars())
 
 
 def add_task(
@@ -163,7 +173,6 @@ def queue_prompts(
     add_prompts(connection, new.values())
     for prompt in new.values():
         add_task(connection, kind, prompt, purpose=purpose, arm=arm, capacity=labelers)
-    record(connection, "queued", subject=kind, tasks=len(new), purpose=purpose)
     return len(new)
 
 
@@ -187,7 +196,21 @@ def queue_rankings(
             more = doubly_labeled(prompt.id, overlap)
             add_task(connection, "ranking", prompt, written, arm=arm, capacity=labelers + more, rate=rate)
             number += 1
-    record(connection, "queued", subject="ranking", tasks=number)
+    return number
+
+
+def queue_known(
+    connection: Connection, kind: TaskKind, items: Iterable[tuple[Prompt, Sequence[Completion], dict[str, Any] | None]],
+    purpose: Literal["screening", "gold"],
+) -> int:  # fmt: skip
+    """Queue tasks whose answer researchers know, for every labeler; returns how many."""
+    number = 0
+    for prompt, written, reference in items:
+        add_prompts(connection, [prompt])
+        add_task(
+            connection, kind, prompt, written, purpose=purpose, capacity=EVERYBODY, rate=False, reference=reference
+        )
+        number += 1
     return number
 
 
@@ -217,13 +240,21 @@ def queue_comparisons(
             else:
                 add_task(connection, "comparison", prompt, two, arm=arm, capacity=labelers)
                 number += 1
-    record(connection, "queued", subject="comparison", tasks=number)
     return number
 
 
 def _insert_task(connection: Connection, **values: Any) -> int:
     row = {"purpose": "work", "rate": False, "reference": None, "capacity": 0, "created": time.time()} | values
-    return connection.execute(insert(tasks).values(row).returning(tasks.c.id)).scalar_one()
+    return connection.execute(_TASK, row).scalar_one()
+
+
+def queued_already(connection: Connection, source: str, kind: str) -> bool:
+    """Whether a file of this fingerprint was queued before; if not, note that it is now."""
+    before = select(events.c.id).where(events.c.kind == "queued", events.c.subject == source)
+    if connection.execute(before).first():
+        return True
+    record(connection, "queued", subject=source, tasks=kind)
+    return False
 
 
 def doubly_labeled(prompt: str, overlap: float) -> bool:

@@ -1,18 +1,20 @@
 """Collection: sample K = 4..9 completions per prompt, for labelers to rank (paper, section 3.4).
 
 Completions of several policies may be mixed, as candidates of one quality teach a reward model little. What is written
-is `candidates.jsonl`: prompt and completions, without ranks. Identical completions are merged.
+is `candidates.jsonl`: prompt and completions, without ranks. Identical completions are merged. With a workspace they
+are queued there as ranking tasks.
 
-    tutelage collect --policies '{sft: runs/sft/model}' --prompts prompts.jsonl --output runs/candidates
+    tutelage collect --policy runs/sft/model --prompts prompts.jsonl --k 4..9 --output runs/candidates
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from random import Random
 
 from tutelage.datasets import read_demonstrations, read_prompts
+from tutelage.labeling.candidates import queue_candidates, write_candidates
+from tutelage.labeling.database import existing_workspace
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.records import Completion
@@ -25,29 +27,32 @@ def run(config: CollectConfig) -> None:
     """Sample, then write `candidates.jsonl` into the run folder.
 
     Raises:
-        ValueError: if `weights` or `few_shot` name an unknown policy, or worked examples are wanted and none are given.
+        ValueError: if no policy is given, `weights` or `few_shot` name an unknown one, worked examples are wanted and
+            none are given, k is no range from 2, or there is no such workspace.
     """
+    if (config.policy is None) == (not config.policies):
+        raise ValueError("give either policy, a model folder, or policies, a mapping of names to model folders")
+    policies = config.policies or {"policy": str(config.policy)}
     for name in [*config.weights, *config.few_shot]:
-        if name not in config.policies:
-            raise ValueError(f"{name!r} is not among the policies {sorted(config.policies)}")
+        if name not in policies:
+            raise ValueError(f"{name!r} is not among the policies {sorted(policies)}")
     if config.few_shot and not config.examples:
         raise ValueError("few_shot needs `examples`, demonstrations to take the worked examples from")
-    if config.k_min > config.k_max:
-        raise ValueError(f"k_min={config.k_min} is above k_max={config.k_max}")
-    run = open_run("collect", config, inputs_of(config, "prompts", "policies", "examples"))
+    fewest, _, most = config.k.partition("..")
+    k_min, k_max = int(fewest), int(most or fewest)
+    if not 2 <= k_min <= k_max:
+        raise ValueError(f"k={config.k!r}: expected a number or range from 2, such as 6 or 4..9")
+    workspace = existing_workspace(config.workspace) if config.workspace else None
+    run = open_run("collect", config, inputs_of(config, "prompts", "policy", "policies", "examples"))
     if run is None:
         return
     rng = Random(config.seed)
     prompts = read_prompts(config.prompts).records
     examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
     # 1. Who writes which completion of which prompt.
-    names = list(config.policies)
+    names = list(policies)
     weights = [config.weights.get(name, 1.0) for name in names]
-    slots = [
-        (p, rng.choices(names, weights)[0])
-        for p in range(len(prompts))
-        for _ in range(rng.randint(config.k_min, config.k_max))
-    ]
+    slots = [(p, rng.choices(names, weights)[0]) for p in range(len(prompts)) for _ in range(rng.randint(k_min, k_max))]
     numbers: Counter[int] = Counter()  # which copy of its prompt a completion is
     copies = []
     for p, _ in slots:
@@ -58,8 +63,8 @@ def run(config: CollectConfig) -> None:
     dropped = 0
     for index in run.track(range(len(names))):
         name = names[index]
-        tokenizer = load_tokenizer(config.policies[name])
-        policy = load_policy(config.policies[name], tokenizer)
+        tokenizer = load_tokenizer(policies[name])
+        policy = load_policy(policies[name], tokenizer)
         writer = Writer(name, policy, tokenizer, examples if name in config.few_shot else ())
         room = {p: fits(writer, prompts[p], 2**31, config.max_new_tokens) for p in {p for p, n in slots if n == name}}
         mine = [i for i, (p, n) in enumerate(slots) if n == name and room[p]]
@@ -83,19 +88,20 @@ def run(config: CollectConfig) -> None:
     groups: dict[int, dict[str, Completion]] = {}
     for i, completion in sorted(written.items()):
         groups.setdefault(slots[i][0], {}).setdefault(completion.text, completion)
-    kept = 0
-    with (run.folder / "candidates.jsonl").open("w", encoding="utf-8") as stream:
-        for p, texts in groups.items():
-            if len(texts) < 2:
-                continue
-            kept += 1
-            row = prompts[p].model_dump(mode="json", exclude_none=True)
-            row["prompt"] = row.pop("text")
-            row["completions"] = [c.model_dump(mode="json", exclude_none=True) for c in texts.values()]
-            stream.write(json.dumps(row) + "\n")
-    if not kept:
+    candidates = [(prompts[p], tuple(texts.values())) for p, texts in groups.items() if len(texts) >= 2]
+    if not candidates:
         raise ValueError(f"{config.prompts}: no prompt got two distinct completions within the models' context")
+    write_candidates(run.folder / "candidates.jsonl", candidates)
+    # 5. To the labelers.
+    queued = {}
+    if workspace:
+        queued["tasks"] = queue_candidates(workspace, run.folder / "candidates.jsonl", config.rate, config.overlap)
+        workspace.close()
     run.finish(
-        prompts=kept, completions=len(written), merged=len(written) - sum(len(g) for g in groups.values()),
-        dropped={"too long": dropped, "empty": len(empty), "fewer than two distinct completions": len(groups) - kept},
+        prompts=len(candidates), completions=len(written), merged=len(written) - sum(len(g) for g in groups.values()),
+        dropped={
+            "too long": dropped, "empty": len(empty),
+            "fewer than two distinct completions": len(groups) - len(candidates),
+        },
+        **queued,
     )  # fmt: skip

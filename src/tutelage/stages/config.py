@@ -6,9 +6,10 @@ ours; the comment on the right says which. `recipes/paper.yaml` has the paper's 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from tutelage.config import StageConfig
 
@@ -110,7 +111,9 @@ class CollectConfig(StageConfig):
 
     prompts: Source
     """Prompts, in any accepted format."""
-    policies: dict[str, str]
+    policy: Source | None = None
+    """Model folder of the one policy that writes; for several give `policies`."""
+    policies: dict[str, str] = {}
     """Name and model folder of each policy."""
     weights: dict[str, float] = {}
     """How often a policy writes a completion, relative to the others; 1 where not named."""
@@ -122,14 +125,18 @@ class CollectConfig(StageConfig):
     """How many worked examples."""
     off_prompt: Fraction = 0.0
     """Share of completions taken from another prompt, so that a reward model learns to read the instruction."""
-    k_min: Annotated[int, Field(ge=2)] = 4
-    """Fewest completions of a prompt (paper: 4)."""
-    k_max: Annotated[int, Field(ge=2)] = 9
-    """Most completions of a prompt (paper: 9)."""
+    k: Annotated[str, BeforeValidator(str), StringConstraints(pattern=r"^\d+(\.\.\d+)?$")] = "4..9"
+    """Completions of a prompt, as a number or a range (paper: 4..9)."""
     temperature: Number = 1.0
     """Sampling temperature."""
     max_new_tokens: Count = 256
     """Most tokens of a completion."""
+    workspace: Path | None = None
+    """Labeling workspace in which to queue the candidates as ranking tasks."""
+    overlap: Fraction = 0.1
+    """Share of the prompts that two labelers rank, to measure their agreement, if there is a workspace."""
+    rate: bool = True
+    """Let labelers rate each completion too (the paper does), if there is a workspace."""
 
 
 class RewardConfig(Training):

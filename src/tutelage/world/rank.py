@@ -1,35 +1,56 @@
 """Simulated labelers at work: rank candidates for training, and judge the finished models' answers.
 
-Training labelers alone produce training rankings. Both arms rank the held-out candidates, several people each, so that
-their agreement, and the ceiling that a noise-free reader reaches against them, can be measured.
+They rank through the workspace that people use: tasks are leased to them, shown in shuffled order without a word of who
+wrote what, and answers are exported by arm. Training labelers alone produce training rankings. Both arms rank the
+held-out candidates, several people each, so that their agreement, and the ceiling that a noise-free reader reaches
+against them, can be measured. `tutelage label serve RUN/rankings/workspace` shows their work.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from tutelage.datasets import read_prompts, read_rows, write_jsonl
+from tutelage.datasets import read_prompts, read_rankings, read_rows
+from tutelage.labeling import accounts, assignment, exchange, queue
 from tutelage.labeling.agreement import pairwise_agreement
-from tutelage.records import Completion, Prompt, Ranking
+from tutelage.labeling.candidates import read_candidates
+from tutelage.labeling.database import Workspace, open_workspace
+from tutelage.records import Prompt, Ranking
 from tutelage.runs import inputs_of, open_run
 from tutelage.world import gold, kinds, people
 from tutelage.world.config import JudgeConfig, RankConfig
 
-
-def read_candidates(path: str) -> list[tuple[Prompt, tuple[Completion, ...]]]:
-    """Prompts with unranked completions, as `tutelage collect` writes them."""
-    rows = read_rows(path, "prompt", "completions")
-    prompts = read_prompts(path).records
-    return [(p, tuple(Completion(**c) for c in row["completions"])) for p, row in zip(prompts, rows, strict=True)]
+WORDS_A_SECOND = 4.0  # reading, and thinking about it
+BATCH = 100  # tasks in one transaction, as nobody else is writing
 
 
-def rank(judge: people.Judge, prompt: Prompt, completions: tuple[Completion, ...], rng: Random) -> Ranking:
-    """One labeler's ranking."""
-    ranks = judge.rank(prompt, [c.text for c in completions], rng)
-    return Ranking(prompt=prompt, completions=completions, ranks=tuple(ranks), labeler=judge.labeler.id)
+def work(workspace: Workspace, pool: Mapping[int, people.Judge], rng: Random, began: float = 0.0) -> None:
+    """Let labelers, by their ids in the workspace, take and answer ranking tasks in turn until none is left for them.
+
+    Each has a clock of their own that starts at `began`, so that the time an answer took is that of reading.
+    """
+    clock = dict.fromkeys(pool, began)
+    waiting = list(pool)
+    while waiting:
+        with workspace.write() as connection:
+            for _ in range(BATCH):
+                if not waiting:
+                    break
+                person = rng.choice(waiting)
+                task = assignment.next_task(connection, person, now=clock[person])
+                if task is None:
+                    waiting.remove(person)
+                    continue
+                shown = assignment.show(connection, person, task)
+                prompt = Prompt(id="shown", text=shown.prompt)
+                ranks = pool[person].rank(prompt, list(shown.texts), rng)
+                words = sum(len(text.split()) for text in (gold.instruction(prompt), *shown.texts))
+                clock[person] += words / WORDS_A_SECOND * rng.uniform(0.8, 2)
+                assignment.submit(connection, person, task, {"ranks": ranks}, f"{person}/{task}", now=clock[person])
 
 
 def gold_accuracy(rankings: Sequence[Ranking]) -> float:
@@ -52,14 +73,23 @@ def run_rank(config: RankConfig) -> None:
         "training": people.hire("training", config.training_labelers, 0),
         "heldout": people.hire("heldout", config.heldout_labelers, 0),
     }
-    rng = Random(f"rank/{config.seed}")
-    rankings = [rank(rng.choice(pools["training"]), p, c, rng) for p, c in read_candidates(config.candidates)]
-    write_jsonl(run.folder / "rankings.jsonl", rankings)
-    results: dict[str, Any] = {"rankings": len(rankings)}
-    held_out = read_candidates(config.valid_candidates)
-    for arm, pool in pools.items():
-        overlapping = [rank(j, p, c, rng) for p, c in held_out for j in rng.sample(pool, config.overlap)]
-        write_jsonl(run.folder / f"rankings_{arm}_labelers.jsonl", overlapping)
+    shutil.rmtree(run.folder / "workspace", ignore_errors=True)  # of an interrupted run: a second is soon over
+    workspace = open_workspace(run.folder / "workspace")
+    with workspace.write() as connection:
+        queue.ensure_instructions(connection)
+        hired = {
+            accounts.add_person(connection, workspace, j.labeler.id, arm=j.labeler.arm, pseudonym=j.labeler.id): j
+            for pool in pools.values()
+            for j in pool
+        }
+        queue.queue_rankings(connection, read_candidates(config.candidates), rate=False)
+        queue.queue_rankings(connection, read_candidates(config.valid_candidates), rate=False, labelers=config.overlap)
+    work(workspace, hired, Random(f"rank/{config.seed}"))
+    counts = exchange.export(workspace, run.folder)
+    workspace.close()
+    results: dict[str, Any] = {"rankings": counts["rankings.jsonl"]}
+    for arm in pools:
+        overlapping = read_rankings(run.folder / f"rankings_{arm}_labelers.jsonl").records
         results[f"{arm}_labelers"] = {
             "agreement": pairwise_agreement(overlapping, config.seed),
             "gold_ceiling": gold_accuracy(overlapping),

@@ -1,0 +1,119 @@
+"""How far labelers agree, and whether a reward model agrees with them on the same pairs as they do with each other.
+
+The paper sets its labelers' agreement (section 3.4) beside its reward models' accuracy (section 5.1); here both are
+counted on the same pairs, each with a 95 % interval. What is counted: `labeling/agreement.py`.
+
+    tutelage agreement --rankings rankings.jsonl --reward-model runs/reward/model --output runs/agreement
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from tutelage.datasets import read_prompts, read_rankings, read_rows
+from tutelage.evaluation.config import AgreementConfig
+from tutelage.labeling.agreement import Measures, by_labeler, panels, scores_agreement, summary
+from tutelage.models.forward import all_scores
+from tutelage.models.loading import context_length, load_scalar
+from tutelage.models.tokens import encode_pair, load_tokenizer
+from tutelage.records import Completion, Ranking
+from tutelage.runs import inputs_of, open_run
+
+
+def all_rankings(source: str) -> list[Ranking]:
+    """Rankings with those that tie all completions: nothing to train on, so `read_rankings` drops them, but an answer.
+
+    Only rows with `ranks` can tie; of chosen/rejected pairs, `read_rankings` gives all there is.
+
+    Raises:
+        ValueError: if the file is missing, malformed or in no format that gives rankings.
+    """
+    readable = read_rankings(source).records  # and every malformed row is refused here, by its line
+    rows = read_rows(source)
+    if not all(row.get(name) is not None for row in rows for name in ("prompt", "completions", "ranks")):
+        return readable
+    prompts = read_prompts(source).records
+    if len(prompts) < len(rows):
+        raise ValueError(
+            f"{source}: {len(rows) - len(prompts)} of {len(rows)} rows have an empty prompt; take them out"
+        )
+    found = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        completions = tuple(Completion(text=c) if isinstance(c, str) else Completion(**c) for c in row["completions"])
+        labeler = row.get("labeler")
+        name = None if labeler in (None, "") else str(labeler)
+        found.append(Ranking(prompt=prompt, completions=completions, ranks=tuple(row["ranks"]), labeler=name))
+    return found
+
+
+def score(folder: str, rankings: Sequence[Ranking]) -> tuple[list[Ranking], list[list[float]]]:
+    """The rankings that fit a reward model's context, and its scores of their completions, each distinct one once.
+
+    Raises:
+        ValueError: if there is no such model, or no ranking fits.
+    """
+    tokenizer = load_tokenizer(folder)
+    model = load_scalar(folder, tokenizer)
+    context = context_length(model)
+    place: dict[tuple[int, ...], int] = {}
+    kept, places = [], []
+    for r in rankings:
+        pairs = [encode_pair(tokenizer, r.prompt.text, c.text, ended=c.finish != "length") for c in r.completions]
+        sequences = [(*prompt, *completion) for prompt, completion in pairs]
+        if max(map(len, sequences)) <= context:
+            kept.append(r)
+            places.append([place.setdefault(ids, len(place)) for ids in sequences])
+    if not kept:
+        raise ValueError(f"{folder}: none of {len(rankings)} rankings fits its context of {context} tokens")
+    scores = all_scores(model, list(place)).tolist()
+    return kept, [[scores[i] for i in own] for own in places]
+
+
+def rows_of(measures: Measures) -> Iterator[tuple[str, str, str, str]]:
+    """A table's rows: measure, value, interval, and what was counted."""
+    for name, found in measures.items():
+        counted = ", ".join(
+            f"{count:,.0f} {what.replace('_', ' ')}"
+            for what, count in found.items()
+            if what not in ("mean", "low", "high")
+        )
+        interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
+        yield name.replace("_", " "), f"{found['mean']:.3f}", interval, counted
+
+
+def run(config: AgreementConfig) -> None:
+    """Write the measures into done.json, under `labelers`, `by_labeler` and `reward_model`, and print a table."""
+    run = open_run("agreement", config, inputs_of(config, "rankings", "reward_model"))
+    if run is None:
+        return
+    rankings = all_rankings(config.rankings)
+    shared = sum(bool(panel.labeler_pairs) for panel in panels(rankings))
+    if not shared:
+        raise ValueError(
+            f"{config.rankings}: no prompt was ranked by two labelers, so nobody can agree; let several rank the same "
+            "completions, and give each ranking its `labeler`"
+        )
+    found = summary(rankings, config.seed, config.draws)
+    rows = list(rows_of(found))
+    model: Measures = {}
+    too_long = 0
+    if config.reward_model:
+        kept, scores = score(config.reward_model, rankings)
+        too_long = len(rankings) - len(kept)
+        model = scores_agreement(kept, scores, config.seed, config.draws)
+        rows += rows_of(model)
+    run.finish(
+        rankings=len(rankings),
+        shared_prompts=shared,
+        labelers=found,
+        by_labeler=by_labeler(rankings, config.seed, config.draws),
+        reward_model=model,
+        too_long=too_long,
+    )
+    table = Table("agreement", "value", "95 % interval", "counted")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

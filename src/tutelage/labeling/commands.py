@@ -1,0 +1,163 @@
+"""What `tutelage label …` does to a workspace: each command a function that prints what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sqlalchemy import func, select
+
+from tutelage.datasets import read_prompts, read_rows, write_jsonl
+from tutelage.labeling import accounts, exchange, queue
+from tutelage.labeling.answers import TaskKind
+from tutelage.labeling.candidates import queue_candidates, read_candidates
+from tutelage.labeling.database import existing_workspace, open_workspace, record
+from tutelage.labeling.intake import Rules, intake
+from tutelage.labeling.schema import assignments, people, prompts, tasks
+from tutelage.records import Arm, Completion, Prompt
+from tutelage.runs import fingerprint
+
+Purpose = Literal["work", "screening", "gold"]
+PURPOSES: tuple[str, ...] = get_args(Purpose)
+
+
+def serve(folder: Path, host: str, port: int, database: str | None) -> None:
+    """Make the workspace if it is not there, and serve it until interrupted."""
+    from tutelage.labeling.web.app import serve as serve_pages
+
+    with closing(open_workspace(folder, database)) as workspace:
+        serve_pages(workspace, host, port)
+
+
+def invite(folder: Path, role: accounts.Role, arm: Arm, screening: bool, name: str | None, url: str) -> None:
+    """Print a one-time link: for a new person, or a new password for the person of that name.
+
+    Raises:
+        ValueError: if nobody has that name.
+    """
+    with closing(existing_workspace(folder)) as workspace, workspace.write() as connection:
+        person = None
+        if name:
+            found = select(people.c.id).where(people.c.sign_in == " ".join(name.split()).casefold())
+            person = connection.execute(found).scalar()
+            if person is None:
+                raise ValueError(f"nobody here is called {name!r}")
+        token = accounts.invite(connection, role, arm, "screening" if screening else "working", person=person)
+    print(f"{url.rstrip('/')}/join/{token}")
+
+
+def take_prompts(folder: Path, path: str, rules: Rules, kinds: Sequence[TaskKind], output: Path | None) -> None:
+    """Take prompts in by the rules, and queue tasks of these kinds on those taken.
+
+    What `output` names gets the prompts taken, with their splits: what `tutelage collect --prompts` reads.
+    """
+    with closing(open_workspace(folder)) as workspace, workspace.write() as connection:
+        queue.ensure_instructions(connection)
+        stored = connection.execute(select(prompts).where(prompts.c.text.is_not(None)))
+        fields = ("id", "text", "user", "split", "use_case", "meta")
+        known = [Prompt.model_validate({name: row._mapping[name] for name in fields}) for row in stored]
+        taken = intake(read_prompts(path).records, rules, known)
+        found = {f.id: f.entities for f in taken.report.findings["personal data"]}
+        queue.add_prompts(connection, taken.kept)
+        queue.add_prompts(connection, taken.quarantined, quarantine=found)
+        record(connection, "prompts taken", **taken.report.model_dump(mode="json"))
+        queued = {kind: queue.queue_prompts(connection, kind, taken.kept) for kind in kinds}
+    if output:
+        write_jsonl(output, taken.kept)
+    for line in taken.report.lines():
+        print(line)
+    for kind, number in queued.items():
+        print(f"{kind}: {number} tasks queued")
+
+
+def queue_file(
+    folder: Path, path: str, kind: TaskKind, purpose: Purpose, *, baseline: str | None, labelers: int, overlap: float,
+    rate: bool,
+) -> None:  # fmt: skip
+    """Queue a file: candidates to rank, answers to compare, prompts to answer or label; or the same with known answers.
+
+    Screening and gold items have their reference in the row: `ranks`, or `annotations` for labels.
+
+    Raises:
+        ValueError: if a comparison has no baseline, or a known item no reference.
+    """
+    with closing(open_workspace(folder)) as workspace:
+        with workspace.write() as connection:
+            queue.ensure_instructions(connection)
+        if purpose == "work" and kind == "ranking":
+            number = queue_candidates(workspace, Path(path), rate, overlap, labelers)
+        else:
+            with workspace.write() as connection:
+                if queue.queued_already(connection, f"{purpose} {fingerprint(Path(path))}", kind):
+                    number = 0
+                elif purpose != "work":
+                    number = queue.queue_known(connection, kind, _known_items(path, kind), purpose)
+                elif kind == "comparison":
+                    if baseline is None:
+                        raise ValueError("a comparison needs --baseline, the model that the others are compared with")
+                    rows = read_rows(path, "prompt", "answers")
+                    answered = zip(read_prompts(path).records, (row["answers"] for row in rows), strict=True)
+                    number = queue.queue_comparisons(connection, answered, baseline, labelers=labelers)
+                else:
+                    number = queue.queue_prompts(connection, kind, read_prompts(path).records, labelers=labelers)
+    print(f"{kind}: {number} tasks queued" + ("" if number else "; this file was queued before"))
+
+
+def _known_items(path: str, kind: TaskKind) -> list[tuple[Prompt, tuple[Completion, ...], dict[str, Any] | None]]:
+    if kind == "demonstration":  # rated by a reviewer: no reference
+        return [(prompt, (), None) for prompt in read_prompts(path).records]
+    if kind == "labels":
+        rows = read_rows(path, "prompt", "annotations")
+        labeled = zip(read_prompts(path).records, rows, strict=True)
+        return [(prompt, (), {"annotations": row["annotations"]}) for prompt, row in labeled]
+    ranked = zip(read_candidates(path), read_rows(path, "ranks"), strict=True)
+    return [(prompt, texts, {"ranks": row["ranks"]}) for (prompt, texts), row in ranked]
+
+
+def import_file(folder: Path, path: str) -> None:
+    """Take in rankings with their labelers, as `export` writes them."""
+    with closing(open_workspace(folder)) as workspace:
+        print(json.dumps(exchange.import_rankings(workspace, path)))
+
+
+def export(folder: Path, output: Path, pairs: bool, table: bool) -> None:
+    """Write what labelers have answered."""
+    with closing(existing_workspace(folder)) as workspace:
+        counts = exchange.export(workspace, output, pairs=pairs, table=table)
+    for name, number in counts.items():
+        print(f"{output / name}: {number} rows")
+    if not counts:
+        print("nothing is answered yet")
+
+
+def erase(folder: Path, user: str) -> None:
+    """Remove everything that a prompts' author wrote, and all that was written about it.
+
+    Raises:
+        ValueError: if no prompt is theirs.
+    """
+    with closing(existing_workspace(folder)) as workspace, workspace.write() as connection:
+        try:
+            number = exchange.erase_user(connection, user)
+        except LookupError as error:
+            raise ValueError(str(error)) from None
+    print(f"{number} prompts erased; files exported before still hold them: delete those, and export again")
+
+
+def status(folder: Path) -> None:
+    """Print how many tasks of each kind there are, and how many were answered."""
+    answered = func.count(assignments.c.id).filter(assignments.c.state == "submitted")
+    query = (
+        select(tasks.c.kind, tasks.c.purpose, func.count(tasks.c.id.distinct()), answered)
+        .select_from(tasks.outerjoin(assignments))
+        .group_by(tasks.c.kind, tasks.c.purpose)
+        .order_by(tasks.c.kind, tasks.c.purpose)
+    )
+    with closing(existing_workspace(folder)) as workspace, workspace.read() as connection:
+        for kind, purpose, number, done in connection.execute(query):
+            print(f"{kind} ({purpose}): {number} tasks, {done} answers")
+        for role, number in connection.execute(select(people.c.role, func.count()).group_by(people.c.role)):
+            print(f"{role}: {number}")
