@@ -1,9 +1,10 @@
-# Four commands: demo, test, check, bench. Each makes .venv and installs on first use.
+# Five commands: demo, test, check, bench, screenshots. Each makes .venv and installs on first use.
+# Tests of the labeling pages want a browser and PostgreSQL: apt-get install chromium postgresql (skipped if missing).
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/demo
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench screenshots
 .DEFAULT_GOAL := demo
 
 # torch is pinned by itself first: from the pinned release pip takes a build without CUDA where there is one.
@@ -26,3 +27,6 @@ check: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench.py --write
+
+screenshots: .venv/installed
+	$(BIN)/python docs/screenshots.py

@@ -19,6 +19,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> \"' \u202egnp.e
 MODELS = ["base", "prompted", "sft", "ppo", "ppo_ptx", "sft_greedy", "ppo_greedy", "ppo_ptx_greedy"]
 WINS = dict(zip(MODELS, [0.2, 0.3, 0.5, 0.6, 0.58, 0.65, 0.66, 0.9], strict=True))
 STAGES = {
+    "agreement": "agreement",
     "answers": "answer", "evaluation": "evaluate", "judgments": "judge", "ppo": "online", "ppo_ptx": "online",
     "rankings": "rank", "reward": "reward", "sft": "sft", "world": "world",
 }  # fmt: skip
@@ -51,6 +52,9 @@ def runs(tmp_path: Path) -> Path:
     write_run(root, "rankings", {}, [], rankings=10, training_labelers=agreement, heldout_labelers=agreement)
     valid = {"accuracy": 0.66, "low": 0.6, "high": 0.72, "pairs": 90, "rankings": 9, "calibration": [[0.55, 0.6, 90.0]]}
     write_run(root, "reward", {}, [], valid={"training_labelers": valid, "heldout_labelers": valid})
+    model = {"model_shared": rate(0.71), "majority_shared": rate(0.83)}
+    labelers = {"strict": rate(0.72), "tie_rate": rate(0.11), "kendall_tau_b": rate(0.44)}
+    write_run(root, "agreement", {}, [], labelers=labelers, reward_model=model)
     curve = [{"step": i, "objective/scores": i / 2, "objective/kl": float(i), "loss/value": 1.0} for i in range(3)]
     write_run(root, "ppo", {"pretraining_texts": None}, curve)
     write_run(root, "ppo_ptx", {"pretraining_texts": "corpus.jsonl"}, curve)
@@ -103,7 +107,7 @@ class Tags(HTMLParser):
 
 def test_summary_has_the_numbers_of_every_stage(runs: Path) -> None:
     summary = summarise(runs)
-    assert summary["seconds"] == dict.fromkeys(sorted(STAGES), 2.0) | {"total": 18.0}
+    assert summary["seconds"] == dict.fromkeys(sorted(STAGES), 2.0) | {"total": 20.0}
     assert (summary["peak_memory_gib"], summary["seed"], summary["prompts"]) == (0.5, 3, 100)
     assert summary["win_rate_vs_sft"]["ppo"] == summary["gold_win_rate_vs_sft"]["ppo"] == rate(0.6)
     assert list(summary["win_rate_vs_sft"]) == MODELS  # the recipe's order, though done.json is sorted
@@ -218,6 +222,13 @@ def test_logs_and_answers_may_be_missing(runs: Path) -> None:
     html = report(runs)
     assert "Reinforcement learning" not in html
     assert "side by side" not in html
+
+
+def test_agreement_stands_beside_the_model_on_the_same_pairs(runs: Path) -> None:
+    page = report(runs)
+    for shown in ("two labelers agree", "72 %", "the most anybody could", "83 %", "tau-b", "0.44 ("):
+        assert shown in page
+    assert "alpha" not in page  # not measured in this run
 
 
 def test_agreement_of_single_labelers_is_not_a_number(runs: Path) -> None:

@@ -80,6 +80,7 @@ def page(config: ReportConfig, folders: Sequence[Folder], summary: dict[str, Any
         sft=[(f, sft_curve(f)) for f in folders if f.stage == "sft"],
         accuracy=accuracy(valid, numbers.agreement(folders)) if valid else None,
         rankings=rankings_table(valid, numbers.agreement(folders)),
+        agreement=agreement_table(folders),
         calibration=[figures.calibration(v["calibration"], name) for name, v in valid.items()],
         tax_figure=figures.dots({"loss": loss}, "nats per token", "Loss on pretraining text") if loss else None,
         faults=rates_table({FAULTS[fault]: summary[fault] for fault in FAULTS}, folders),
@@ -137,6 +138,30 @@ def rankings_table(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Columns
         "pairs of theirs": {name: str(arm["agreement"]["pairs"]) for name, arm in arms.items()},
         "noise-free reader": {name: f"{100 * arm['gold_ceiling']:.0f} %" for name, arm in arms.items()},
     }
+
+
+AGREEMENT = {  # of the measures of an agreement run, those shown, by their place in done.json
+    "two labelers agree": ("labelers", "strict"),
+    "ties": ("labelers", "tie_rate"),
+    "reward model, the same pairs": ("reward_model", "model_shared"),
+    "the most anybody could": ("reward_model", "majority_shared"),
+    "Kendall's tau-b": ("labelers", "kendall_tau_b"),
+    "Krippendorff's alpha, ordinal": ("labelers", "alpha_ordinal"),
+}
+
+
+def agreement_table(folders: Sequence[Folder]) -> Columns:
+    """Labelers' agreement, and the reward model's on the pairs that two of them ordered, by agreement run."""
+    runs = {f.name: f.done for f in folders if f.stage == "agreement"}
+    columns = {}
+    for title, (part, measure) in AGREEMENT.items():
+        found = {name: done[part][measure] for name, done in runs.items() if measure in done[part]}
+        share = part == "reward_model" or measure in ("strict", "tie_rate")
+        columns[title] = {
+            name: interval(v) if share else f"{v['mean']:.2f} ({v['low']:.2f}–{v['high']:.2f})"
+            for name, v in found.items()
+        }
+    return {title: cells for title, cells in columns.items() if cells}
 
 
 def accuracy(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Markup:
