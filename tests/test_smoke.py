@@ -6,12 +6,18 @@ import json
 import re
 import shlex
 from pathlib import Path
+from random import Random
 
 import pytest
+from sqlalchemy import select, update
 
 from tutelage.cli import build, main
 from tutelage.datasets import read_demonstrations, read_prompts, read_rankings
+from tutelage.labeling import accounts
+from tutelage.labeling.database import open_workspace
+from tutelage.labeling.schema import tasks
 from tutelage.pipeline import RECIPES, STAGES, plan
+from tutelage.world import people, rank
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,9 +31,9 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def commands() -> list[list[str]]:
-    """Every `tutelage …` line of README's shell blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+def commands(page: str = README) -> list[list[str]]:
+    """Every `tutelage …` line of a page's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if re.match(r"(\.venv/bin/)?tutelage ", line)]
 
@@ -121,6 +127,36 @@ def test_readme_commands_run(
         "    reward_prompts: 2, reward_valid_prompts: 2, ppo_prompts: 2, test_prompts: 2}\n"
     )
     assert main(["run", "recipe.yaml", "--output", "runs/mine"]) == 0
+
+
+def test_the_labeling_guide_leads_to_a_reward_model(
+    smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/labeling.md's first commands in order; a simulated labeler ranks where the reader would."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/smoke").symlink_to(smoke)
+    ran = []
+    for line in commands((ROOT / "docs" / "labeling.md").read_text(encoding="utf-8")):
+        build(line[0]).parse_args(line)
+        if line[0] == "run":
+            continue
+        if line[:2] == ["label", "serve"]:
+            workspace = open_workspace(Path(line[2]))
+            continue
+        if line[:2] == ["label", "export"]:
+            with workspace.write() as connection:
+                person = accounts.add_person(connection, workspace, "Olga", "owner")
+                prompts = connection.execute(select(tasks.c.rate)).scalars().all()
+                connection.execute(update(tasks).values(rate=False))  # the simulated labeler only ranks
+            assert prompts
+            assert all(prompts)
+            rank.work(workspace, {person: people.hire("training", 1, 0)[0]}, Random(0))
+        assert main(line) == 0, capsys.readouterr().err
+        ran.append(" ".join(line[:2] if line[0] == "label" else line[:1]))
+    workspace.close()
+    assert ran == ["label prompts", "collect", "label export", "reward", "compare"]
+    assert Path("runs/work-reward/model/config.json").exists()
 
 
 @pytest.mark.parametrize("name", ["demo", "base", "smoke", "paper"])
