@@ -31,6 +31,7 @@ def test_a_failed_write_leaves_nothing(workspace: Workspace) -> None:
     count = select(func.count()).select_from(events)
     with workspace.read() as connection:
         before = connection.execute(count).scalar_one()
+
     def fail() -> None:
         with workspace.write() as connection:
             record(connection, "tried")

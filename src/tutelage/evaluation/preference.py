@@ -27,29 +27,26 @@ def run(config: EvaluateConfig) -> None:
     if run is None:
         return
     rows = read_rows(config.judgments, "baseline", "models", "use_case")
-    names = list(rows[0]["models"])
+    names = list({name: None for row in rows for name in row["models"]})  # people may not have judged all of them yet
 
     def rate(key: str, name: str, chosen: Sequence[dict]) -> dict[str, float]:
-        values = [r["models"][name][key] for r in chosen if r["models"][name].get(key) is not None]
+        values = [m[name][key] for m in (r["models"] for r in chosen) if m.get(name, {}).get(key) is not None]
         return bootstrap(values, draws=config.draws, seed=config.seed) if values else {}
 
     by_use_case = {
         use_case: {n: rate("wins", n, [r for r in rows if r["use_case"] == use_case]) for n in names}
         for use_case in sorted({r["use_case"] for r in rows if r["use_case"]})
     }
-    parts = {
-        n: {
-            k: float(np.mean([r["models"][n]["parts"][k] for r in rows])) for k in rows[0]["models"][n].get("parts", {})
-        }
-        for n in names
-    }
+    explained = {n: [r["models"][n]["parts"] for r in rows if "parts" in r["models"].get(n, {})] for n in names}
+    parts = {n: {k: float(np.mean([p[k] for p in of])) for k in (of[0] if of else {})} for n, of in explained.items()}
     base = f"{rows[0]['baseline']}_greedy"
 
     def gain(key: str, name: str) -> dict[str, float]:
-        differences = [r["models"][name][key] - r["models"][base][key] for r in rows]
-        return bootstrap(differences, draws=config.draws, seed=config.seed)
+        both = [m for m in (r["models"] for r in rows) if key in m.get(name, {}) and key in m.get(base, {})]
+        differences = [m[name][key] - m[base][key] for m in both]
+        return bootstrap(differences, draws=config.draws, seed=config.seed) if differences else {}
 
-    greedy = [n for n in names if n.endswith("_greedy") and n != base] if base in names else []
+    greedy = [n for n in names if n.endswith("_greedy") and n != base and gain("wins", n)]
     run.finish(
         prompts=len(rows),
         greedy_gain={n: {"labelers": gain("wins", n), "gold": gain("gold_wins", n)} for n in greedy},

@@ -12,7 +12,7 @@ import time
 from typing import Any, Literal
 
 from pwdlib import PasswordHash
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
 from tutelage.labeling.answers import AREAS
 from tutelage.labeling.database import Workspace, record
@@ -29,6 +29,12 @@ PASSWORD_CHARACTERS = (8, 200)
 NAME_CHARACTERS = 80
 _passwords = PasswordHash.recommended()
 _NOBODY = _passwords.hash(secrets.token_hex())  # checked when the name is unknown, so that it takes as long
+
+_WHOSE = (  # built once, as every request asks it
+    select(people)
+    .join(sessions)
+    .where(sessions.c.token_hash == bindparam("token_hash"), sessions.c.expires > bindparam("now"))
+)
 
 
 class TooOften(ValueError):
@@ -55,6 +61,19 @@ def invite(
     )  # fmt: skip
     record(connection, "invited", person=by, subject=person, now=now, role=role, arm=arm, status=status)
     return token
+
+
+def revoke_invite(connection: Connection, token_hash: str, by: int | None = None) -> None:
+    """Make a link that was not used yet useless.
+
+    Raises:
+        LookupError: if there is none with this hash.
+    """
+    unused = delete(invites).where(invites.c.token_hash == token_hash, invites.c.used.is_(None))
+    gone = connection.execute(unused.returning(invites.c.person, invites.c.role)).first()
+    if gone is None:
+        raise LookupError("this link was used or revoked already")
+    record(connection, "invite revoked", person=by, subject=gone.person, role=gone.role)
 
 
 def owner_link(connection: Connection) -> str | None:
@@ -140,6 +159,8 @@ def join(
         person = link.person
         connection.execute(update(people).where(people.c.id == person).values(password=hash_password(password)))
         connection.execute(delete(sessions).where(sessions.c.person == person))
+        others = and_(invites.c.person == person, invites.c.used.is_(None), invites.c.token_hash != link.token_hash)
+        connection.execute(delete(invites).where(others))  # an older link must not undo this
         record(connection, "password set", person=person, now=now)
     connection.execute(update(invites).where(invites.c.token_hash == link.token_hash).values(used=now))
     return person
@@ -191,12 +212,8 @@ def start_session(connection: Connection, person: int, now: float | None = None)
 
 def whose_session(connection: Connection, token: str, now: float | None = None) -> Any:
     """The row of the person whose session this is, or None."""
-    query = (
-        select(people)
-        .join(sessions)
-        .where(sessions.c.token_hash == hash_token(token), sessions.c.expires > (time.time() if now is None else now))
-    )
-    return connection.execute(query).first()
+    at = time.time() if now is None else now
+    return connection.execute(_WHOSE, {"token_hash": hash_token(token), "now": at}).first()
 
 
 def end_sessions(connection: Connection, person: int, token: str | None = None, by: int | None = None) -> None:

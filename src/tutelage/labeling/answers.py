@@ -145,9 +145,7 @@ def read_answer(kind: TaskKind, k: int, rate: bool, body: dict[str, Any]) -> Ans
     try:
         answer = FORMS[kind].model_validate(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = " ".join(str(part + 1 if isinstance(part, int) else part) for part in first["loc"])
-        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise ValueError(one_line(error)) from None
     if isinstance(answer, RankingAnswer):
         if len(answer.ranks) != k:
             raise ValueError(f"{len(answer.ranks)} of {k} completions are ranked; rank every one")
@@ -158,6 +156,16 @@ def read_answer(kind: TaskKind, k: int, rate: bool, body: dict[str, Any]) -> Ans
         if max(answer.ranks) > k:
             raise ValueError(f"rank {max(answer.ranks)} is given, but there are {k} completions")
     return answer
+
+
+def one_line(error: ValueError) -> str:
+    """What is wrong, and where; of pydantic's errors the first, with places counted from 1."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    place = " ".join(str(part + 1 if isinstance(part, int) else part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+    return f"{place}: {message}" if place else message
 
 
 def _known(given: tuple[str, ...], known: dict[str, Any], what: str) -> tuple[str, ...]:

@@ -50,10 +50,12 @@ class Shown:
 _WHO = select(people).where(people.c.id == bindparam("person"))
 _VISIBLE = and_(prompts.c.quarantine.is_(None), prompts.c.text.is_not(None))
 _IN_PURPOSES = tasks.c.purpose.in_(bindparam("purposes", expanding=True))
+_FOR_ARM = or_(tasks.c.arm.is_(None), tasks.c.arm == bindparam("arm"))
 _LEASED = (  # what a person has in hand, leases that ran out included
     select(assignments.c.id, assignments.c.task, assignments.c.expires, tasks.c.kind)
     .select_from(assignments.join(tasks).join(prompts, prompts.c.id == tasks.c.prompt))
-    .where(assignments.c.person == bindparam("person"), assignments.c.state == "leased", _IN_PURPOSES, _VISIBLE)
+    .where(assignments.c.person == bindparam("person"), assignments.c.state == "leased")
+    .where(_IN_PURPOSES, _FOR_ARM, _VISIBLE)
     .order_by(assignments.c.id)
 )
 _LIVE = and_(assignments.c.state == "leased", assignments.c.expires > bindparam("now"))
@@ -71,8 +73,7 @@ _FREE = (  # tasks that a person may take now, the oldest first
     select(tasks)
     .select_from(tasks.join(prompts))
     .where(
-        tasks.c.open, _IN_PURPOSES, or_(tasks.c.arm.is_(None), tasks.c.arm == bindparam("arm")), _VISIBLE, ~_MET,
-        _OTHERS.scalar_subquery() < tasks.c.capacity,
+        tasks.c.open, _IN_PURPOSES, _FOR_ARM, _VISIBLE, ~_MET, _OTHERS.scalar_subquery() < tasks.c.capacity
     )
     .order_by(tasks.c.id)
 )  # fmt: skip
@@ -92,6 +93,17 @@ _TEXTS = select(completions.c.id, completions.c.text).where(completions.c.id.in_
 _INSTRUCTION = select(instructions).where(instructions.c.id == bindparam("id"))
 _BY_KEY = select(answers.c.id, answers.c.assignment).where(answers.c.key == bindparam("key"))
 _ANSWER = insert(answers).returning(answers.c.id)
+_NEWEST = select(answers).where(answers.c.assignment == bindparam("of")).order_by(answers.c.number.desc()).limit(1)
+_DRAFT = (
+    update(assignments)
+    .where(assignments.c.id == bindparam("assignment"))
+    .values(draft=bindparam("unfinished"), expires=bindparam("until"))
+)
+_TODAY = (
+    select(func.count())
+    .select_from(answers.join(assignments))
+    .where(assignments.c.person == bindparam("person"), answers.c.number == 1, answers.c.created > bindparam("since"))
+)
 _SUBMITTED = (
     update(assignments).where(assignments.c.id == bindparam("assignment")).values(state="submitted", draft=None)
 )
@@ -112,7 +124,7 @@ def next_task(
     if who is None:
         raise LookupError(f"no person {person}")
     purposes = PURPOSES[who.status]
-    mine = connection.execute(_LEASED, {"person": person, "purposes": purposes}).all()
+    mine = connection.execute(_LEASED, {"person": person, "arm": who.arm, "purposes": purposes}).all()
     held = [a for a in mine if a.expires > now and kind in (None, a.kind)]
     if held:
         connection.execute(_RENEW, {"assignment": held[0].id, "until": now + LEASE_SECONDS})
@@ -147,7 +159,7 @@ def show(connection: Connection, person: int, assignment: int) -> Shown:
         LookupError: if the assignment is not this person's, or its prompt was erased or put into quarantine.
     """
     row = _mine(connection, person, assignment)
-    if row.prompt_text is None or row.quarantine is not None:
+    if row.quarantine is not None:
         raise LookupError("this prompt was withdrawn")
     texts = dict(connection.execute(_TEXTS, {"ids": row.completions}).all())
     draft = row.draft
@@ -175,7 +187,7 @@ def save_draft(
     if row.state != "leased":
         raise Conflict(f"this task is {row.state} already")
     until = (time.time() if now is None else now) + LEASE_SECONDS
-    connection.execute(update(assignments).where(assignments.c.id == assignment).values(draft=draft, expires=until))
+    connection.execute(_DRAFT, {"assignment": assignment, "unfinished": draft, "until": until})
 
 
 def submit(
@@ -252,7 +264,7 @@ def progress(connection: Connection, person: int, now: float | None = None) -> d
     free = _FREE.order_by(None).subquery()
     counts = select(free.c.kind, func.count()).group_by(free.c.kind)
     left: dict[str, int] = dict(connection.execute(counts, wanted).all())
-    for held in connection.execute(_LEASED, {"person": person, "purposes": purposes}):
+    for held in connection.execute(_LEASED, {"person": person, "arm": who.arm, "purposes": purposes}):
         if held.expires > now:
             left[held.kind] = left.get(held.kind, 0) + 1
     return {
@@ -265,10 +277,7 @@ def progress(connection: Connection, person: int, now: float | None = None) -> d
 def done_today(connection: Connection, person: int, now: float | None = None) -> int:
     """How many tasks a person has answered in the last day; corrections do not count."""
     now = time.time() if now is None else now
-    query = select(func.count()).select_from(answers.join(assignments)).where(
-        assignments.c.person == person, answers.c.number == 1, answers.c.created > now - 86400
-    )  # fmt: skip
-    return connection.execute(query).scalar_one()
+    return connection.execute(_TODAY, {"person": person, "since": now - 86400}).scalar_one()
 
 
 def recent(connection: Connection, person: int, most: int) -> Sequence[Any]:
@@ -291,12 +300,13 @@ def _mine(connection: Connection, person: int, assignment: int) -> Any:
     row = connection.execute(_MINE, {"person": person, "assignment": assignment}).first()
     if row is None:
         raise LookupError("no such task of yours")
+    if row.prompt_text is None:  # erased: nothing that may quote it comes back by a page that was open meanwhile
+        raise LookupError("this prompt was withdrawn")
     return row
 
 
 def _newest(connection: Connection, assignment: int) -> Any:
-    query = select(answers).where(answers.c.assignment == assignment).order_by(answers.c.number.desc()).limit(1)
-    return connection.execute(query).one()
+    return connection.execute(_NEWEST, {"of": assignment}).one()
 
 
 def _as_stored(answer: Answer, order: list[int]) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from tutelage.datasets import read_prompts, read_rows, write_jsonl
 from tutelage.labeling import queue
+from tutelage.labeling.answers import one_line
 from tutelage.labeling.database import Workspace
 from tutelage.records import Completion, Prompt
 from tutelage.runs import fingerprint
@@ -22,14 +24,38 @@ def read_candidates(path: str | PathLike[str]) -> list[Candidates]:
         DataError: if the file is missing or malformed.
         ValueError: if a prompt is empty.
     """
-    rows = read_rows(path, "prompt", "completions")
+    read = []
+    for number, (prompt, row) in enumerate(read_asked(path, "completions"), start=1):
+        try:
+            read.append((prompt, read_completions(row["completions"])))
+        except ValueError as error:
+            raise ValueError(f"{path}: row {number}: {one_line(error)}") from None
+    return read
+
+
+def read_asked(path: str | PathLike[str], *required: str) -> list[tuple[Prompt, dict[str, Any]]]:
+    """Rows with these fields, each beside its prompt.
+
+    Raises:
+        DataError: if the file is missing or malformed.
+        ValueError: if a prompt is empty.
+    """
+    rows = read_rows(path, "prompt", *required)
     prompts = read_prompts(path).records
     if len(prompts) != len(rows):
         raise ValueError(f"{path}: {len(rows) - len(prompts)} rows have an empty prompt; leave them out")
-    return [
-        (p, tuple(Completion(text=c) if isinstance(c, str) else Completion(**c) for c in row["completions"]))
-        for p, row in zip(prompts, rows, strict=True)
-    ]
+    return list(zip(prompts, rows, strict=True))
+
+
+def read_completions(given: Any) -> tuple[Completion, ...]:
+    """Completions from a row: a list of strings or of {text, policy, finish}.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    if not isinstance(given, list):
+        raise ValueError(f"completions is {given!r}; expected a list of strings or of {{text, policy, finish}}")
+    return tuple(Completion(text=c) if isinstance(c, str) else Completion.model_validate(c) for c in given)
 
 
 def write_candidates(path: Path, candidates: Iterable[tuple[Prompt, Sequence[Completion]]]) -> None:

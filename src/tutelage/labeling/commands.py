@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from tutelage.datasets import read_prompts, read_rows, write_jsonl
 from tutelage.labeling import accounts, exchange, queue
 from tutelage.labeling.answers import TaskKind
-from tutelage.labeling.candidates import queue_candidates, read_candidates
+from tutelage.labeling.candidates import queue_candidates, read_asked, read_candidates
 from tutelage.labeling.database import existing_workspace, open_workspace, record
 from tutelage.labeling.intake import Rules, intake
 from tutelage.labeling.schema import assignments, people, prompts, tasks
@@ -82,8 +82,10 @@ def queue_file(
     Screening and gold items have their reference in the row: `ranks`, or `annotations` for labels.
 
     Raises:
-        ValueError: if a comparison has no baseline, or a known item no reference.
+        ValueError: if a comparison has no baseline, a known item no reference, or a number makes no sense.
     """
+    if labelers < 1 or not 0 <= overlap <= 1:
+        raise ValueError(f"labelers={labelers}, overlap={overlap}: expected 1 or more, and a share from 0 to 1")
     with closing(open_workspace(folder)) as workspace:
         with workspace.write() as connection:
             queue.ensure_instructions(connection)
@@ -98,8 +100,7 @@ def queue_file(
                 elif kind == "comparison":
                     if baseline is None:
                         raise ValueError("a comparison needs --baseline, the model that the others are compared with")
-                    rows = read_rows(path, "prompt", "answers")
-                    answered = zip(read_prompts(path).records, (row["answers"] for row in rows), strict=True)
+                    answered = [(prompt, _answers(path, row)) for prompt, row in read_asked(path, "answers")]
                     number = queue.queue_comparisons(connection, answered, baseline, labelers=labelers)
                 else:
                     number = queue.queue_prompts(connection, kind, read_prompts(path).records, labelers=labelers)
@@ -110,11 +111,16 @@ def _known_items(path: str, kind: TaskKind) -> list[tuple[Prompt, tuple[Completi
     if kind == "demonstration":  # rated by a reviewer: no reference
         return [(prompt, (), None) for prompt in read_prompts(path).records]
     if kind == "labels":
-        rows = read_rows(path, "prompt", "annotations")
-        labeled = zip(read_prompts(path).records, rows, strict=True)
-        return [(prompt, (), {"annotations": row["annotations"]}) for prompt, row in labeled]
+        return [(p, (), {"annotations": row["annotations"]}) for p, row in read_asked(path, "annotations")]
     ranked = zip(read_candidates(path), read_rows(path, "ranks"), strict=True)
     return [(prompt, texts, {"ranks": row["ranks"]}) for (prompt, texts), row in ranked]
+
+
+def _answers(path: str, row: dict[str, Any]) -> dict[str, str]:
+    answers = row["answers"]
+    if not isinstance(answers, dict) or not all(isinstance(text, str) for text in answers.values()):
+        raise ValueError(f"{path}: answers is {answers!r}; expected an object with one text for each model")
+    return answers
 
 
 def import_file(folder: Path, path: str) -> None:

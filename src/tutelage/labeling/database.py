@@ -11,6 +11,7 @@ import os
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,34 @@ from tutelage.labeling.schema import events
 MIGRATIONS = Path(__file__).parent / "migrations"
 _RECORD = insert(events)
 WRITERS = 0x7475_7465  # the advisory lock's number, any that nobody else uses
+_LOCK = text(f"SELECT pg_advisory_xact_lock({WRITERS})")
 CONNECTIONS = 40  # as many as the web server has threads
+
+
+class _Queue:
+    """A lock that is handed on in the order of asking."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._taken = False
+
+    def __enter__(self) -> None:
+        turn = threading.Lock()
+        with self._guard:
+            if not self._taken:
+                self._taken = True
+                return
+            turn.acquire()
+            self._waiting.append(turn)
+        turn.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
 
 
 class Workspace:
@@ -37,7 +65,7 @@ class Workspace:
         self.folder = folder
         self.engine = engine
         self._key = key
-        self._writers = threading.Lock()  # a fair queue within this process; SQLite's own waiting is a poll
+        self._writers = _Queue()  # SQLite's own waiting is a poll, and a lock of Python's lets the last come first
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -46,9 +74,13 @@ class Workspace:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction that no other writer runs beside: kept whole at the end, undone whole on an error."""
-        with self._writers, _begin_write(self.engine) as connection:
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+        """A transaction that no other writer runs beside: kept whole at the end, undone whole on an error.
+
+        Args:
+            durable: whether it must outlive a power cut. Leases and drafts need not: without, it waits for no disk.
+        """
+        with self._writers, _begin_write(self.engine, durable) as connection:
             yield connection
 
     def pseudonym(self, kind: str, name: str) -> str:
@@ -140,21 +172,28 @@ def _engine(url: str) -> Engine:
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # transactions are begun by us, below
-    # FULL: an acknowledged answer outlives a power cut, not only a crash of this process.
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL", "busy_timeout=20000"):
+    # secure_delete: what is erased is overwritten in the file.
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "busy_timeout=20000", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    write = connection.get_execution_options().get("tutelage_write")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    durable = connection.get_execution_options().get("tutelage_durable")
+    if durable is None:
+        connection.exec_driver_sql("BEGIN")
+        return
+    # FULL: an acknowledged answer outlives a power cut, not only a crash of this process, and so does all before it.
+    connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextmanager
-def _begin_write(engine: Engine) -> Iterator[Connection]:
-    with engine.connect().execution_options(tutelage_write=True) as connection, connection.begin():
+def _begin_write(engine: Engine, durable: bool = True) -> Iterator[Connection]:
+    with engine.connect().execution_options(tutelage_durable=durable) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": WRITERS})
+            if not durable:
+                connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+            connection.execute(_LOCK)
         yield connection
 
 

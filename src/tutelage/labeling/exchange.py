@@ -13,16 +13,24 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field, FiniteFloat, StrictInt
 from sqlalchemy import Connection, insert, select, update
 
-from tutelage.datasets import read_prompts, read_rows, write_jsonl
+from tutelage.datasets import write_jsonl
 from tutelage.labeling import accounts, queue
-from tutelage.labeling.answers import read_answer
+from tutelage.labeling.answers import one_line, read_answer
+from tutelage.labeling.candidates import read_asked, read_completions
 from tutelage.labeling.database import Workspace, record
 from tutelage.labeling.schema import answers, assignments, completions, instructions, people, prompts, tasks
-from tutelage.records import Completion, Prompt, Ranking
+from tutelage.records import Arm, Completion, Prompt, Ranking
+
+FILES = (
+    "rankings.jsonl", "demonstrations.jsonl", "rankings_training_labelers.jsonl", "rankings_heldout_labelers.jsonl",
+    "demonstrations_valid.jsonl", "demonstrations_heldout_labelers.jsonl", "labels.jsonl", "judgments.jsonl",
+    "pairs.jsonl",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,8 +119,9 @@ def export(workspace: Workspace, folder: Path, *, pairs: bool = False, table: bo
     """Write what labelers have answered; returns the number of rows by file.
 
     Files: `rankings.jsonl` and `demonstrations.jsonl` train (training arm, prompts of no held-out split);
-    `rankings_training_labelers.jsonl`, `rankings_heldout_labelers.jsonl` and `demonstrations_valid.jsonl` measure;
-    `labels.jsonl`, `judgments.jsonl` (comparisons, for `tutelage evaluate`).
+    `rankings_training_labelers.jsonl`, `rankings_heldout_labelers.jsonl`, `demonstrations_valid.jsonl` and
+    `demonstrations_heldout_labelers.jsonl` measure; `labels.jsonl`, `judgments.jsonl` (comparisons, for
+    `tutelage evaluate`). A file that would be empty is removed, so that no earlier export of it stays.
 
     Args:
         pairs: also `pairs.jsonl`, `prompt` + `chosen` + `rejected` from `rankings.jsonl`.
@@ -130,8 +139,11 @@ def export(workspace: Workspace, folder: Path, *, pairs: bool = False, table: bo
         counts = {name: len(content) for name, content in sorted(files.items()) if content}
         record(connection, "exported", **counts)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in counts:
-        write_jsonl(folder / name, files[name])
+    for name in FILES:
+        if files.get(name):
+            write_jsonl(folder / name, files[name])
+        else:
+            (folder / name).unlink(missing_ok=True)
     if table:
         counts["answers.csv"] = _write_table(folder / "answers.csv", rows)
     return counts
@@ -166,21 +178,30 @@ def _row(workspace: Workspace, r: Answered) -> dict[str, Any]:
 
 def _judgments(connection: Connection, rows: Sequence[Answered]) -> list[dict[str, Any]]:
     """By prompt, the share of votes that each model won from the baseline; equal answers are a tie without a vote."""
+    judged = [
+        (r.prompt, r.use_case, r.policies, 0.5 if a == b else float(b < a), 1)
+        for r in rows
+        if r.kind == "comparison"
+        for a, b in (r.body["ranks"],)
+    ]
+    ties = (
+        select(prompts.c.id, prompts.c.use_case, tasks.c.completions)
+        .select_from(tasks.join(prompts))
+        .where(tasks.c.kind == "comparison", tasks.c.capacity == 0)
+        .where(prompts.c.text.is_not(None), prompts.c.quarantine.is_(None))
+        .order_by(tasks.c.id)
+    )
+    written = dict(connection.execute(select(completions.c.id, completions.c.policies)).all())
+    judged += [(p, use, tuple(written[i][0] for i in two), 0.5, 0) for p, use, two in connection.execute(ties)]
     found: dict[str, dict[str, Any]] = {}
-    for r in rows:
-        if r.kind == "comparison":
-            (baseline, model), (a, b) = r.policies, r.body["ranks"]
-            row = found.setdefault(
-                r.prompt, {"id": r.prompt, "use_case": r.use_case, "baseline": baseline, "models": {}}
-            )
-            row["models"].setdefault(model, []).append(0.5 if a == b else float(b < a))
-    ties = select(tasks.c.prompt, tasks.c.completions).where(tasks.c.kind == "comparison", tasks.c.capacity == 0)
-    for prompt, (_, second) in connection.execute(ties):
-        if prompt in found:
-            (model,) = connection.execute(select(completions.c.policies).where(completions.c.id == second)).scalar_one()
-            found[prompt]["models"][model] = [0.5]
+    for prompt, use_case, (baseline, model), won, vote in judged:
+        row = found.setdefault(prompt, {"id": prompt, "use_case": use_case, "baseline": baseline, "models": {}})
+        row["models"].setdefault(model, []).append((won, vote))
     for row in found.values():
-        wins = {m: {"wins": sum(votes) / len(votes), "votes": len(votes)} for m, votes in row["models"].items()}
+        wins = {
+            model: {"wins": sum(won for won, _ in all_) / len(all_), "votes": sum(vote for _, vote in all_)}
+            for model, all_ in row["models"].items()
+        }
         row["models"] = {row["baseline"]: {"wins": 0.5}} | wins
     return list(found.values())
 
@@ -196,7 +217,10 @@ def _pairs(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _write_table(path: Path, rows: Sequence[Answered]) -> int:
-    header = ["task", "kind", "labeler", "arm", "prompt", "completion", "policy", "rank", "quality", "flags", "seconds"]
+    header = [
+        "task", "kind", "labeler", "arm", "instruction", "seconds", "prompt", "completion", "policy", "shown", "rank",
+        "quality", "flags",
+    ]  # fmt: skip
     lines = []
     for r in rows:
         ratings = r.body.get("ratings") or [{}] * len(r.texts)
@@ -205,9 +229,9 @@ def _write_table(path: Path, rows: Sequence[Answered]) -> int:
             rating = ratings[i] if i < len(ratings) else {}
             ranks = r.body.get("ranks")
             lines.append([
-                r.task, r.kind, r.pseudonym, r.arm, _as_line(r.prompt_text), text, r.policies[i] if r.policies else "",
+                r.task, r.kind, r.pseudonym, r.arm, r.instruction, round(r.seconds), _as_line(r.prompt_text), text,
+                r.policies[i] if r.policies else "", r.order.index(i) + 1 if r.order else "",
                 ranks[i] if ranks else "", rating.get("quality", ""), " ".join(rating.get("flags", ())),
-                round(r.seconds),
             ])  # fmt: skip
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
@@ -218,7 +242,8 @@ def _write_table(path: Path, rows: Sequence[Answered]) -> int:
 
 def _no_formula(cell: Any) -> Any:
     """A cell that no spreadsheet runs: what begins like a formula gets an apostrophe in front."""
-    return f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in tuple("=+-@\t\r") else cell
+    runs = isinstance(cell, str) and (cell.startswith(("\t", "\r", "\n")) or cell.lstrip().startswith(tuple("=+-@")))
+    return f"'{cell}" if runs else cell
 
 
 def _as_line(text: Any) -> str:
@@ -232,6 +257,20 @@ def _completions(r: Answered) -> tuple[Completion, ...]:
     )
 
 
+class _Told(BaseModel):
+    """What an imported row may say beside its ranking."""
+
+    labeler: Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
+    completions: Any
+    ranks: list[StrictInt]
+    arm: Arm = "training"
+    order: list[int] = []
+    ratings: list[Any] = []
+    at: FiniteFloat = 0.0
+    seconds: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    active_seconds: Annotated[FiniteFloat, Field(ge=0)] | None = None
+
+
 def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
     """Take in rankings made elsewhere, or exported from another workspace; the same row twice is taken once.
 
@@ -239,49 +278,45 @@ def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
 
     Raises:
         DataError: if the file is malformed; nothing is imported then.
-        ValueError: if a row's ranks do not fit, or a labeler changes arms, naming the row.
+        ValueError: if a row's ranks do not fit, or a labeler changes arms or works here, naming the row.
     """
-    rows = read_rows(path, "prompt", "completions", "ranks", "labeler")
-    asked = read_prompts(path).records
-    if len(asked) != len(rows):
-        raise ValueError(f"{path}: {len(rows) - len(asked)} rows have an empty prompt; leave them out")
+    rows = read_asked(path, "completions", "ranks", "labeler")
     counts: dict[str, int] = defaultdict(int)
     with workspace.write() as connection:
         queue.ensure_instructions(connection)
         page = queue.current_instruction(connection, "ranking").id
         there = {p.pseudonym: p for p in connection.execute(select(people))}
-        for number, (prompt, row) in enumerate(zip(asked, rows, strict=True), start=1):
+        for number, (prompt, row) in enumerate(rows, start=1):
             try:
                 key = f"import-{hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()}"
                 if connection.execute(select(answers.c.id).where(answers.c.key == key)).first():
                     counts["there already"] += 1
                     continue
-                ranking = _imported(prompt, row)
-                arm = row.get("arm", "training")
-                name = str(ranking.labeler)
+                told = _Told.model_validate({k: v for k, v in row.items() if v is not None})
+                ranking = _imported(prompt, told)
+                arm, name = told.arm, told.labeler
                 if name not in there:
                     person = accounts.add_person(connection, workspace, name, arm=arm, status="paused", pseudonym=name)
                     there[name] = connection.execute(select(people).where(people.c.id == person)).one()
                     counts["labelers"] += 1
+                if there[name].password is not None:
+                    raise ValueError(f"labeler {name!r} works in this workspace, so the answer is here already")
                 if there[name].arm != arm:
                     raise ValueError(f"labeler {name!r} is of the {there[name].arm} arm, not of {arm!r}")
                 counts["prompts"] += queue.add_prompts(connection, [prompt])
-                _store(connection, ranking, there[name].id, page, key, row)
+                _store(connection, ranking, there[name].id, page, key, told, row)
                 counts["rankings"] += 1
             except ValueError as error:
-                raise ValueError(f"{path}: row {number}: {error}") from None
+                raise ValueError(f"{path}: row {number}: {one_line(error)}") from None
         record(connection, "imported", **counts)
     return dict(counts)
 
 
-def _imported(prompt: Prompt, row: dict[str, Any]) -> Ranking:
-    given = [Completion(text=c) if isinstance(c, str) else Completion.model_validate(c) for c in row["completions"]]
-    ranks = row["ranks"]
-    if not isinstance(ranks, list) or not all(isinstance(r, int) for r in ranks):
-        raise ValueError(f"ranks is {ranks!r}; expected a list of whole numbers, 1 for the best")
-    ranking = Ranking(prompt=prompt, completions=tuple(given), ranks=tuple(ranks), labeler=str(row["labeler"]))
+def _imported(prompt: Prompt, told: _Told) -> Ranking:
+    given = read_completions(told.completions)
+    ranking = Ranking(prompt=prompt, completions=tuple(given), ranks=tuple(told.ranks), labeler=told.labeler)
     best: dict[str, int] = {}  # identical completions are one, under its better rank
-    for completion, rank in zip(given, ranks, strict=True):
+    for completion, rank in zip(given, told.ranks, strict=True):
         best[completion.text] = min(rank, best.get(completion.text, rank))
     kept = {c.text: c for c in reversed(given)}
     places = sorted(set(best.values()))  # 1, 3, 7 means 1, 2, 3
@@ -289,30 +324,30 @@ def _imported(prompt: Prompt, row: dict[str, Any]) -> Ranking:
     return ranking.model_copy(update={"completions": tuple(kept[text] for text in best), "ranks": closed})
 
 
-def _store(connection: Connection, ranking: Ranking, person: int, page: int, key: str, row: dict[str, Any]) -> None:
+def _store(
+    connection: Connection, ranking: Ranking, person: int, page: int, key: str, told: _Told, row: dict[str, Any]
+) -> None:
     """One imported ranking as a task that is done."""
-    rated = row.get("ratings") or []
     k = len(ranking.completions)
-    body = {"ranks": list(ranking.ranks), "ratings": rated if len(rated) == k else []}
+    body = {"ranks": list(ranking.ranks), "ratings": told.ratings if len(told.ratings) == k else []}
     body |= {name: row[name] for name in ("annotations", "note") if row.get(name)}
     answer = read_answer("ranking", k, bool(body["ratings"]), body)
     task = queue.add_task(
         connection, "ranking", ranking.prompt, ranking.completions, rate=bool(body["ratings"]), capacity=1
     )
     connection.execute(update(tasks).where(tasks.c.id == task).values(open=False))
-    at = float(row.get("at", 0))
-    order = row.get("order") if sorted(row.get("order") or []) == list(range(k)) else list(range(k))
+    order = told.order if sorted(told.order) == list(range(k)) else list(range(k))
     assignment = connection.execute(
         insert(assignments)
         .values(
-            task=task, person=person, state="submitted", order=order, instruction=page, leased=at, expires=at
+            task=task, person=person, state="submitted", order=order, instruction=page, leased=told.at, expires=told.at
         )
         .returning(assignments.c.id)
     ).scalar_one()  # fmt: skip
     connection.execute(
         insert(answers).values(
             assignment=assignment, number=1, body=answer.model_dump(mode="json"), instruction=page,
-            seconds=float(row.get("seconds", 0)), active_seconds=row.get("active_seconds"), key=key, created=at,
+            seconds=told.seconds, active_seconds=told.active_seconds, key=key, created=told.at,
         )
     )  # fmt: skip
 

@@ -154,7 +154,10 @@ def add_task(
         raise ValueError(f"prompt {prompt.id!r}: a {kind} task cannot have {len(ids)} distinct completions")
     rate = rate and kind == "ranking"
     if reference is not None and kind != "demonstration":
-        reference = read_answer(kind, len(ids), False, reference).model_dump(mode="json")
+        try:
+            reference = read_answer(kind, len(ids), False, reference).model_dump(mode="json")
+        except ValueError as error:
+            raise ValueError(f"prompt {prompt.id!r}: its known answer: {error}") from None
     return _insert_task(
         connection, kind=kind, purpose=purpose, prompt=prompt.id, completions=ids, rate=rate, reference=reference,
         arm=arm, capacity=capacity, open=True,

@@ -1,1 +1,1 @@
-"""The labeling server: `app` puts it together, `security` guards it; `entrance`, `work` and `manage` serve pages."""
+"""The labeling server: `app` puts it together behind `security`; `entrance`, `work`, `manage`, `review` serve pages."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import RedirectResponse, Response
 
 from tutelage.labeling import accounts, queue
 from tutelage.labeling.database import Workspace
-from tutelage.labeling.web import entrance
+from tutelage.labeling.web import entrance, manage, review, work
 from tutelage.labeling.web.render import STATIC, page
 from tutelage.labeling.web.security import Guard
 
@@ -21,7 +22,7 @@ def create_app(workspace: Workspace) -> FastAPI:
     app.state.workspace = workspace
     with workspace.write() as connection:
         queue.ensure_instructions(connection)
-    for room in (entrance,):
+    for room in (entrance, work, manage, review):
         app.include_router(room.router)
 
     @app.get("/static/{name}")
@@ -38,6 +39,10 @@ def create_app(workspace: Workspace) -> FastAPI:
         titles = {403: "Not allowed", 404: "There is nothing here", 405: "Not possible"}
         title = titles.get(error.status_code, "That did not work")
         return page(request, "message.html.j2", status=error.status_code, title=title, text=error.detail)
+
+    @app.exception_handler(RequestValidationError)
+    def no_such_address(request: Request, error: RequestValidationError) -> Response:
+        return refused(request, HTTPException(404))  # only addresses are validated so, forms are read by their pages
 
     @app.exception_handler(LookupError)
     def missing(request: Request, error: LookupError) -> Response:

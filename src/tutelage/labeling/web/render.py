@@ -65,4 +65,4 @@ environment.filters.update(markdown=markdown, ago=ago, date=_date)
 def page(request: Request, template: str, person: Any = None, status: int = 200, **values: Any) -> HTMLResponse:
     """A template as a response. `person` is who is signed in, or None; `path` tells the navigation where it is."""
     html = environment.get_template(template).render(person=person, path=request.url.path, **values)
-    return HTMLResponse(html, status)
+    return HTMLResponse(html.encode("utf-8", "replace"), status)  # a model may have written half a surrogate pair

@@ -46,7 +46,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        received = 0
+        received, started = 0, False
 
         async def limited() -> Message:
             nonlocal received
@@ -57,6 +57,8 @@ class Guard:
             return message
 
         async def sealed(message: Message) -> None:
+            nonlocal started
+            started = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -75,6 +77,10 @@ class Guard:
                 await self.app(scope, limited, sealed)
             except TooLarge:
                 await PlainTextResponse("Refused: too long.", 413)(scope, receive, sealed)
+            except Exception:
+                if not started:  # or the answer to a mistake of ours would be the only one without the headers
+                    await PlainTextResponse("Something went wrong here.", 500)(scope, receive, sealed)
+                raise  # to the server's log
 
 
 def is_cross_site(headers: Headers) -> bool:
@@ -114,9 +120,14 @@ def set_session(response: Any, request: Request, token: str) -> None:
 
 
 async def form(request: Request) -> FormData:
-    """The fields of a form; files are refused.
+    """The fields of a form; files are refused, and characters that a text column cannot hold become U+FFFD.
 
     Raises:
         HTTPException: 400 if it is not a form.
     """
-    return await request.form(max_files=0, max_fields=500)
+    fields = await request.form(max_files=0, max_fields=500)
+    return FormData([(name, _storable(str(value))) for name, value in fields.multi_items()])
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
