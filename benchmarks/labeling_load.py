@@ -1,12 +1,12 @@
-"""Load on the labeling server: many labelers at once, each in a loop of lease, page, sometimes draft, submit.
+"""Load on the labeling server: many labelers at once, each in a loop of page, sometimes draft, submit.
 
-    python benchmarks/labeling_load.py [--database URL] [--labelers 40] [--seconds 60] [--think 0]
+    python benchmarks/labeling_load.py [--database URL] [--labelers 40] [--seconds 60] [--think 1]
 
 The server is `tutelage label serve` in a process of its own, on a temporary workspace of ranking tasks with 4 to 9
 completions of 50 to 150 words. The labelers are coroutines of this process that speak HTTP/1.1 over a kept connection
-each, written out on asyncio's streams, so that the client takes a few percent of a core. They lease anew in each round,
-which browsers do not (they follow the redirect after submitting), so the load is harder than people's. After the last
-round the database is compared with what the server acknowledged.
+each, written out on asyncio's streams, so that the client takes a few percent of a core. As browsers do, they follow the
+redirect to the next task after submitting. After the last round the database is compared with what the server
+acknowledged.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Labeler:
         """Answer tasks until the time is over or none is left."""
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         await asyncio.sleep(self.rng.uniform(0, max(think, 0.2)))
+        _, place, _ = await self.ask("next", "POST", "/next", {})
         while time.perf_counter() < until:
-            status, place, _ = await self.ask("next", "POST", "/next", {})
             if place == "/":
                 self.errors["no task left"] += 1
                 break
@@ -68,9 +68,10 @@ class Labeler:
                 status, _, _ = await self.ask("draft", "POST", f"{place}/draft", form)
                 self.errors[f"draft {status}"] += status != 204
             await asyncio.sleep(think * self.rng.uniform(0.5, 1.5))
-            status, _, _ = await self.ask("submit", "POST", f"{place}/submit", form)
+            status, after, _ = await self.ask("submit", "POST", f"{place}/submit", form)
             if status == 303:
                 self.acknowledged.append(int(place.rsplit("/", 1)[1]))
+                place = after
             self.errors[f"submit {status}"] += status != 303
         self.writer.close()
 
@@ -157,8 +158,8 @@ def main() -> int:
     parser.add_argument("--database", help="an empty PostgreSQL database's URL (default: SQLite)")
     parser.add_argument("--labelers", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--think", type=float, default=0, help="mean seconds between page and answer")
-    parser.add_argument("--tasks", type=int, help="default: 40 for each second")
+    parser.add_argument("--think", type=float, default=1, help="mean seconds between page and answer")
+    parser.add_argument("--tasks", type=int, help="default: 100 for each second")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -166,7 +167,7 @@ def main() -> int:
         probe.close()
         folder = Path(scratch) / "workspace"
         workspace = open_workspace(folder, a.database)
-        tokens = fill(workspace, a.labelers, a.tasks or int(40 * a.seconds))
+        tokens = fill(workspace, a.labelers, a.tasks or int(100 * a.seconds))
         workspace.close()
         command = [sys.executable, "-m", "tutelage", "label", "serve", str(folder), "--port", str(port)]
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL)

@@ -82,10 +82,11 @@ def test_export_says_who_goes_where(workspace: Workspace, tmp_path: Path) -> Non
     assert counts == {
         "rankings.jsonl": 1, "demonstrations.jsonl": 1,  # Tess, train
         "rankings_training_labelers.jsonl": 1, "demonstrations_valid.jsonl": 1,  # Tess, valid
-        "rankings_heldout_labelers.jsonl": 2, "demonstrations_heldout_labelers.jsonl": 2,  # Hugo
+        "rankings_heldout_labelers.jsonl": 1, "demonstrations_heldout_labelers.jsonl": 2,  # Hugo
+        "rankings_heldout_labelers_on_training_prompts.jsonl": 1,
         "labels.jsonl": 2, "judgments.jsonl": 1, "pairs.jsonl": 2, "answers.csv": 4 * 3 + 4 + 2 + 2,
     }  # fmt: skip
-    assert {p.name for p in (tmp_path / "out").iterdir()} == set(counts)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*counts, "export.json"}
     tess, hugo = workspace.pseudonym("labeler", "tess"), workspace.pseudonym("labeler", "hugo")
     (row,) = lines(tmp_path / "out" / "rankings.jsonl")
     assert sorted(row.pop("order")) == [0, 1, 2]
@@ -108,6 +109,18 @@ def test_export_says_who_goes_where(workspace: Workspace, tmp_path: Path) -> Non
     with workspace.read() as connection:
         (detail,) = connection.execute(select(events.c.detail).where(events.c.kind == "exported")).scalars()
     assert detail["rankings.jsonl"] == 1
+
+
+def test_an_export_replaces_only_what_an_export_wrote(workspace: Workspace, tmp_path: Path) -> None:
+    fill(workspace)
+    (tmp_path / "demonstrations.jsonl").write_text("my own")
+    with pytest.raises(ValueError, match="no export wrote it"):
+        exchange.export(workspace, tmp_path)
+    assert [p.name for p in tmp_path.glob("*.json*")] == ["demonstrations.jsonl"]
+    exchange.export(workspace, tmp_path / "out", pairs=True)
+    assert (tmp_path / "out" / "pairs.jsonl").exists()
+    exchange.export(workspace, tmp_path / "out")
+    assert not (tmp_path / "out" / "pairs.jsonl").exists()  # of an earlier export, erased texts perhaps included
 
 
 def test_the_stages_read_what_is_exported(workspace: Workspace, tmp_path: Path) -> None:
@@ -287,18 +300,19 @@ def test_an_export_is_imported_whole(workspace: Workspace, tmp_path: Path) -> No
     answer(workspace, tess, {"note": "no difference"}, by_text={"x": 1, "y": 1})
     exchange.export(workspace, tmp_path / "one")
     other = open_workspace(tmp_path / "other")
-    names = ("rankings.jsonl", "rankings_training_labelers.jsonl", "rankings_heldout_labelers.jsonl")
+    names = [p.name for p in sorted((tmp_path / "one").glob("rankings*.jsonl"))]
+    assert len(names) == 4
     counts = [exchange.import_rankings(other, str(tmp_path / "one" / name)) for name in names]
     assert counts == [
-        {"labelers": 1, "prompts": 2, "rankings": 2}, {"prompts": 1, "rankings": 1},
-        {"labelers": 1, "prompts": 0, "rankings": 2},
+        {"labelers": 1, "prompts": 2, "rankings": 2}, {"labelers": 1, "prompts": 1, "rankings": 1},
+        {"prompts": 0, "rankings": 1}, {"prompts": 0, "rankings": 1},
     ]  # fmt: skip
     exchange.export(other, tmp_path / "two")
     for name in names:
         assert same(lines(tmp_path / "two" / name)) == same(lines(tmp_path / "one" / name))
     assert lines(tmp_path / "two" / "rankings.jsonl")[1]["ranks"] == [1, 1]
     again = [exchange.import_rankings(other, str(tmp_path / "one" / name)) for name in names]
-    assert again == [{"there already": 2}, {"there already": 1}, {"there already": 2}]
+    assert again == [{"there already": n} for n in (2, 1, 1, 1)]
     with other.read() as connection:
         assert connection.execute(select(func.count()).select_from(answers)).scalar_one() == 5
         imported = connection.execute(select(people.c.password, people.c.status)).all()

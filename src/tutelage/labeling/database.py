@@ -64,23 +64,21 @@ class Workspace:
     def __init__(self, folder: Path, engine: Engine, key: bytes) -> None:
         self.folder = folder
         self.engine = engine
+        postgres = engine.dialect.name == "postgresql"  # where each statement would else see a state of its own
+        self._reader = engine.execution_options(isolation_level="REPEATABLE READ") if postgres else engine
         self._key = key
         self._writers = _Queue()  # SQLite's own waiting is a poll, and a lock of Python's lets the last come first
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database and changes nothing."""
-        with self.engine.connect() as connection, connection.begin():
+        with self._reader.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
-    def write(self, *, durable: bool = True) -> Iterator[Connection]:
-        """A transaction that no other writer runs beside: kept whole at the end, undone whole on an error.
-
-        Args:
-            durable: whether it must outlive a power cut. Leases and drafts need not: without, it waits for no disk.
-        """
-        with self._writers, _begin_write(self.engine, durable) as connection:
+    def write(self) -> Iterator[Connection]:
+        """A transaction that no other writer runs beside: kept whole at the end, undone whole on an error."""
+        with self._writers, _begin_write(self.engine) as connection:
             yield connection
 
     def pseudonym(self, kind: str, name: str) -> str:
@@ -172,27 +170,21 @@ def _engine(url: str) -> Engine:
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # transactions are begun by us, below
-    # secure_delete: what is erased is overwritten in the file.
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "busy_timeout=20000", "secure_delete=ON"):
+    # FULL: an acknowledged answer outlives a power cut, not only a crash of this process. secure_delete: what is erased
+    # is overwritten in the file.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=20000", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    durable = connection.get_execution_options().get("tutelage_durable")
-    if durable is None:
-        connection.exec_driver_sql("BEGIN")
-        return
-    # FULL: an acknowledged answer outlives a power cut, not only a crash of this process, and so does all before it.
-    connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    write = connection.get_execution_options().get("tutelage_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
 @contextmanager
-def _begin_write(engine: Engine, durable: bool = True) -> Iterator[Connection]:
-    with engine.connect().execution_options(tutelage_durable=durable) as connection, connection.begin():
+def _begin_write(engine: Engine) -> Iterator[Connection]:
+    with engine.connect().execution_options(tutelage_write=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
-            if not durable:
-                connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
             connection.execute(_LOCK)
         yield connection
 

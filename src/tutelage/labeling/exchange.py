@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,12 +25,9 @@ from tutelage.labeling.candidates import read_asked, read_completions
 from tutelage.labeling.database import Workspace, record
 from tutelage.labeling.schema import answers, assignments, completions, instructions, people, prompts, tasks
 from tutelage.records import Arm, Completion, Prompt, Ranking
+from tutelage.runs import write_json
 
-FILES = (
-    "rankings.jsonl", "demonstrations.jsonl", "rankings_training_labelers.jsonl", "rankings_heldout_labelers.jsonl",
-    "demonstrations_valid.jsonl", "demonstrations_heldout_labelers.jsonl", "labels.jsonl", "judgments.jsonl",
-    "pairs.jsonl",
-)  # fmt: skip
+LIST = "export.json"  # names what an export wrote, and so what the next one may replace
 
 
 @dataclass(frozen=True)
@@ -121,38 +118,54 @@ def export(workspace: Workspace, folder: Path, *, pairs: bool = False, table: bo
     Files: `rankings.jsonl` and `demonstrations.jsonl` train (training arm, prompts of no held-out split);
     `rankings_training_labelers.jsonl`, `rankings_heldout_labelers.jsonl`, `demonstrations_valid.jsonl` and
     `demonstrations_heldout_labelers.jsonl` measure; `labels.jsonl`, `judgments.jsonl` (comparisons, for
-    `tutelage evaluate`). A file that would be empty is removed, so that no earlier export of it stays.
+    `tutelage evaluate`). What held-out labelers ranked of prompts that also train goes to a file of its own, as a model
+    that trained on a prompt is not measured by it. Files of an earlier export to the same folder are replaced.
 
     Args:
         pairs: also `pairs.jsonl`, `prompt` + `chosen` + `rejected` from `rankings.jsonl`.
         table: also `answers.csv`, one line per answer and completion, for spreadsheets.
+
+    Raises:
+        ValueError: if the folder holds a file of one of these names that no export wrote.
     """
     with workspace.write() as connection:
         rows = newest_answers(connection)
         files: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        trained = {r.prompt for r in rows if _file_of(r) == "rankings.jsonl"}
         for r in rows:
             if r.kind != "comparison":
-                files[_file_of(r)].append(_row(workspace, r))
+                files[_file_of(r, trained)].append(_row(workspace, r))
         files["judgments.jsonl"] = _judgments(connection, rows)
         if pairs:
             files["pairs.jsonl"] = _pairs(files["rankings.jsonl"])
         counts = {name: len(content) for name, content in sorted(files.items()) if content}
+        _make_room(folder, [*counts, *(["answers.csv"] if table else [])])
         record(connection, "exported", **counts)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        if files.get(name):
-            write_jsonl(folder / name, files[name])
-        else:
-            (folder / name).unlink(missing_ok=True)
+    for name in counts:
+        write_jsonl(folder / name, files[name])
     if table:
         counts["answers.csv"] = _write_table(folder / "answers.csv", rows)
     return counts
 
 
-def _file_of(r: Answered) -> str:
+def _make_room(folder: Path, names: list[str]) -> None:
+    """Remove what an earlier export wrote, and note what this one will write."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = folder / LIST
+    before = json.loads(listed.read_text()) if listed.exists() else []
+    for name in names:
+        if name not in before and (folder / name).exists():
+            raise ValueError(f"output: {folder / name} is there and no export wrote it; choose another folder")
+    for name in before:
+        (folder / name).unlink(missing_ok=True)
+    write_json(listed, names)
+
+
+def _file_of(r: Answered, trained: Container[str] = ()) -> str:
     trains = r.arm == "training" and r.split not in queue.HELD_OUT_SPLITS
     if r.kind == "ranking":
-        return "rankings.jsonl" if trains else f"rankings_{r.arm}_labelers.jsonl"
+        seen = "_on_training_prompts" if r.prompt in trained else ""
+        return "rankings.jsonl" if trains else f"rankings_{r.arm}_labelers{seen}.jsonl"
     if r.kind == "demonstration":
         measures = "demonstrations_valid.jsonl" if r.arm == "training" else "demonstrations_heldout_labelers.jsonl"
         return "demonstrations.jsonl" if trains else measures

@@ -46,6 +46,8 @@ def create_app(workspace: Workspace) -> FastAPI:
 
     @app.exception_handler(LookupError)
     def missing(request: Request, error: LookupError) -> Response:
+        if isinstance(error, KeyError | IndexError):
+            raise error  # a mistake of ours, not an address that leads nowhere
         return page(request, "message.html.j2", status=404, title="There is nothing here", text=str(error))
 
     @app.exception_handler(ValueError)
