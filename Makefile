@@ -18,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/tutelage demo --output $(OUTPUT)
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff check
