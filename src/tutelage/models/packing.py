@@ -100,7 +100,7 @@ def tree_batches(groups: Sequence[Sequence[Sequence[int]]], max_tokens: int, pad
 
 def _shared(group: Sequence[Sequence[int]]) -> int:
     """How many first tokens all sequences share."""
-    low, high = min(group), max(group)  # in dictionary order: what these two share, all share
+    low, high = min(map(tuple, group)), max(map(tuple, group))  # in dictionary order: what these two share, all share
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
 
 
