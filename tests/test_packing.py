@@ -14,9 +14,17 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import KINDS
-from tutelage.models.forward import all_scores, completion_logprobs, completion_values, spread
+from tutelage.models.forward import (
+    all_scores,
+    completion_logprobs,
+    completion_values,
+    group_scores,
+    scores,
+    spread,
+    tree_scores,
+)
 from tutelage.models.loading import new_scalar
-from tutelage.models.packing import micro_batches
+from tutelage.models.packing import micro_batches, tree_batches
 
 PAD = 0
 SEQUENCES = st.lists(st.lists(st.integers(1, 99), min_size=2, max_size=30), min_size=1, max_size=20)
@@ -87,3 +95,74 @@ def test_padding_changes_nothing(
     (batch,) = micro_batches(sequences, padded, PAD)
     assert batch.ids.numel() > 1.5 * sum(map(len, sequences))  # there was padding to ignore
     assert torch.equal(torch.sort(batch.lengths).values, batch.lengths)
+
+
+GROUPS = st.lists(
+    st.builds(
+        lambda prompt, completions: [prompt + c for c in completions],
+        st.lists(st.integers(1, 9), min_size=1, max_size=12),
+        st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=9), min_size=1, max_size=9),
+    ),
+    min_size=1, max_size=6,
+)  # fmt: skip
+
+
+@given(groups=GROUPS, budget=st.integers(1, 300))
+def test_trees_hold_every_sequence_once(groups: list[list[list[int]]], budget: int) -> None:
+    batches = tree_batches(groups, budget, PAD)
+    assert sorted(g for b in batches for g in b.groups) == list(range(len(groups)))
+    for b in batches:
+        assert b.ids.numel() <= budget or len(b.groups) == 1
+        seen = b.mask()[:, 0]
+        for row, g in enumerate(b.groups):
+            assert (b.ends[row] >= 0).sum() == len(groups[g])
+            for sequence, end in zip(groups[g], b.ends[row].tolist(), strict=False):
+                looked_at = seen[row, end].nonzero().flatten()
+                assert b.ids[row, looked_at].tolist() == sequence  # its last token sees itself and what came before
+                assert b.positions[row, looked_at].tolist() == list(range(len(sequence)))
+            distinct = len({tuple(s[:n]) for s in groups[g] for n in range(1, len(s) + 1)})
+            assert int((b.branch[row] >= 0).sum()) >= distinct  # no prefix is lost
+
+
+def test_a_tree_by_hand() -> None:
+    (b,) = tree_batches([[[5, 6, 7, 8], [5, 6, 9], [5, 6]]], 100, PAD)
+    assert b.ids.tolist() == [[5, 6, 7, 8, 9]]
+    assert b.positions.tolist() == [[0, 1, 2, 3, 2]]
+    assert b.branch.tolist() == [[0, 0, 1, 1, 2]]
+    assert b.ends.tolist() == [[3, 4, 1]]
+    assert b.mask()[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trees_score_as_their_sequences_alone(
+    kind: str, folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Scores and gradients, whatever the batch."""
+    model = new_scalar(folders(kind), tokenizer, seed=0)
+    rng = Random(0)
+    prompts = [[rng.randrange(2, 300) for _ in range(rng.randint(1, 20))] for _ in range(7)]
+    groups = [
+        [p + [rng.randrange(2, 300) for _ in range(rng.randint(1, 15))] for _ in range(rng.randint(2, 9))]
+        for p in prompts
+    ]
+    alone = [torch.cat([all_scores(model, [s]) for s in group]) for group in groups]
+    for budget in (1, 150, 10_000):
+        for found, expected in zip(group_scores(model, groups, budget), alone, strict=True):
+            assert_close(found, expected, atol=1e-5, rtol=0)
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        model.zero_grad()
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    (tree,) = tree_batches(groups[:2], 10_000, PAD)
+    flat = [s for group in groups[:2] for s in group]
+    (rows,) = micro_batches(flat, 10_000, PAD)
+    packed = gradient(tree_scores(model, tree)[tree.ends >= 0].sum())
+    assert_close(packed, gradient(scores(model, rows).sum()), atol=1e-4, rtol=1e-4)

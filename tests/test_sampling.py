@@ -127,6 +127,37 @@ def test_tiny_same_answer_in_any_batch(kind: str, tiny: Tiny) -> None:
     assert_same(together, [LocalSampler(policy).sample([r])[0] for r in requests])
 
 
+@pytest.mark.parametrize("slack", [0, 1, 7])
+def test_places_are_used_again_and_the_window_moves(slack: int, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny("llama")
+    requests = mixed_requests(60, policy.config.vocab_size)
+    together = LocalSampler(policy).sample(requests)
+    monkeypatch.setattr(local, "SLACK", slack)
+    rows = []
+    hook = policy.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    assert_same(LocalSampler(policy, batch_tokens=5 * (72 + slack)).sample(requests), together)
+    hook.remove()
+    decoding = [b for b, length in rows if length == 1]
+    assert max(decoding) <= 5
+    assert sum(decoding) / len(decoding) > 3.5  # waiting requests take the places of finished ones
+
+
+def test_a_prompt_is_read_once_for_all_its_samples(tiny: Tiny) -> None:
+    policy = tiny("llama")
+    prompts = [some_ids(n, policy.config.vocab_size) for n in (5, 30, 6)]
+    requests = [Request(p, seed, 9, ()) for seed in range(8) for p in prompts]
+    read = []
+    hook = policy.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    samples = LocalSampler(policy).sample(requests)
+    hook.remove()
+    assert sum(len(ids) for ids in read if ids.shape[1] > 1) == 3
+    assert_same(samples, [LocalSampler(policy).sample([r])[0] for r in requests])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_that_fill_the_context_may_end_before_others(kind: str, tiny: Tiny) -> None:
     """A finished row that stays in the batch must not be fed positions beyond the model's table."""
@@ -255,19 +286,21 @@ def test_logprobs_are_the_models_own(kind: str, temperature: float, tiny: Tiny) 
 # --- near-ties --------------------------------------------------------------------------------------------------------
 
 
-def one_row(**settings: Any) -> Any:
-    return local._start([Request((1,), settings.pop("seed", 0), 1, (), **settings)], torch.device("cpu"))[1]
+def one_row(temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0) -> Any:
+    whole = {"index": 0, "seeds": seed, "top_k": top_k, "budget": 1, "step": 0, "position": 1}
+    columns = {**whole, "temperature": temperature, "top_p": top_p}
+    return local._Rows(**{name: torch.tensor([value]) for name, value in columns.items()})
 
 
 def test_near_ties_are_flagged() -> None:
     far, near = torch.tensor([[0.0, 2.0, 1.0, -1.0]]), torch.tensor([[0.0, 2.0, 2.0 + 1e-6, -1.0]])
-    assert not choose(far, one_row(temperature=0.0), 0)[1]
-    assert choose(near, one_row(temperature=0.0), 0)[1]
+    assert not choose(far, one_row(temperature=0.0))[2]
+    assert choose(near, one_row(temperature=0.0))[2]
     # A draw beside the boundary between two tokens: find where the choice flips, then step off it.
     row = one_row(seed=7)
 
     def chosen(p: float) -> tuple[int, bool]:
-        token, tie = choose(torch.tensor([[p, 1 - p]], dtype=torch.float64).log().float(), row, 0)
+        token, _, tie = choose(torch.tensor([[p, 1 - p]], dtype=torch.float64).log().float(), row)
         return int(token), bool(tie)
 
     low, high = 0.01, 0.99  # of the first token's probability
@@ -279,10 +312,10 @@ def test_near_ties_are_flagged() -> None:
     assert chosen(low - 1e-2) == (1, False)
     assert chosen(high + 1e-2) == (0, False)
     # The k-th and the (k + 1)-th candidate tied; a nucleus whose mass ends within 1e-6 of the cut.
-    assert choose(near, one_row(top_k=1), 0)[1]
+    assert choose(near, one_row(top_k=1))[2]
     probs = torch.tensor([[0.5, 0.3, 0.2]])
-    assert choose(probs.log(), one_row(top_p=0.8), 0)[1]
-    assert not choose(probs.log(), one_row(top_p=0.7, seed=7), 0)[1]
+    assert choose(probs.log(), one_row(top_p=0.8))[2]
+    assert not choose(probs.log(), one_row(top_p=0.7, seed=7))[2]
 
 
 def test_what_the_row_gets_alone_decides(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,13 +324,13 @@ def test_what_the_row_gets_alone_decides(tiny: Tiny, monkeypatch: pytest.MonkeyP
     free = LocalSampler(policy).sample(requests)
     real, asked = local.choose, []
 
-    def choose_with_doubt(logits: torch.Tensor, rows: Any, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen, near = real(logits, rows, step)
+    def choose_with_doubt(logits: torch.Tensor, rows: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        chosen, logprobs, near = real(logits, rows)
         if len(rows.index) == 1:  # asked alone: the true answer
-            asked.append((int(rows.index), step))
-            return chosen, near
-        doubted = (rows.index == 1) & torch.tensor(step == 4)
-        return torch.where(doubted, (chosen + 1) % 300, chosen), near | doubted  # a wrong answer, in doubt
+            asked.append((int(rows.index), int(rows.step)))
+            return chosen, logprobs, near
+        doubted = (rows.index == 1) & (rows.step == 4)
+        return torch.where(doubted, (chosen + 1) % 300, chosen), logprobs, near | doubted  # a wrong answer, in doubt
 
     monkeypatch.setattr(local, "choose", choose_with_doubt)
     assert_same(LocalSampler(policy).sample(requests), free)
@@ -321,12 +354,12 @@ def test_uniforms_are_splitmix64() -> None:
     seeds = [0, 1, 42, 2**62 + 12345, 2**63 - 1, request_seed(1, 2, "p", 3)]
     for step in (0, 1, 2, 100, 4095):
         expected = [(splitmix64(s, step) >> 11) / (1 << 53) for s in seeds]
-        assert uniforms(torch.tensor(seeds), step).tolist() == expected
+        assert uniforms(torch.tensor(seeds), torch.tensor(step)).tolist() == expected
 
 
 def test_uniforms_are_uniform_over_steps_and_over_seeds() -> None:
-    over_steps = torch.stack([uniforms(torch.tensor([9]), t)[0] for t in range(10_000)])
-    over_seeds = uniforms(torch.arange(10_000), 0)
+    over_steps = torch.stack([uniforms(torch.tensor([9]), torch.tensor(t))[0] for t in range(10_000)])
+    over_seeds = uniforms(torch.arange(10_000), torch.tensor(0))
     for u in (over_steps, over_seeds):
         assert ((u >= 0) & (u < 1)).all()
         distance = (u.sort().values - (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000).abs().max()

@@ -473,30 +473,20 @@ def test_rankings_of_ties_only_are_skipped_and_counted(config: Callable[..., Any
 
 
 def test_one_ranking_by_hand(tiny: Callable[[str], PreTrainedModel], folders: Any, tokenizer: Any) -> None:
-    """All pairs of all elements come from one padded pass, in the order of the elements."""
+    """All pairs of all elements come from one pass over packed trees."""
     model = new_scalar(folders("llama"), tokenizer, seed=1)
     elements = [
         reward.Element([[5, 6, 7, 8], [5, 6, 9]], torch.tensor([2, 1])),
         reward.Element([[9, 9], [9, 8, 7, 6, 5, 4], [9, 3]], torch.tensor([1, 2, 2])),
     ]
     alone = [[float(reward.all_scores(model, [s])[0]) for s in e.sequences] for e in elements]
-    for scores, expected in zip(reward.element_scores(model, elements), alone, strict=True):
+    (group,) = reward.micro_scores(model, elements, 1000)
+    assert [e for e, _ in group] == elements  # the shorter tree first, which is their order here
+    for (_, scores), expected in zip(group, alone, strict=True):
         assert scores.tolist() == pytest.approx(expected, abs=1e-5)
     found = reward.evaluate(model, elements, 1000)
     margins = [alone[0][1] - alone[0][0], alone[1][0] - alone[1][1], alone[1][0] - alone[1][2]]
     assert found["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 3)
-
-
-def test_groups_keep_elements_whole_and_within_budget() -> None:
-    rng = Random(0)
-    elements = [
-        reward.Element([[1] * rng.randint(2, 30) for _ in range(rng.randint(2, 9))], torch.ones(1)) for _ in range(40)
-    ]
-    groups = reward.groups(elements, 400)
-    assert sorted(id(e) for g in groups for e in g) == sorted(map(id, elements))
-    for g in groups:
-        rows = [len(s) for e in g for s in e.sequences]
-        assert len(rows) * max(rows) <= 400 or len(g) == 1
 
 
 # --- collect ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tutelage.models.loading import autocast, output_head
-from tutelage.models.packing import MicroBatch, micro_batches
+from tutelage.models.packing import MicroBatch, TreeBatch, micro_batches, tree_batches
 from tutelage.objectives.logprobs import token_logprobs
 
 
@@ -46,6 +46,28 @@ def final_hidden(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
 def scores(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     """(b,) scores of whole sequences."""
     return model.score(final_hidden(model, batch)).squeeze(-1)
+
+
+def tree_scores(model: PreTrainedModel, batch: TreeBatch) -> torch.Tensor:
+    """(b, k) scores of the sequences of each tree; what stands where `ends` is -1 means nothing."""
+    with autocast(model):
+        hidden = model.base_model(
+            input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask(), use_cache=False
+        ).last_hidden_state
+    rows = torch.arange(len(batch.groups), device=hidden.device)[:, None]
+    return model.score(hidden[rows, batch.ends].float()).squeeze(-1)
+
+
+@torch.inference_mode()
+def group_scores(
+    model: PreTrainedModel, groups: Sequence[Sequence[Sequence[int]]], max_tokens: int = 16384
+) -> list[torch.Tensor]:
+    """(k,) scores of each group's sequences, on the processor; what a group's sequences share is read once."""
+    out: list[torch.Tensor] = [torch.empty(0)] * len(groups)
+    for batch in tree_batches(groups, max_tokens, model.config.pad_token_id):
+        for g, found in zip(batch.groups, tree_scores(model, batch.to(model.device)).cpu(), strict=True):
+            out[g] = found[: len(groups[g])]
+    return out
 
 
 @torch.inference_mode()

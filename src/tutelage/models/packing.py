@@ -1,6 +1,11 @@
 """Rows of tokens into micro-batches by token budget: sorted by length, right-padded to their own longest.
 
 Causal attention never looks right, so right padding needs no mask and changes no real token's result.
+
+Sequences that begin alike, such as the K completions of one prompt, can be packed into one row, a *tree*: the shared
+beginning once, then each branch. Positions go on from the end of the beginning in every branch, and a mask lets a token
+see the beginning and its own branch, so that each result is that of its sequence by itself. At a prompt of 128 and
+nine completions of 64 tokens that is 704 tokens instead of 1,728.
 """
 
 from __future__ import annotations
@@ -31,17 +36,7 @@ class MicroBatch:
 
 def micro_batches(sequences: Sequence[Sequence[int]], max_tokens: int, pad_id: int) -> list[MicroBatch]:
     """Group sequences so that rows x longest stays within `max_tokens` (a longer single row gets its own batch)."""
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    batches: list[list[int]] = []
-    rows: list[int] = []
-    for i in order:
-        if rows and (len(rows) + 1) * len(sequences[i]) > max_tokens:
-            batches.append(rows)
-            rows = []
-        rows.append(i)
-    if rows:
-        batches.append(rows)
-    return [_pad(sequences, rows, pad_id) for rows in batches]
+    return [_pad(sequences, rows, pad_id) for rows in _within([len(s) for s in sequences], max_tokens)]
 
 
 def _pad(sequences: Sequence[Sequence[int]], rows: list[int], pad_id: int) -> MicroBatch:
@@ -50,3 +45,70 @@ def _pad(sequences: Sequence[Sequence[int]], rows: list[int], pad_id: int) -> Mi
     for k, r in enumerate(rows):
         ids[k, : lengths[k]] = torch.tensor(sequences[r])
     return MicroBatch(rows, ids, torch.tensor(lengths))
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """Trees as rows: `groups` says which they are; `ids`, `positions` and `branch` (b, l).
+
+    `branch` is 0 on the shared beginning, 1, 2, … on the branches and -1 on padding. `ends` (b, k) are the positions of
+    each sequence's last token in its row, -1 where a tree has fewer than k sequences.
+    """
+
+    groups: list[int]
+    ids: torch.Tensor
+    positions: torch.Tensor
+    branch: torch.Tensor
+    ends: torch.Tensor
+
+    def to(self, device: torch.device) -> TreeBatch:
+        return TreeBatch(self.groups, *(t.to(device) for t in (self.ids, self.positions, self.branch, self.ends)))
+
+    def mask(self) -> torch.Tensor:
+        """(b, 1, l, l) true where a token may look: to its left, at the shared beginning or its own branch."""
+        length = self.ids.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
+        key, query = self.branch[:, None, :], self.branch[:, :, None]
+        return (causal & ((key == 0) | (key == query)))[:, None]
+
+
+def tree_batches(groups: Sequence[Sequence[Sequence[int]]], max_tokens: int, pad_id: int) -> list[TreeBatch]:
+    """Groups of sequences as trees, those of like size together, rows x longest within `max_tokens`."""
+    shared = [_shared(group) for group in groups]
+    sizes = [p + sum(len(s) - p for s in group) for p, group in zip(shared, groups, strict=True)]
+    out = []
+    for rows in _within(sizes, max_tokens):
+        length, k = max(sizes[g] for g in rows), max(len(groups[g]) for g in rows)
+        ids = torch.full((len(rows), length), pad_id)
+        positions, branch = torch.zeros_like(ids), torch.full_like(ids, -1)
+        ends = torch.full((len(rows), k), -1)
+        for row, g in enumerate(rows):
+            start = shared[g]
+            ids[row, :start] = torch.tensor(groups[g][0][:start], dtype=torch.long)
+            positions[row, :start] = torch.arange(start)
+            branch[row, :start] = 0
+            for i, sequence in enumerate(groups[g]):
+                end = start + len(sequence) - shared[g]
+                ids[row, start:end] = torch.tensor(sequence[shared[g] :], dtype=torch.long)
+                positions[row, start:end] = torch.arange(shared[g], len(sequence))
+                branch[row, start:end] = i + 1
+                ends[row, i] = end - 1 if end > start else shared[g] - 1
+                start = end
+        out.append(TreeBatch(rows, ids, positions, branch, ends))
+    return out
+
+
+def _shared(group: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all sequences share."""
+    low, high = min(map(tuple, group)), max(map(tuple, group))  # in dictionary order: what these two share, all share
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+
+
+def _within(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices from short to long, cut so that number x longest stays within `max_tokens` (a longer one goes alone)."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if not batches or (len(batches[-1]) + 1) * sizes[i] > max_tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return batches

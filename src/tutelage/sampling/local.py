@@ -1,6 +1,8 @@
 """The local engine: samples from any Hugging Face causal model, on this machine, without its `generate`.
 
-A preallocated cache, one uniform number per row and step, finished rows dropped, requests of like length together.
+Each distinct prompt is read once, among prompts of like length, whatever the number of its samples. Rows then go on
+together, one token each: a finished row's place is taken by a waiting request (continuous batching), in a cache that is
+allocated once. One pair of uniform numbers a row and step decides.
 
 A request gives the same tokens in any batch. Matrix products differ in their last bits with the shape of the batch, so
 wherever a choice hangs on less than `NEAR_TIE`, the row is computed once more by itself and that result decides. This
@@ -12,82 +14,115 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from tutelage.models.forward import hidden_states
 from tutelage.models.loading import context_length, output_head
+from tutelage.models.packing import micro_batches
 from tutelage.records import Request, Sample
 from tutelage.sampling.random import uniforms
 
 NEAR_TIE = 1e-5  # of probability; measured differences stay below 2e-6
 NEAR_TIE_LOGIT = 2e-5  # between the two best logits; measured differences stay below 4e-6
-KEEP = 0.75  # drop finished rows once fewer than this share of the rows go on
+KEEP = 0.75  # give the places of finished rows away once fewer than this share of the rows go on
+PREFILL_TOKENS = 8192  # of prompts read in one pass
+SLACK = 128  # slots beyond the longest sequence, so that the window need not move at every step
+
+
+@dataclass
+class _Window:
+    """The slots [start, end) of the cache that are in use. All rows end in the same slot, the next token goes to `end`,
+    and a row with n tokens has the last n slots."""
+
+    start: int
+    end: int
 
 
 class _Layer(CacheLayerMixin):
-    """Keys and values of one layer, (b, heads, capacity, d), of which the first `length` are filled."""
+    """Keys and values of one layer, (places, heads, slots, d), of which the first `rows` and a window are in use."""
 
     is_sliding = False
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, window: _Window, places: int, slots: int) -> None:
         super().__init__()
-        self.capacity, self.length = capacity, 0
+        self.window, self.places, self.slots, self.rows = window, places, slots, 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.keys = key_states.new_empty(*key_states.shape[:2], self.capacity, key_states.shape[-1])
-        self.values = value_states.new_empty(*value_states.shape[:2], self.capacity, value_states.shape[-1])
+        heads, d = key_states.shape[1], key_states.shape[3]
+        self.keys = key_states.new_empty(self.places, heads, self.slots, d)
+        self.values = value_states.new_empty(self.places, heads, self.slots, value_states.shape[3])
         self.is_initialized = True
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def admit(
+        self, keys: torch.Tensor, values: torch.Tensor, copies: Sequence[Sequence[int]], lengths: list[int]
+    ) -> None:
+        """Add rows: of prompts (u, heads, l, d), right-padded, the u-th into the places `copies[u]`."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        end = self.window.end
+        for mine, given in zip(self.tensors, (keys, values), strict=True):
+            for places, length, prompt in zip(copies, lengths, given, strict=True):
+                mine[places, :, end - length : end] = prompt[:, :length]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[2]
-        assert self.keys is not None
-        assert self.values is not None
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        keys, values = self.tensors
+        start, end, rows = self.window.start, self.window.end, len(key_states)
+        keys[:rows, :, end] = key_states[:, :, 0]
+        values[:rows, :, end] = value_states[:, :, 0]
+        return keys[:rows, :, start : end + 1], values[:rows, :, start : end + 1]
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with some of the rows only."""
-        assert self.keys is not None
-        assert self.values is not None
-        self.keys, self.values = self.keys[rows], self.values[rows]
+    def move(self, holes: torch.Tensor, movers: torch.Tensor) -> None:
+        """Put some rows into the places of others."""
+        for mine in self.tensors:
+            used = mine[:, :, self.window.start : self.window.end]
+            used[holes] = used[movers]
+
+    def shift(self, rows: int) -> None:
+        """Bring the window to the front."""
+        start, end = self.window.start, self.window.end
+        for mine in self.tensors:
+            mine[:rows, :, : end - start] = mine[:rows, :, start:end].clone()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.length
+        return self.window.end - self.window.start
 
     def get_max_length(self) -> int:
-        return self.capacity
+        return self.slots
 
 
 @dataclass
 class _Rows:
-    """The requests under way in one batch. Prompts are padded on the left, so that all rows end in the same slot."""
+    """The requests under way."""
 
     index: torch.Tensor  # (b,) which request
     seeds: torch.Tensor  # (b,)
     temperature: torch.Tensor  # (b,) zero is greedy
     top_p: torch.Tensor
     top_k: torch.Tensor
-    budget: torch.Tensor  # (b,) most new tokens
-    position: torch.Tensor  # (b,) of the token to be fed next
-    visible: torch.Tensor  # (b, capacity) false on padding
-    unpadded: bool  # no row has padding: attention needs no mask
+    budget: torch.Tensor  # (b,) new tokens still to come at the most; 0 once finished
+    step: torch.Tensor  # (b,) new tokens so far
+    position: torch.Tensor  # (b,) of the token to be fed next: how many tokens the cache holds of the row
 
     def keep(self, rows: torch.Tensor) -> _Rows:
-        kept = {name: value[rows] for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return _Rows(**kept, unpadded=self.unpadded)
+        return _Rows(**{name: value[rows] for name, value in vars(self).items()})
+
+    def join(self, other: _Rows) -> _Rows:
+        return _Rows(**{name: torch.cat([value, getattr(other, name)]) for name, value in vars(self).items()})
 
 
 class LocalSampler:
@@ -95,16 +130,17 @@ class LocalSampler:
 
     Args:
         policy: any causal language model whose logits are linear in its last hidden states.
-        batch_tokens: bound on rows x (prompt + completion) under way at once; it sets the cache's size.
+        batch_tokens: bound on rows x slots of the cache, which is how many requests are under way at once.
     """
 
-    def __init__(self, policy: PreTrainedModel, batch_tokens: int = 32768) -> None:
+    def __init__(self, policy: PreTrainedModel, batch_tokens: int = 65536) -> None:
         if policy.config._attn_implementation != "sdpa":  # others read the boolean mask as numbers to add
             name = type(policy).__name__
             raise ValueError(f"{name}: sampling needs sdpa attention, not {policy.config._attn_implementation}")
         self.policy = policy
         self.batch_tokens = batch_tokens
 
+    @torch.inference_mode()
     def sample(self, requests: Sequence[Request]) -> list[Sample]:
         """One sample per request, in their order.
 
@@ -118,134 +154,148 @@ class LocalSampler:
                     f"a prompt of {len(r.prompt_ids)} tokens with {r.max_new_tokens} new ones "
                     f"does not fit the context of {limit}"
                 )
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].max_new_tokens))
-        answers: list[Sample | None] = [None] * len(requests)
-        while order:
-            batch = self._next_batch(requests, order)
-            for i, answer in zip(batch, self._run([requests[i] for i in batch]), strict=True):
-                answers[i] = answer
-        return [a for a in answers if a is not None]
+        if not requests:
+            return []
+        return _Session(self.policy, requests, self.batch_tokens).run()
 
-    def _next_batch(self, requests: Sequence[Request], order: list[int]) -> list[int]:
-        """Take requests from the long end while rows x longest fits the budget."""
-        batch: list[int] = []
-        width = depth = 0
-        while order:
-            r = requests[order[-1]]
-            width, depth = max(width, len(r.prompt_ids)), max(depth, r.max_new_tokens)
-            if batch and (len(batch) + 1) * (width + depth) > self.batch_tokens:
-                break
-            batch.append(order.pop())
-        return batch
 
-    @torch.inference_mode()
-    def _run(self, requests: list[Request]) -> list[Sample]:
-        device = self.policy.device
-        ids, rows = _start(requests, device)
+class _Session:
+    """One call of `sample`: the rows under way, those waiting, and the cache."""
+
+    def __init__(self, policy: PreTrainedModel, requests: Sequence[Request], batch_tokens: int) -> None:
+        self.policy, self.requests, self.device = policy, requests, policy.device
+        # From the end, the longest prompts are taken first: then every waiting prompt fits the window in use.
+        sizes = [(len(r.prompt_ids), r.max_new_tokens) for r in requests]
+        self.waiting = sorted(range(len(requests)), key=sizes.__getitem__)
+        longest = max(prompt + new for prompt, new in sizes)
+        self.slots = longest + SLACK
+        self.places = min(len(requests), max(1, batch_tokens // self.slots))
+        self.window = _Window(0, 0)
+        self.layers = [_Layer(self.window, self.places, self.slots) for _ in range(policy.config.num_hidden_layers)]
+        self.cache = Cache(layers=self.layers)
         depth = max(r.max_new_tokens for r in requests)
-        layers = [_Layer(ids.shape[1] + depth) for _ in range(self.policy.config.num_hidden_layers)]
-        cache = Cache(layers=layers)
-        tokens = torch.zeros(len(requests), depth, dtype=torch.long, device=device)
-        logprobs = torch.zeros(len(requests), depth, device=device)
-        stops = sorted({stop for r in requests for stop in r.stop_ids})
-        is_stop = torch.zeros(len(requests), self.policy.config.vocab_size, dtype=torch.bool)
-        for i, r in enumerate(requests):
-            is_stop[i, list(r.stop_ids)] = True
-        is_stop = is_stop.to(device) if stops else is_stop[:, :0]
+        self.tokens = torch.zeros(len(requests), depth, dtype=torch.long, device=self.device)
+        self.logprobs = torch.zeros(len(requests), depth, device=self.device)
+        stops = max(len(r.stop_ids) for r in requests)
+        padded = [[*r.stop_ids, *[-1] * (stops - len(r.stop_ids))] for r in requests]
+        self.stop_ids = torch.tensor(padded, device=self.device).view(len(requests), stops)
 
-        hidden = self._prefill(ids, rows, cache)
-        for step in range(depth):
-            logits = self._logits(hidden)
-            chosen, near_tie = choose(logits, rows, step)
+    def run(self) -> list[Sample]:
+        rows, hidden = self._admit(0)
+        while True:
+            # 1. Everybody's next token.
+            weight, bias = output_head(self.policy)
+            logits = torch.nn.functional.linear(hidden, weight, bias).float()
+            chosen, logprobs, near_tie = choose(logits, rows)
             for k in (near_tie & (rows.budget > 0)).nonzero().flatten().tolist():
-                chosen[k] = self._alone(
-                    requests[int(rows.index[k])], tokens[rows.index[k], :step], rows.keep(torch.tensor([k])), step
-                )
-            scale = torch.where(rows.temperature > 0, rows.temperature, 1.0)
-            tokens[rows.index, step] = chosen
-            scaled = logits / scale[:, None]
-            logprobs[rows.index, step] = scaled.gather(1, chosen[:, None]).squeeze(1) - scaled.logsumexp(1)
+                chosen[k], logprobs[k] = self._alone(rows.keep(torch.tensor([k], device=self.device)))
+            going = rows.budget > 0
+            self.tokens[rows.index[going], rows.step[going]] = chosen[going]
+            self.logprobs[rows.index[going], rows.step[going]] = logprobs[going]
+            # 2. Who has ended? They keep computing until enough places are worth giving away.
+            rows.step += going
+            rows.budget -= going.long()
+            rows.budget[(self.stop_ids[rows.index] == chosen[:, None]).any(1)] = 0
+            going = rows.budget > 0
+            number = int(going.sum())
+            if number == 0 and not self.waiting:
+                return [self._finish(i) for i in range(len(self.requests))]
+            if number <= KEEP * len(rows.index):
+                rows, chosen = self._close_ranks(rows, chosen, going)
+            # 3. Their tokens are fed; new requests come in beside them.
+            hidden = self._decode(rows, chosen) if len(rows.index) else hidden[:0]
+            if self.waiting and len(rows.index) <= KEEP * self.places:
+                new, first_hidden = self._admit(len(rows.index))
+                rows, hidden = rows.join(new), torch.cat([hidden, first_hidden])
 
-            ended = step + 1 >= rows.budget
-            if stops:
-                ended |= is_stop[rows.index, chosen]
-            if ended.all():
-                break
-            # Finished rows keep computing until enough have finished to be worth moving the cache; what they write
-            # after their end is cut off below.
-            going = (~ended & (rows.budget > 0)).nonzero().flatten()
-            rows.budget[ended] = 0
-            if len(going) <= KEEP * len(rows.index):
-                rows, chosen = rows.keep(going), chosen[going]
-                for layer in layers:
-                    layer.keep(going)
-            hidden = self._decode(chosen, rows, cache, layers[0].length)
-            rows.position += rows.budget > 0  # a finished row stays: the model may have no position after its last
-        return [_finish(r, t, lp) for r, t, lp in zip(requests, tokens.tolist(), logprobs.tolist(), strict=True)]
+    def _admit(self, there: int) -> tuple[_Rows, torch.Tensor]:
+        """Fill the free places beside the rows that are there: read each distinct prompt once; the hidden states (b, d)
+        that predict the first tokens."""
+        new = [self.waiting.pop() for _ in range(min(len(self.waiting), self.places - there))]
+        places: dict[tuple[int, ...], list[int]] = {}
+        for k, i in enumerate(new):
+            places.setdefault(self.requests[i].prompt_ids, []).append(k)
+        prompts = list(places)
+        longest = max(map(len, prompts))
+        if not there:
+            self.window.start, self.window.end = 0, longest
+        self.window.start = min(self.window.start, self.window.end - longest)
+        hidden = None
+        for batch in micro_batches(prompts, PREFILL_TOKENS, self.policy.config.pad_token_id or 0):
+            batch = batch.to(self.device)
+            read = DynamicCache()
+            out = self.policy.base_model(input_ids=batch.ids, past_key_values=read, use_cache=True).last_hidden_state
+            last = out[torch.arange(len(out), device=self.device), batch.lengths - 1]
+            hidden = out.new_empty(len(new), out.shape[-1]) if hidden is None else hidden
+            copies = [places[prompts[r]] for r in batch.rows]
+            for row, of in zip(last, copies, strict=True):
+                hidden[of] = row
+            cells = [[there + k for k in of] for of in copies]
+            for layer, given in zip(self.layers, read.layers, strict=True):
+                layer.admit(given.keys, given.values, cells, batch.lengths.tolist())
+        assert hidden is not None
+        asked = [self.requests[i] for i in new]
+        columns = {
+            "index": new, "seeds": [r.seed for r in asked], "temperature": [r.temperature for r in asked],
+            "top_p": [r.top_p for r in asked], "top_k": [r.top_k for r in asked],
+            "budget": [r.max_new_tokens for r in asked], "step": [0] * len(new),
+            "position": [len(r.prompt_ids) for r in asked],
+        }  # fmt: skip
+        return _Rows(**{name: torch.tensor(column, device=self.device) for name, column in columns.items()}), hidden
 
-    def _prefill(self, ids: torch.Tensor, rows: _Rows, cache: Cache) -> torch.Tensor:
-        length = ids.shape[1]
-        seen = rows.visible[:, :length]
-        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-        mask = seen[:, None, None, :] & causal
-        mask |= torch.eye(length, dtype=torch.bool, device=ids.device)  # padding attends to itself: no empty softmax
-        positions = (seen.long().cumsum(1) - 1).clamp(min=0)
+    def _close_ranks(self, rows: _Rows, chosen: torch.Tensor, going: torch.Tensor) -> tuple[_Rows, torch.Tensor]:
+        """Drop finished rows: those at the end move into the places that became free."""
+        place = going.nonzero().flatten()
+        number = len(place)
+        holes, movers = (~going[:number]).nonzero().flatten(), place[place >= number]
+        for layer in self.layers:
+            layer.move(holes, movers)
+        order = torch.arange(number, device=self.device)
+        order[holes] = movers
+        return rows.keep(order), chosen[order]
+
+    def _decode(self, rows: _Rows, chosen: torch.Tensor) -> torch.Tensor:
+        going = rows.budget > 0
+        counts = rows.position[going] if going.any() else rows.position
+        self.window.start = self.window.end - int(counts.max())
+        if self.window.end == self.slots:
+            for layer in self.layers:
+                layer.shift(len(rows.index))
+            self.window.start, self.window.end = 0, self.window.end - self.window.start
+        mask = None
+        if int(counts.min()) < int(counts.max()):
+            slot = torch.arange(self.window.start, self.window.end + 1, device=self.device)
+            mask = (slot >= (self.window.end - rows.position)[:, None])[:, None, None]
         out = self.policy.base_model(
-            input_ids=ids,
-            attention_mask=None if rows.unpadded else mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
+            input_ids=chosen[:, None], attention_mask=mask, position_ids=rows.position[:, None],
+            past_key_values=self.cache, use_cache=True,
+        )  # fmt: skip
+        self.window.end += 1
+        rows.position += going  # a finished row stays: the model may have no position after its last
         return out.last_hidden_state[:, -1]
 
-    def _decode(self, chosen: torch.Tensor, rows: _Rows, cache: Cache, length: int) -> torch.Tensor:
-        seen = None if rows.unpadded else rows.visible[:, None, None, : length + 1]
-        out = self.policy.base_model(
-            input_ids=chosen[:, None],
-            attention_mask=seen,
-            position_ids=rows.position[:, None],
-            past_key_values=cache,
-            use_cache=True,
+    def _alone(self, row: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token and log-probability that this row's request gets when computed by itself, whole and without a cache."""
+        index, step = int(row.index), int(row.step)
+        ids = torch.tensor(
+            [[*self.requests[index].prompt_ids, *self.tokens[index, :step].tolist()]], device=self.device
         )
-        return out.last_hidden_state[:, -1]
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         weight, bias = output_head(self.policy)
-        return torch.nn.functional.linear(hidden, weight, bias).float()
+        logits = torch.nn.functional.linear(hidden_states(self.policy, ids)[:, -1], weight, bias).float()
+        chosen, logprobs, _ = choose(logits, row)
+        return chosen[0], logprobs[0]
 
-    def _alone(self, request: Request, written: torch.Tensor, row: _Rows, step: int) -> torch.Tensor:
-        """The token that this request gets when computed by itself, whole and without a cache."""
-        ids = torch.tensor([[*request.prompt_ids, *written.tolist()]], device=self.policy.device)
-        chosen, _ = choose(self._logits(hidden_states(self.policy, ids)[:, -1]), row, step)
-        return chosen[0]
-
-
-def _start(requests: list[Request], device: torch.device) -> tuple[torch.Tensor, _Rows]:
-    """Left-padded prompts, and the rows' state before the first token."""
-    lengths = torch.tensor([len(r.prompt_ids) for r in requests])
-    width = int(lengths.max())
-    capacity = width + max(r.max_new_tokens for r in requests)
-    ids = torch.zeros(len(requests), width, dtype=torch.long)
-    for i, r in enumerate(requests):
-        ids[i, width - len(r.prompt_ids) :] = torch.tensor(r.prompt_ids)
-    rows = _Rows(
-        index=torch.arange(len(requests)),
-        seeds=torch.tensor([r.seed for r in requests]),
-        temperature=torch.tensor([r.temperature for r in requests]),
-        top_p=torch.tensor([r.top_p for r in requests]),
-        top_k=torch.tensor([r.top_k for r in requests]),
-        budget=torch.tensor([r.max_new_tokens for r in requests]),
-        position=lengths.clone(),
-        visible=torch.arange(capacity) >= (width - lengths)[:, None],
-        unpadded=bool((lengths == width).all()),
-    )
-    moved = {name: value.to(device) for name, value in vars(rows).items() if isinstance(value, torch.Tensor)}
-    return ids.to(device), _Rows(**moved, unpadded=rows.unpadded)
+    def _finish(self, index: int) -> Sample:
+        request = self.requests[index]
+        tokens, logprobs = self.tokens[index].tolist(), self.logprobs[index].tolist()
+        end = next((i + 1 for i, t in enumerate(tokens[: request.max_new_tokens]) if t in request.stop_ids), None)
+        cut = request.max_new_tokens if end is None else end
+        return Sample(tuple(tokens[:cut]), tuple(logprobs[:cut]), "length" if end is None else "stop")
 
 
-def choose(logits: torch.Tensor, rows: _Rows, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Next tokens (b,) by inverse transform sampling, and where the choice was too close to trust the last bits.
+def choose(logits: torch.Tensor, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Next tokens (b,) by inverse transform sampling, their log-probabilities at the rows' temperatures, and where the
+    choice was too close to trust the last bits.
 
     The vocabulary is cut into about sqrt(v) blocks; one uniform number picks the block, a second the token in it. A
     small change of probabilities moves a boundary a little, and only a draw beside a boundary changes; two levels leave
@@ -253,22 +303,24 @@ def choose(logits: torch.Tensor, rows: _Rows, step: int) -> tuple[torch.Tensor, 
     """
     greedy = rows.temperature == 0
     best = logits.topk(2, dim=1) if greedy.any() else None
+    logprobs = (logits / torch.where(greedy, 1.0, rows.temperature)[:, None]).log_softmax(1)
     if best is not None and greedy.all():
-        return best.indices[:, 0], best.values[:, 0] - best.values[:, 1] < NEAR_TIE_LOGIT
-    probs = (logits / torch.where(greedy, 1.0, rows.temperature)[:, None]).softmax(1)
+        chosen, near = best.indices[:, 0], best.values[:, 0] - best.values[:, 1] < NEAR_TIE_LOGIT
+        return chosen, logprobs.gather(1, chosen[:, None]).squeeze(1), near
+    probs = logprobs.exp()
     near = torch.zeros_like(greedy)
     if (rows.top_k > 0).any() or (rows.top_p < 1).any():
         probs, near = _filter(probs, rows)
     side = math.isqrt(probs.shape[1] - 1) + 1
     blocks = torch.nn.functional.pad(probs, (0, side * side - probs.shape[1])).view(-1, side, side)
-    block, near_block = _draw(blocks.sum(2), uniforms(rows.seeds, 2 * step))
+    block, near_block = _draw(blocks.sum(2), uniforms(rows.seeds, 2 * rows.step))
     row = torch.arange(len(block), device=block.device)
-    inside, near_inside = _draw(blocks[row, block], uniforms(rows.seeds, 2 * step + 1))
+    inside, near_inside = _draw(blocks[row, block], uniforms(rows.seeds, 2 * rows.step + 1))
     chosen, near = block * side + inside, near | near_block | near_inside
     if best is not None:
         chosen = torch.where(greedy, best.indices[:, 0], chosen)
         near = torch.where(greedy, best.values[:, 0] - best.values[:, 1] < NEAR_TIE_LOGIT, near)
-    return chosen, near
+    return chosen, logprobs.gather(1, chosen[:, None]).squeeze(1), near
 
 
 def _draw(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -298,12 +350,3 @@ def _filter(probs: torch.Tensor, rows: _Rows) -> tuple[torch.Tensor, torch.Tenso
     near |= ((mass_before - rows.top_p[:, None]).abs() < NEAR_TIE).any(1, keepdim=True) & (rows.top_p < 1)[:, None]
     filtered = torch.zeros_like(probs).scatter(1, index, torch.where(kept, ordered, 0.0))
     return filtered, near.squeeze(1)
-
-
-def _finish(request: Request, tokens: list[int], logprobs: list[float]) -> Sample:
-    """Cut a row after its first stop token, or at its budget."""
-    for i, token in enumerate(tokens[: request.max_new_tokens]):
-        if token in request.stop_ids:
-            return Sample(tuple(tokens[: i + 1]), tuple(logprobs[: i + 1]), "stop")
-    finish: Literal["length"] = "length"
-    return Sample(tuple(tokens[: request.max_new_tokens]), tuple(logprobs[: request.max_new_tokens]), finish)

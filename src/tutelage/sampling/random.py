@@ -12,7 +12,7 @@ def _signed(x: int) -> int:
     return (x + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+_GOLDEN, _MIX1, _MIX2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def request_seed(run_seed: int, iteration: int, prompt_id: str, k: int) -> int:
@@ -26,9 +26,9 @@ def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def uniforms(seeds: torch.Tensor, step: int) -> torch.Tensor:
-    """(n,) float64 in [0, 1): the step-th output of SplitMix64 (Steele et al. 2014) started at each seed."""
-    z = seeds + _signed((step + 1) * _GOLDEN)
+def uniforms(seeds: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """(n,) float64 in [0, 1): the step-th (n,) output of SplitMix64 (Steele et al. 2014) started at each seed."""
+    z = seeds + (step + 1) * _GOLDEN
     z = (z ^ _shift_right(z, 30)) * _MIX1
     z = (z ^ _shift_right(z, 27)) * _MIX2
     z = z ^ _shift_right(z, 31)

@@ -1,14 +1,15 @@
 """The reward model: Bradley–Terry over K-way rankings (paper, section 3.5 and equation 1).
 
-A ranking is one element: its K sequences are scored together and all its ordered pairs enter one loss. The model starts
-from the SFT policy; after training its scores are shifted so that demonstrations average 0.
+A ranking is one element: its K sequences are packed into one tree, in which the prompt is read once, and all its
+ordered pairs enter one loss. The model starts from the SFT policy; after training its scores are shifted so that
+demonstrations average 0.
 
     tutelage reward --model runs/sft/model --rankings rankings.jsonl --output runs/reward
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -18,9 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.datasets import read_demonstrations, read_rankings
 from tutelage.intervals import bootstrap
-from tutelage.models.forward import all_scores, final_hidden, scores
+from tutelage.models.forward import all_scores, final_hidden, tree_scores
 from tutelage.models.loading import context_length, new_scalar, save_model
-from tutelage.models.packing import micro_batches
+from tutelage.models.packing import micro_batches, tree_batches
 from tutelage.models.tokens import encode_pair, load_tokenizer
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
 from tutelage.records import Ranking
@@ -51,27 +52,13 @@ def encode(
     return elements, dropped
 
 
-def groups(elements: Sequence[Element], max_tokens: int) -> list[list[Element]]:
-    """Whole elements into micro-batches of at most `max_tokens`, the short ones together."""
-    out: list[list[Element]] = []
-    rows = 0
-    for element in sorted(elements, key=lambda e: max(map(len, e.sequences))):
-        longest = max(map(len, element.sequences))
-        if not out or (rows + len(element.sequences)) * longest > max_tokens:
-            out.append([])
-            rows = 0
-        out[-1].append(element)
-        rows += len(element.sequences)
-    return out
-
-
-def element_scores(model: PreTrainedModel, group: Sequence[Element]) -> list[torch.Tensor]:
-    """Scores (k,) of each element, from one padded pass."""
-    sequences = [s for e in group for s in e.sequences]
-    (batch,) = micro_batches(sequences, 2**62, model.config.pad_token_id)
-    flat = scores(model, batch.to(model.device))
-    ordered = torch.empty_like(flat).scatter(0, torch.tensor(batch.rows, device=flat.device), flat)
-    return list(ordered.split([len(e.sequences) for e in group]))
+def micro_scores(
+    model: PreTrainedModel, elements: Sequence[Element], max_tokens: int
+) -> Iterator[list[tuple[Element, torch.Tensor]]]:
+    """Elements with their scores (k,), a micro-batch at a time: each ranking one tree, its prompt read once."""
+    for batch in tree_batches([e.sequences for e in elements], max_tokens, model.config.pad_token_id):
+        found = tree_scores(model, batch.to(model.device))
+        yield [(elements[g], s[: len(elements[g].sequences)]) for g, s in zip(batch.groups, found, strict=True)]
 
 
 @torch.inference_mode()
@@ -83,8 +70,8 @@ def evaluate(model: PreTrainedModel, elements: Sequence[Element], max_tokens: in
     """
     model.eval()
     correct, total, losses, margins = [], [], [], []
-    for group in groups(elements, max_tokens):
-        for element, s in zip(group, element_scores(model, group), strict=True):
+    for group in micro_scores(model, elements, max_tokens):
+        for element, s in group:
             ranks = element.ranks.to(s.device)
             right, pairs = ranking_accuracy(s, ranks)
             correct.append(float(right))
@@ -179,8 +166,8 @@ def run(config: RewardConfig) -> None:
         model.train()
         batch = plan[step]
         loss = correct = pairs = 0.0
-        for group in groups(batch, config.micro_batch_tokens):
-            scored = [(s, e.ranks.to(s.device)) for s, e in zip(element_scores(model, group), group, strict=True)]
+        for group in micro_scores(model, batch, config.micro_batch_tokens):
+            scored = [(s, e.ranks.to(s.device)) for e, s in group]
             part = torch.stack([ranking_loss(s, ranks) for s, ranks in scored]).sum() / len(batch)
             part.backward()
             loss += part.item()
