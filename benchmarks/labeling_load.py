@@ -4,8 +4,8 @@
 
 The server is `tutelage label serve` in a process of its own, on a temporary workspace of ranking tasks with 4 to 9
 completions of 50 to 150 words. The labelers are coroutines of this process that speak HTTP/1.1 over a kept connection
-each, written out on asyncio's streams, so that the client takes a few percent of a core. As browsers do, they follow the
-redirect to the next task after submitting. After the last round the database is compared with what the server
+each, written out on asyncio's streams, so that the client takes a few percent of a core. As browsers do, they follow
+the redirect to the next task after submitting. After the last round the database is compared with what the server
 acknowledged.
 """
 

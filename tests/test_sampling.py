@@ -144,6 +144,14 @@ def test_places_are_used_again_and_the_window_moves(slack: int, tiny: Tiny, monk
     assert sum(decoding) / len(decoding) > 3.5  # waiting requests take the places of finished ones
 
 
+def test_what_memory_held_before_is_never_seen(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny("llama")
+    requests = mixed_requests(24, policy.config.vocab_size)
+    together = LocalSampler(policy).sample(requests)
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, float("nan")))
+    assert_same(LocalSampler(policy).sample(requests), together)
+
+
 def test_a_prompt_is_read_once_for_all_its_samples(tiny: Tiny) -> None:
     policy = tiny("llama")
     prompts = [some_ids(n, policy.config.vocab_size) for n in (5, 30, 6)]

@@ -53,8 +53,9 @@ class _Layer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         heads, d = key_states.shape[1], key_states.shape[3]
-        self.keys = key_states.new_empty(self.places, heads, self.slots, d)
-        self.values = value_states.new_empty(self.places, heads, self.slots, value_states.shape[3])
+        # Zeros, as a masked slot still enters the sums, times 0: what memory held before may be no number.
+        self.keys = key_states.new_zeros(self.places, heads, self.slots, d)
+        self.values = value_states.new_zeros(self.places, heads, self.slots, value_states.shape[3])
         self.is_initialized = True
 
     @property
