@@ -250,7 +250,8 @@ def test_personal_data_is_quarantined_and_never_repeated(secret, caplog):
     caplog.set_level(logging.DEBUG)
     prompts = [*plain(f"Write a letter; mine is {secret}, thanks."), chat("c", f"system: For {secret}.", "user: Hi")]
     taken = intake(prompts, Rules())
-    assert (taken.kept, taken.quarantined) == ([], prompts)
+    assert (taken.kept, [p.text for p in taken.quarantined]) == ([], [p.text for p in prompts])
+    assert all(p.split for p in taken.quarantined)  # or one that is released might train where its user is held out
     for finding in taken.report.findings["personal data"]:
         assert finding.entities[SECRETS[secret]] == 1
         assert f"1 {SECRETS[secret]}" in finding.reason
@@ -468,7 +469,7 @@ def test_what_holds_of_any_two_imports(first, second, seed):
         assert all(p.split for p in known)
         assert len({(p.user, p.split) for p in known if p.user}) == len({p.user for p in known if p.user})
         given_splits = {p.id: p.split for p in prompts if p.split}
-        moved = {p.id for p in taken.kept if p.split != given_splits.get(p.id, p.split)}
+        moved = {p.id for p in taken.kept + taken.quarantined if p.split != given_splits.get(p.id, p.split)}
         assert moved == set(found(taken, "split"))
     again = intake(known, rules, known)
     assert again.kept == again.quarantined == []

@@ -179,6 +179,10 @@ def _label_commands(acts: Any) -> None:
         help="rows of screening and gold items carry their answer, `ranks` or `annotations` (default: work)",
     )  # fmt: skip
     queue.add_argument("--baseline", help="for comparisons: the model that the others are compared with")
+    queue.add_argument(
+        "--arm", choices=["training", "heldout"],
+        help="whose demonstrations, labels or comparisons (default: training; comparisons: heldout)",
+    )  # fmt: skip
     queue.add_argument("--labelers", type=int, default=1, help="labelers for each task (default: 1)")
     queue.add_argument("--overlap", type=float, default=0.1, help="share of rankings with one more (default: 0.1)")
     queue.add_argument("--no-rate", dest="rate", action="store_false", help="ask for ranks only, not for ratings")
@@ -208,7 +212,7 @@ def _label(arguments: argparse.Namespace) -> None:
             commands.take_prompts(a.workspace, a.file, settings(Rules, a), a.queue, a.output)
         case "queue":
             commands.queue_file(a.workspace, a.file, a.kind, a.purpose, baseline=a.baseline, labelers=a.labelers,
-                                overlap=a.overlap, rate=a.rate)  # fmt: skip
+                                overlap=a.overlap, rate=a.rate, arm=a.arm)  # fmt: skip
         case "import":
             commands.import_file(a.workspace, a.file)
         case "export":

@@ -9,11 +9,11 @@ from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from tutelage.cli import main
 from tutelage.datasets import read_prompts, read_rankings
-from tutelage.labeling import accounts, assignment
+from tutelage.labeling import accounts, assignment, exchange
 from tutelage.labeling.candidates import write_candidates
 from tutelage.labeling.database import existing_workspace, open_workspace
 from tutelage.labeling.schema import invites, prompts, tasks
@@ -192,7 +192,10 @@ RANKING = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2], "labeler":
         ("queue w file.jsonl --kind comparison --baseline x", {"prompt": "", "answers": {}}, "1 rows have an empty"),
         ("queue w file.jsonl --purpose gold", {"prompt": "q", "completions": ["a", "b"]}, "no field 'ranks'"),
         ("queue w file.jsonl --purpose gold", RANKING | {"ranks": [1]}, "known answer: 1 of 2 completions"),
-        ("queue w file.jsonl --purpose gold --kind labels", {"prompt": "q", "annotations": ["x"]}, "'x' is no annot"),
+        ("queue w file.jsonl --purpose screening --kind labels", {"prompt": "q", "annotations": ["x"]}, "no annot"),
+        ("queue w file.jsonl --purpose gold --kind labels", {"prompt": "q", "annotations": []}, "gold items are rank"),
+        ("queue w file.jsonl --baseline sft", RANKING, "--baseline belongs to comparisons"),
+        ("queue w file.jsonl --arm heldout", RANKING, "rankings go by their prompts' split"),
         ("queue w file.jsonl --kind essay", RANKING, "invalid choice: 'essay'"),
         ("queue w file.jsonl --labelers 0", RANKING, "labelers=0"),
         ("queue w file.jsonl --overlap 2", RANKING, "overlap=2"),
@@ -231,3 +234,31 @@ def test_nothing_answered_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     open_workspace(tmp_path / "w").close()
     label("export", tmp_path / "w", "--output", tmp_path / "out", "--pairs")
     assert capsys.readouterr().out == "nothing is answered yet\n"
+
+
+def test_what_is_released_comes_in_by_the_next_intake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Into its user's split, though it came without one; and what was erased stays out, without a complaint."""
+    rows = [
+        {"id": "a", "prompt": "Write a story about a ship.", "user": "u1", "split": "valid"},
+        {"id": "b", "prompt": "Write to jane.doe@example.com for me.", "user": "u1"},
+        {"id": "c", "prompt": "List three colours of the sky.", "user": "u2", "split": "train"},
+    ]
+    file, place = tmp_path / "prompts.jsonl", tmp_path / "w"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["label", "prompts", str(place), str(file), "--queue", "demonstration"]) == 0
+    assert "1 quarantined" in capsys.readouterr().out
+    workspace = existing_workspace(place)
+    with workspace.write() as connection:
+        connection.execute(update(prompts).where(prompts.c.id == "b").values(quarantine=None))  # the page's Release
+        exchange.erase_user(connection, "u2")
+    again = ["label", "prompts", str(place), str(file), "--no-personal-data", "--queue", "demonstration"]
+    assert main(again) == 0
+    told = capsys.readouterr().out
+    assert "demonstration: 1 tasks queued" in told
+    assert "erased: 1 left out" in told
+    with workspace.read() as connection:
+        found = dict(connection.execute(select(prompts.c.id, prompts.c.split).order_by(prompts.c.id)).all())
+        queued = connection.execute(select(tasks.c.prompt).order_by(tasks.c.id)).scalars().all()
+    workspace.close()
+    assert (found["a"], found["b"]) == ("valid", "valid")
+    assert queued == ["a", "c", "b"]

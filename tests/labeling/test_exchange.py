@@ -312,7 +312,9 @@ def test_an_export_is_imported_whole(workspace: Workspace, tmp_path: Path) -> No
         assert same(lines(tmp_path / "two" / name)) == same(lines(tmp_path / "one" / name))
     assert lines(tmp_path / "two" / "rankings.jsonl")[1]["ranks"] == [1, 1]
     again = [exchange.import_rankings(other, str(tmp_path / "one" / name)) for name in names]
-    assert again == [{"there already": n} for n in (2, 1, 1, 1)]
+    assert again == [{"prompts": 0, "there already": n} for n in (2, 1, 1, 1)]
+    with pytest.raises(ValueError, match="already with user"):  # its own export calls users by other names
+        exchange.import_rankings(other, str(tmp_path / "two" / "rankings.jsonl"))
     with other.read() as connection:
         assert connection.execute(select(func.count()).select_from(answers)).scalar_one() == 5
         imported = connection.execute(select(people.c.password, people.c.status)).all()

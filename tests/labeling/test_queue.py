@@ -149,7 +149,7 @@ def test_a_file_is_queued_once(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="empty"):
         candidates.queue_candidates(workspace, copy, True, 0.0)
     with workspace.read() as connection:
-        assert connection.execute(select(func.count()).where(events.c.kind == "queued")).scalar_one() == 2
+        assert connection.execute(select(func.count()).where(events.c.kind == "file queued")).scalar_one() == 2
 
 
 def test_instructions_have_versions(workspace: Workspace) -> None:

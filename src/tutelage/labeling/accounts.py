@@ -252,4 +252,5 @@ def change_person(
             raise ValueError(f"{who.name} is the only owner; make somebody else one first")
     if values:
         connection.execute(update(people).where(people.c.id == person).values(**values))
+    if values or detail:  # a decision that changes nothing is a decision
         record(connection, "changed", person=by, subject=person, **values, **detail)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
+from random import Random, SystemRandom
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
@@ -21,6 +21,7 @@ from tutelage.labeling.queue import current_instruction
 from tutelage.labeling.schema import answers, assignments, completions, instructions, people, prompts, tasks
 
 LEASE_SECONDS = 3600.0
+SECRET = SystemRandom()
 GOLD_EVERY = 20  # about one answer in so many is to an item whose answer is known, while there are any
 PURPOSES = {"screening": ("screening",), "working": ("work", "gold"), "paused": ()}
 
@@ -112,9 +113,11 @@ _CLOSE = update(tasks).where(tasks.c.id == bindparam("task_")).values(open=False
 
 
 def next_task(
-    connection: Connection, person: int, kind: TaskKind | None = None, now: float | None = None
+    connection: Connection, person: int, kind: TaskKind | None = None, now: float | None = None, rng: Random = SECRET
 ) -> int | None:
     """Lease the next task for a person, or renew the one they hold; the assignment's id, or None if nothing is left.
+
+    `rng` shuffles what is shown; from the outside nobody can tell how, unless a simulation asks for its own.
 
     Raises:
         LookupError: if there is no such person.
@@ -146,7 +149,7 @@ def next_task(
         connection.execute(update(assignments).where(assignments.c.id == ended).values(**lease))
         return ended
     order = list(range(len(task.completions)))
-    Random(f"{task.id}/{person}").shuffle(order)
+    rng.shuffle(order)
     page = current_instruction(connection, task.kind).id
     row = {"task": task.id, "person": person, "order": order, "instruction": page, **lease}
     return connection.execute(_ASSIGN, row).scalar_one()

@@ -54,28 +54,42 @@ def take_prompts(folder: Path, path: str, rules: Rules, kinds: Sequence[TaskKind
 
     What `output` names gets the prompts taken, with their splits: what `tutelage collect --prompts` reads.
     """
-    with closing(open_workspace(folder)) as workspace, workspace.write() as connection:
-        queue.ensure_instructions(connection)
-        stored = connection.execute(select(prompts).where(prompts.c.text.is_not(None)))
+    new = read_prompts(path).records
+    with closing(open_workspace(folder)) as workspace:
+        with workspace.read() as connection:
+            stored = connection.execute(select(prompts)).all()
+            busy = set(connection.execute(select(tasks.c.prompt)).scalars())
+        erased = {row.id for row in stored if row.text is None}
+        asked = [prompt for prompt in new if prompt.id not in erased]
+        # One that the owner released from quarantine, and that has no task yet, comes in as if it were new.
+        waiting = {p.id for p in asked} - busy
         fields = ("id", "text", "user", "split", "use_case", "meta")
-        known = [Prompt.model_validate({name: row._mapping[name] for name in fields}) for row in stored]
-        taken = intake(read_prompts(path).records, rules, known)
+        known = [
+            Prompt.model_validate({name: row._mapping[name] for name in fields})
+            for row in stored
+            if row.id not in erased and (row.quarantine or row.id not in waiting)
+        ]
+        taken = intake(asked, rules, known)  # which takes a while: nobody should wait to write
         found = {f.id: f.entities for f in taken.report.findings["personal data"]}
-        queue.add_prompts(connection, taken.kept)
-        queue.add_prompts(connection, taken.quarantined, quarantine=found)
-        record(connection, "prompts taken", **taken.report.model_dump(mode="json"))
-        queued = {kind: queue.queue_prompts(connection, kind, taken.kept) for kind in kinds}
+        with workspace.write() as connection:
+            queue.ensure_instructions(connection)
+            queue.add_prompts(connection, taken.kept)
+            queue.add_prompts(connection, taken.quarantined, quarantine=found)
+            record(connection, "prompts taken", **taken.report.model_dump(mode="json"))
+            queued = {kind: queue.queue_prompts(connection, kind, taken.kept) for kind in kinds}
     if output:
         write_jsonl(output, taken.kept)
     for line in taken.report.lines():
         print(line)
+    if len(asked) < len(new):
+        print(f"erased: {len(new) - len(asked)} left out, as their author asked")
     for kind, number in queued.items():
         print(f"{kind}: {number} tasks queued")
 
 
 def queue_file(
     folder: Path, path: str, kind: TaskKind, purpose: Purpose, *, baseline: str | None, labelers: int, overlap: float,
-    rate: bool,
+    rate: bool, arm: Arm | None,
 ) -> None:  # fmt: skip
     """Queue a file: candidates to rank, answers to compare, prompts to answer or label; or the same with known answers.
 
@@ -86,6 +100,12 @@ def queue_file(
     """
     if labelers < 1 or not 0 <= overlap <= 1:
         raise ValueError(f"labelers={labelers}, overlap={overlap}: expected 1 or more, and a share from 0 to 1")
+    if purpose == "gold" and kind != "ranking":
+        raise ValueError(f"gold items are rankings, as nothing else is scored against a known answer; kind is {kind!r}")
+    if baseline is not None and kind != "comparison":
+        raise ValueError(f"--baseline belongs to comparisons; kind is {kind!r}")
+    if arm is not None and (kind == "ranking" or purpose != "work"):
+        raise ValueError("--arm is for demonstrations, labels and comparisons: rankings go by their prompts' split")
     with closing(open_workspace(folder)) as workspace:
         with workspace.write() as connection:
             queue.ensure_instructions(connection)
@@ -96,14 +116,17 @@ def queue_file(
                 if queue.queued_already(connection, f"{purpose} {fingerprint(Path(path))}", kind):
                     number = 0
                 elif purpose != "work":
-                    number = queue.queue_known(connection, kind, _known_items(path, kind), purpose)
+                    number = queue.queue_known(connection, kind, _known_items(path, kind), purpose, rate)
                 elif kind == "comparison":
                     if baseline is None:
                         raise ValueError("a comparison needs --baseline, the model that the others are compared with")
                     answered = [(prompt, _answers(path, row)) for prompt, row in read_asked(path, "answers")]
-                    number = queue.queue_comparisons(connection, answered, baseline, labelers=labelers)
+                    number = queue.queue_comparisons(
+                        connection, answered, baseline, arm=arm or "heldout", labelers=labelers
+                    )
                 else:
-                    number = queue.queue_prompts(connection, kind, read_prompts(path).records, labelers=labelers)
+                    asked = read_prompts(path).records
+                    number = queue.queue_prompts(connection, kind, asked, arm=arm or "training", labelers=labelers)
     print(f"{kind}: {number} tasks queued" + ("" if number else "; this file was queued before"))
 
 

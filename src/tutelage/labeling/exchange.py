@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, FiniteFloat, StrictInt
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, and_, insert, select, update
 
 from tutelage.datasets import write_jsonl
 from tutelage.labeling import accounts, queue
@@ -60,11 +60,11 @@ class Answered:
 
 def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Answered]:
     """Answers that count, oldest first: the newest of each assignment, unless its prompt is erased or quarantined."""
-    later = answers.alias()
+    later, first = answers.alias(), answers.alias()
     newer = select(later.c.id).where(later.c.assignment == answers.c.assignment, later.c.number > answers.c.number)
     rows = connection.execute(
         select(
-            answers.c.id.label("answer"), answers.c.body, answers.c.seconds, answers.c.active_seconds,
+            answers.c.id.label("answer"), answers.c.body, first.c.seconds, first.c.active_seconds,
             answers.c.created, assignments.c.order, assignments.c.task, assignments.c.person, tasks.c.kind,
             tasks.c.completions, tasks.c.reference, tasks.c.prompt, prompts.c.text.label("prompt_text"), prompts.c.user,
             prompts.c.split, prompts.c.use_case, people.c.name, people.c.pseudonym, people.c.arm,
@@ -72,7 +72,8 @@ def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Ans
         )
         .select_from(
             answers.join(assignments)
-            .join(tasks)
+            .join(first, and_(first.c.assignment == assignments.c.id, first.c.number == 1))  # whose time it is
+            .join(tasks, tasks.c.id == assignments.c.task)
             .join(prompts, prompts.c.id == tasks.c.prompt)
             .join(people, people.c.id == assignments.c.person)
             .join(instructions, instructions.c.id == answers.c.instruction)
@@ -81,7 +82,8 @@ def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Ans
         .where(prompts.c.text.is_not(None), prompts.c.quarantine.is_(None))
         .order_by(answers.c.id)
     ).all()  # fmt: skip
-    written = {c.id: c for c in connection.execute(select(completions))}
+    theirs = select(tasks.c.prompt).where(tasks.c.purpose == purpose)
+    written = {c.id: c for c in connection.execute(select(completions).where(completions.c.prompt.in_(theirs)))}
     found = []
     for row in rows:
         values = dict(row._mapping)
@@ -301,12 +303,17 @@ def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
         there = {p.pseudonym: p for p in connection.execute(select(people))}
         for number, (prompt, row) in enumerate(rows, start=1):
             try:
-                key = f"import-{hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()}"
+                told = _Told.model_validate({k: v for k, v in row.items() if v is not None})
+                ranking = _imported(prompt, told)
+                counts["prompts"] += queue.add_prompts(connection, [prompt])
+                order = sorted(zip((c.text for c in ranking.completions), ranking.ranks, strict=True))
+                said = json.dumps(
+                    [prompt.id, told.labeler, order]
+                )  # whatever else a row tells, that is the same answer
+                key = f"import-{hashlib.sha256(said.encode()).hexdigest()}"
                 if connection.execute(select(answers.c.id).where(answers.c.key == key)).first():
                     counts["there already"] += 1
                     continue
-                told = _Told.model_validate({k: v for k, v in row.items() if v is not None})
-                ranking = _imported(prompt, told)
                 arm, name = told.arm, told.labeler
                 if name not in there:
                     person = accounts.add_person(connection, workspace, name, arm=arm, status="paused", pseudonym=name)
@@ -316,7 +323,6 @@ def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
                     raise ValueError(f"labeler {name!r} works in this workspace, so the answer is here already")
                 if there[name].arm != arm:
                     raise ValueError(f"labeler {name!r} is of the {there[name].arm} arm, not of {arm!r}")
-                counts["prompts"] += queue.add_prompts(connection, [prompt])
                 _store(connection, ranking, there[name].id, page, key, told, row)
                 counts["rankings"] += 1
             except ValueError as error:

@@ -176,9 +176,11 @@ def intake(prompts: Sequence[Prompt], rules: Rules, known: Sequence[Prompt] = ()
         else:
             passed.append(prompt)
 
-    kept = []
-    split_of = {p.user: p.split for p in reversed((*known, *passed)) if p.user is not None and p.split is not None}
-    for prompt in passed:
+    split_of = {
+        p.user: p.split for p in reversed((*known, *passed, *quarantined)) if p.user is not None and p.split is not None
+    }
+
+    def assigned(prompt: Prompt) -> Prompt:
         if prompt.user is None:
             split = prompt.split or _drawn_split(rules, "prompt", prompt.id)
         else:
@@ -186,7 +188,10 @@ def intake(prompts: Sequence[Prompt], rules: Rules, known: Sequence[Prompt] = ()
         if prompt.split not in (None, split):
             reason = f"came as {prompt.split}, but its user is in {split}"
             findings["split"].append(Finding(id=prompt.id, reason=reason))
-        kept.append(prompt.model_copy(update={"split": split}))
+        return prompt.model_copy(update={"split": split})
+
+    kept = [assigned(prompt) for prompt in passed]
+    quarantined = [assigned(prompt) for prompt in quarantined]  # one that is released must not train by mistake
     splits = Counter(prompt.split for prompt in kept)
     report = Report(
         read=len(prompts),

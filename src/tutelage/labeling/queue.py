@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import Connection, bindparam, func, insert, select
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from tutelage.labeling.answers import KINDS, TaskKind, read_answer
 from tutelage.labeling.database import record
@@ -59,7 +59,9 @@ _NEWEST = (
     .order_by(instructions.c.version.desc())
     .limit(1)
 )
-_PROMPT = select(prompts.c.text, prompts.c.erased).where(prompts.c.id == bindparam("id"))
+_PROMPT = select(prompts.c.text, prompts.c.user, prompts.c.split, prompts.c.erased).where(
+    prompts.c.id == bindparam("id")
+)
 _COMPLETIONS = insert(completions).returning(completions.c.id, sort_by_parameter_order=True)
 _TASK = insert(tasks).returning(tasks.c.id)
 
@@ -110,18 +112,31 @@ def add_prompts(
             raise ValueError(f"prompt {prompt.id!r} was erased at its author's wish and cannot come back")
         elif before.text != row["text"]:
             raise ValueError(f"prompt {prompt.id!r} is there already with another text; give it another id")
+        else:
+            _complete(connection, prompt, before)
     return added
+
+
+def _complete(connection: Connection, prompt: Prompt, before: Any) -> None:
+    """Take over a user or split that is not known yet: what belongs to whom, and what may train, hangs on them."""
+    for name in ("user", "split"):
+        now, then = getattr(prompt, name), getattr(before, name)
+        if now is not None and then is None:
+            connection.execute(update(prompts).where(prompts.c.id == prompt.id).values({name: now}))
+        elif now is not None and now != then:
+            raise ValueError(f"prompt {prompt.id!r} is there already with {name} {then!r}, not {now!r}")
 
 
 def add_completions(connection: Connection, prompt: str, new: Sequence[Completion]) -> list[int]:
     """Store a prompt's completions; identical texts become one, which names every policy that wrote it. Their ids."""
     texts: dict[str, list[str]] = {}
     for completion in new:
-        texts.setdefault(completion.text, []).append(completion.policy or "")
+        whole = completion.text.encode("utf-8", "replace").decode()  # a byte-level model may write half a character
+        texts.setdefault(whole, []).append(completion.policy or "")
     rows = [
         {
             "prompt": prompt, "text": text, "policies": sorted({p for p in policies if p}),
-            "finish": next(c.finish for c in new if c.text == text),
+            "finish": next((c.finish for c in new if c.text == text), None),
         }
         for text, policies in texts.items()
     ]  # fmt: skip
@@ -176,6 +191,7 @@ def queue_prompts(
     add_prompts(connection, new.values())
     for prompt in new.values():
         add_task(connection, kind, prompt, purpose=purpose, arm=arm, capacity=labelers)
+    record(connection, "tasks queued", subject=kind, tasks=len(new))
     return len(new)
 
 
@@ -199,21 +215,24 @@ def queue_rankings(
             more = doubly_labeled(prompt.id, overlap)
             add_task(connection, "ranking", prompt, written, arm=arm, capacity=labelers + more, rate=rate)
             number += 1
+    record(connection, "tasks queued", subject="ranking", tasks=number)
     return number
 
 
 def queue_known(
     connection: Connection, kind: TaskKind, items: Iterable[tuple[Prompt, Sequence[Completion], dict[str, Any] | None]],
-    purpose: Literal["screening", "gold"],
+    purpose: Literal["screening", "gold"], rate: bool = False,
 ) -> int:  # fmt: skip
-    """Queue tasks whose answer researchers know, for every labeler; returns how many."""
+    """Queue tasks whose answer researchers know, for every labeler; returns how many.
+
+    Gold items look like the work they are mixed into, so `rate` should be what it is there.
+    """
     number = 0
     for prompt, written, reference in items:
         add_prompts(connection, [prompt])
-        add_task(
-            connection, kind, prompt, written, purpose=purpose, capacity=EVERYBODY, rate=False, reference=reference
-        )
+        add_task(connection, kind, prompt, written, purpose=purpose, capacity=EVERYBODY, rate=rate, reference=reference)
         number += 1
+    record(connection, "tasks queued", subject=kind, tasks=number, purpose=purpose)
     return number
 
 
@@ -243,6 +262,7 @@ def queue_comparisons(
             else:
                 add_task(connection, "comparison", prompt, two, arm=arm, capacity=labelers)
                 number += 1
+    record(connection, "tasks queued", subject="comparison", tasks=number)
     return number
 
 
@@ -253,10 +273,10 @@ def _insert_task(connection: Connection, **values: Any) -> int:
 
 def queued_already(connection: Connection, source: str, kind: str) -> bool:
     """Whether a file of this fingerprint was queued before; if not, note that it is now."""
-    before = select(events.c.id).where(events.c.kind == "queued", events.c.subject == source)
+    before = select(events.c.id).where(events.c.kind == "file queued", events.c.subject == source)
     if connection.execute(before).first():
         return True
-    record(connection, "queued", subject=source, tasks=kind)
+    record(connection, "file queued", subject=source, tasks=kind)
     return False
 
 

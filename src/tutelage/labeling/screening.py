@@ -68,7 +68,9 @@ def scores(connection: Connection, person: int) -> list[Criterion]:
     quality, rated = connection.execute(
         select(func.avg(reviews.c.quality), func.count())
         .select_from(reviews.join(answers).join(assignments).join(tasks))
-        .where(assignments.c.person == person, tasks.c.purpose == "screening")
+        .where(
+            assignments.c.person == person, tasks.c.purpose == "screening", answers.c.id.in_([r.answer for r in rows])
+        )
     ).one()
     return [
         Criterion(

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from tutelage.datasets import read_prompts, read_rankings, read_rows
+from tutelage.datasets import read_prompts, read_rows
 from tutelage.labeling import accounts, assignment, exchange, queue
-from tutelage.labeling.agreement import pairwise_agreement
+from tutelage.labeling.agreement import pairwise_agreement, summary
 from tutelage.labeling.candidates import read_candidates
 from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.records import Prompt, Ranking
@@ -41,7 +41,7 @@ def work(workspace: Workspace, pool: Mapping[int, people.Judge], rng: Random, be
                 if not waiting:
                     break
                 person = rng.choice(waiting)
-                task = assignment.next_task(connection, person, now=clock[person])
+                task = assignment.next_task(connection, person, now=clock[person], rng=rng)
                 if task is None:
                     waiting.remove(person)
                     continue
@@ -86,15 +86,18 @@ def run_rank(config: RankConfig) -> None:
         queue.queue_rankings(connection, read_candidates(config.valid_candidates), rate=False, labelers=config.overlap)
     work(workspace, hired, Random(f"rank/{config.seed}"))
     counts = exchange.export(workspace, run.folder)
+    with workspace.read() as connection:
+        held_out = {
+            arm: [r for r in exchange.stored_rankings(connection, arm=arm) if r.prompt.split == "valid"]
+            for arm in pools
+        }
     workspace.close()
     results: dict[str, Any] = {"rankings": counts["rankings.jsonl"]}
-    for arm in pools:
-        overlapping = read_rankings(run.folder / f"rankings_{arm}_labelers.jsonl").records
+    for arm, overlapping in held_out.items():
         results[f"{arm}_labelers"] = {
             "agreement": pairwise_agreement(overlapping, config.seed),
             "gold_ceiling": gold_accuracy(overlapping),
-            "tie_rate": 1
-            - sum(len(r.pairs) for r in overlapping) / sum(len(r.ranks) * (len(r.ranks) - 1) / 2 for r in overlapping),
+            "tie_rate": summary(overlapping, config.seed, draws=1)["tie_rate"]["mean"],
         }
     run.finish(**results)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -13,6 +14,7 @@ from tutelage.labeling.web.render import page
 from tutelage.labeling.web.security import COOKIE, allow, form, set_session
 
 router = APIRouter()
+_one_by_one = threading.Lock()
 Form = Annotated[FormData, Depends(form)]
 Anybody = Annotated[Any, Depends(allow("owner", "reviewer", "labeler"))]
 
@@ -27,16 +29,17 @@ def sign_in(request: Request, fields: Form) -> Response:
     name, password = str(fields.get("name", "")), str(fields.get("password", ""))
     address = request.client.host if request.client else ""
     workspace = request.app.state.workspace
-    try:
-        with workspace.read() as connection:  # argon2 takes a while: no writer should wait for it
-            person = accounts.check_password(connection, name, password, address)
-    except accounts.TooOften as problem:
-        return page(request, "sign_in.html.j2", status=429, problem=str(problem))
-    with workspace.write() as connection:
-        if person is None:
-            accounts.record_failure(connection, name, address)
-        else:
-            token = accounts.start_session(connection, person)
+    with _one_by_one:  # or many guesses at once would all be checked before the first failure is noted
+        try:
+            with workspace.read() as connection:  # argon2 takes a while: no writer should wait for it
+                person = accounts.check_password(connection, name, password, address)
+        except accounts.TooOften as problem:
+            return page(request, "sign_in.html.j2", status=429, problem=str(problem))
+        with workspace.write() as connection:
+            if person is None:
+                accounts.record_failure(connection, name, address)
+            else:
+                token = accounts.start_session(connection, person)
     if person is None:
         return page(request, "sign_in.html.j2", status=403, problem="Name or password is wrong.")
     response = RedirectResponse("/", 303)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request
-from sqlalchemy import Connection, and_, case, exists, func, insert, select
+from sqlalchemy import Connection, and_, case, exists, func, insert, or_, select
 from starlette.datastructures import FormData
 from starlette.responses import RedirectResponse, Response
 
@@ -114,7 +114,9 @@ def _demonstrations() -> Any:
 def _waiting(reviewer: int) -> Any:
     rated = exists().where(reviews.c.answer == answers.c.id)
     first = case((tasks.c.purpose == "screening", 0), else_=1)
-    return _demonstrations().where(assignments.c.person != reviewer, ~rated).order_by(first, answers.c.id)
+    # A task that is still open might be the reviewer's own next one, and nobody sees another's answer before their own.
+    settled = or_(tasks.c.purpose == "screening", ~tasks.c.open)
+    return _demonstrations().where(assignments.c.person != reviewer, settled, ~rated).order_by(first, answers.c.id)
 
 
 # Agreement
