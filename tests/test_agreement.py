@@ -22,6 +22,7 @@ from tutelage.evaluation.agreement import all_rankings, score
 from tutelage.labeling.agreement import (
     by_labeler,
     cohen_kappa,
+    flags_kappa,
     fleiss_kappa,
     kendall_tau_b,
     krippendorff_alpha,
@@ -469,3 +470,18 @@ def test_people_who_judged_restaurant_descriptions() -> None:
         assert found[name]["tie_rate"]["mean"] == pytest.approx(ties, abs=5e-4)
         assert found[name]["alpha_ordinal"]["low"] > 0.1
     assert len(panels(example.human_rankings(HUMAN / "quality.jsonl.gz"))) == 630
+
+
+def test_kappa_of_flags_is_fleiss_and_bears_missing_raters() -> None:
+    rng = np.random.default_rng(0)
+    yes = rng.integers(0, 4, size=(40, 5))
+    prompts = [np.stack([3 - row, row], axis=1) for row in yes]  # three raters of five flags of forty prompts
+    found = flags_kappa(prompts)
+    assert found["mean"] == pytest.approx(fleiss_kappa(np.concatenate(prompts)))
+    assert found["low"] < found["mean"] < found["high"]
+    assert found["units"] == 200
+    alone = [np.array([[1, 0], [0, 1]])]  # one rater: no pair to agree
+    assert flags_kappa(prompts + alone)["mean"] == pytest.approx(found["mean"])
+    assert flags_kappa([np.array([[2, 0], [0, 2]])])["mean"] == 1.0
+    assert flags_kappa([np.array([[2, 0], [2, 0]])]) == {}  # nobody ever said yes: agreement is whole by chance
+    assert flags_kappa(alone) == {}

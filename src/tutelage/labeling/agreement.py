@@ -245,6 +245,42 @@ def fleiss_kappa(counts: ArrayLike) -> float:
     return float((observed - (shares**2).sum()) / (1 - (shares**2).sum())) if shares.max() < 1 else float("nan")
 
 
+def flags_kappa(prompts: Sequence[ArrayLike], seed: int = 0, draws: int = 1000) -> dict[str, float]:
+    """Fleiss' kappa of yes/no flags, with an interval over prompts: `fleiss_kappa` where units differ in their raters.
+
+    P̄ is the mean over units of the share of rater pairs that agree, P̄_e = Σ_j p_j² over all ratings.
+
+    Args:
+        prompts: for each prompt (units, 2) how many labelers said no and yes, a unit being a flag of a completion.
+
+    Returns:
+        `mean`, `low`, `high` and the number of `units` with two labelers or more; empty where kappa is not defined.
+    """
+    stats = []
+    for counts in prompts:
+        table = np.asarray(counts, dtype=float)
+        n = table.sum(1)
+        table, n = table[n >= 2], n[n >= 2]
+        if len(n):
+            alike = ((table**2).sum(1) - n) / (n * (n - 1))
+            stats.append([alike.sum(), len(n), *table.sum(0)])
+    if not stats:
+        return {}
+    sums = np.asarray(stats)
+    picks = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+
+    def kappa(total: np.ndarray) -> np.ndarray:
+        chance = ((total[..., 2:] / total[..., 2:].sum(-1, keepdims=True)) ** 2).sum(-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (total[..., 0] / total[..., 1] - chance) / (1 - chance)
+
+    mean, drawn = float(kappa(sums.sum(0))), kappa(sums[picks].sum(1))
+    if not np.isfinite(mean):
+        return {}
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return {"mean": mean, "low": float(low), "high": float(high), "units": float(sums[:, 1].sum())}
+
+
 # One prompt's labelers side by side
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, and_, insert, select, update
 
 from tutelage.datasets import write_jsonl
 from tutelage.labeling import accounts, queue
-from tutelage.labeling.answers import one_line, read_answer
+from tutelage.labeling.answers import FLAGS, one_line, read_answer
 from tutelage.labeling.candidates import read_asked, read_completions
 from tutelage.labeling.database import Workspace, record
 from tutelage.labeling.schema import answers, assignments, completions, instructions, people, prompts, tasks
@@ -112,6 +112,16 @@ def stored_rankings(
         for r in newest_answers(connection, purpose=purpose)
         if r.kind == "ranking" and arm in (None, r.arm)
     ]  # fmt: skip
+
+
+def flag_votes(rows: Sequence[Answered]) -> list[list[list[int]]]:
+    """For each prompt, of every flag of every completion that was rated, how many labelers said no and yes."""
+    votes: dict[str, dict[tuple[str, str], list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    for r in rows:
+        for text, rating in zip(r.texts, r.body.get("ratings") or (), strict=False):
+            for flag in FLAGS:
+                votes[r.prompt][text, flag][flag in rating["flags"]] += 1
+    return [list(of_prompt.values()) for of_prompt in votes.values()]
 
 
 def export(workspace: Workspace, folder: Path, *, pairs: bool = False, table: bool = False) -> dict[str, int]:

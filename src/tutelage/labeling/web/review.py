@@ -36,6 +36,7 @@ MEASURES = {  # as `agreement.summary` names them: title, and whether it is a sh
     "kendall_tau_b": ("Kendall's τ-b", False),
     "alpha_ordinal": ("Krippendorff's α, ordinal", False),
     "alpha_nominal": ("Krippendorff's α, nominal", False),
+    "flags_kappa": ("Flags of completions, Fleiss' κ", False),
 }
 ARMS = {"training": "Training labelers", "heldout": "Held-out labelers"}
 PAPER = {"training": "72.6 ± 1.5 %", "heldout": "77.3 ± 1.3 %"}  # section 3.4
@@ -159,6 +160,7 @@ def _compute(app: FastAPI) -> Insight:
     with app.state.workspace.read() as connection:
         key = _answers_key(connection)
         rankings = exchange.stored_rankings(connection, names=True)
+        given = exchange.newest_answers(connection)
         arms = dict(connection.execute(select(people.c.name, people.c.arm)).all())
         rows = connection.execute(
             select(tasks.c.kind, answers.c.seconds, answers.c.created)
@@ -167,6 +169,10 @@ def _compute(app: FastAPI) -> Insight:
         ).all()
     groups = {"all": rankings} | {a: [r for r in rankings if arms.get(r.labeler or "") == a] for a in ARMS}
     measures = {name: agreement.summary(group, draws=DRAWS) for name, group in groups.items()}
+    for name, found in measures.items():
+        votes = exchange.flag_votes([r for r in given if name in ("all", r.arm)])
+        if kappa := agreement.flags_kappa(votes, draws=DRAWS):
+            found["flags_kappa"] = kappa
     labelers = agreement.by_labeler(rankings, draws=DRAWS)
     rates = {name: found["strict"] for name, found in labelers.items() if found.get("strict", {}).get("pairs")}
     times = [row.seconds for row in rows if row.kind == "ranking"]
