@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 from fastapi import FastAPI, HTTPException, Request
@@ -62,6 +63,12 @@ def serve(workspace: Workspace, host: str, port: int) -> None:
     """Serve a workspace until interrupted; without an owner, print the link that makes one."""
     import uvicorn
 
+    with socket.socket() as probe:  # before a link is printed that would lead to somebody else's server
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
     app = create_app(workspace)
     place = f"http://{host}:{port}"
     with workspace.write() as connection:

@@ -178,9 +178,9 @@ function rankCurrent(rank) {
   goTo(nextWithout(isRanked) ?? nextWithout(isWhole) ?? current);
 }
 
-function rateCurrent(quality) { // and stay, to rank it; unless that is done
+function rateCurrent(quality) { // and stay, in every state: a digit that follows ranks this very card
   set(current, "quality", quality);
-  goTo((isRanked(current) && nextWithout(isWhole)) || current);
+  goTo(current);
 }
 
 function step(by) {
