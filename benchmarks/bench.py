@@ -1,9 +1,10 @@
 """How fast the main loops run here, beside the strongest peer on the same work, alternating in one run.
 
 Ours and the peer load one tiny random model from one folder, get the same prompts, and take turns: ours, peer, ours,
-peer. The peer of PPO (TRL 1.12, the last with PPO) lives in a virtual environment of its own, made by the first run.
+peer. The peers of PPO (TRL 1.12, the last with PPO) and of reward model training (TRL 1.16) live in virtual
+environments of their own, made by the first run.
 
-    .venv/bin/python benchmarks/bench.py [--write] [--rounds 7] [--rows sampling mixed ppo]
+    .venv/bin/python benchmarks/bench.py [--write] [--rounds 7] [--rows sampling mixed ppo reward]
 """
 
 from __future__ import annotations
@@ -16,38 +17,42 @@ import os
 import platform
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import transformers
+from peers import Peer, PeerError, fastest, precisions
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.models.loading import load_policy, new_scalar, save_model
+from tutelage.datasets import read_rankings, write_jsonl
+from tutelage.models import loading
+from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model, trains_in_bf16
 from tutelage.models.tokens import load_tokenizer
 from tutelage.records import Request
 from tutelage.sampling.local import LocalSampler
 from tutelage.sampling.random import request_seed
-from tutelage.stages import online
-from tutelage.stages.config import OnlineConfig
+from tutelage.stages import online, reward
+from tutelage.stages.config import OnlineConfig, RewardConfig
 from tutelage.stages.pretrain import train_tokenizer
+from tutelage.stages.training import shuffled
 
 HERE = Path(__file__).parent
-ENVIRONMENT = HERE / ".peers" / "trl-1.12"
 VOCABULARY = 1024
 TURN = 2  # batches or iterations in a turn
+TRL_SETTINGS = {
+    "use_cpu": True, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,23 @@ class Size:
 
     width: int = 128
     layers: int = 4
-    batch: int = 64
+    heads: int = 4
+    batch: int = 64  # prompts of a batch; rankings of a reward model's run, one a step
     tokens: int = 64  # of a prompt, and of a completion of fixed length
     prompts: tuple[int, int] = (16, 128)  # shortest and longest prompt of mixed lengths
     mean: int = 24  # completion tokens of mixed lengths, four times as many at the most
+    k: int = 9  # completions of a ranking
+    answer: int = 64  # tokens of a ranked completion, its end token included
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a ranking."""
+        return self.k * (self.k - 1) // 2
 
 
 TINY = Size(width=32, layers=1, batch=8, tokens=16, prompts=(4, 16), mean=6)
+RANKED = Size(width=256, layers=6, heads=8, batch=13, tokens=128)
+TINY_RANKED = Size(width=32, layers=1, batch=4, tokens=16, k=4, answer=8)
 
 
 @dataclass
@@ -85,19 +100,26 @@ class Row:
         return [self.work, ours, peer, f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"]
 
 
-def make_models(folder: Path, size: Size) -> None:
+def first_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], number: int) -> list[list[int]]:
+    """The first ids of each text, without those whose own text has other ids."""
+    cut = [ids[:number] for ids in tokenizer(texts)["input_ids"]]
+    return [ids for ids in cut if tokenizer.encode(tokenizer.decode(ids)) == ids]
+
+
+def make_models(folder: Path, size: Size, samples: bool = True) -> None:
     """Write `policy/`, `reward/`, `prompts.jsonl` (texts of `size.tokens` tokens) and `prompts.json` (their ids).
 
-    The policy never draws end-of-text or padding, so that completions have a fixed length on both sides: channel 0
-    tells those two from all other tokens, whose probabilities are nearly uniform.
+    A policy that samples never draws end-of-text or padding, so that completions have a fixed length on both sides:
+    channel 0 tells those two from all other tokens, whose probabilities are nearly uniform. One that does not sample
+    has wider weights, so that the scores of a model made of it depend visibly on every token.
     """
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 7))) for _ in range(900)]
     texts = [" ".join(rng.choices(words, k=2 * size.tokens)) for _ in range(60 * size.batch)]
     tokenizer = train_tokenizer(texts, VOCABULARY)
-    cut = [ids[: size.tokens] for ids in tokenizer(texts)["input_ids"]]
-    prompts = [ids for ids in cut if tokenizer.encode(tokenizer.decode(ids)) == ids][: size.batch]
+    prompts = first_tokens(tokenizer, texts, size.tokens)[: size.batch]
     assert (len(tokenizer), len(prompts)) == (VOCABULARY, size.batch)
+    folder.mkdir(exist_ok=True)
     (folder / "prompts.json").write_text(json.dumps(prompts))
     lines = [json.dumps({"id": str(i), "prompt": tokenizer.decode(ids)}) for i, ids in enumerate(prompts)]
     (folder / "prompts.jsonl").write_text("\n".join(lines))
@@ -105,12 +127,14 @@ def make_models(folder: Path, size: Size) -> None:
     shape = {"hidden_size": size.width, "intermediate_size": 344 * size.width // 128, "num_hidden_layers": size.layers}
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     policy = LlamaForCausalLM(
-        LlamaConfig(vocab_size=VOCABULARY, num_attention_heads=4, tie_word_embeddings=True, **shape, **ends)
-    )
-    with torch.no_grad():
-        embeddings = policy.get_input_embeddings().weight
-        embeddings[:, 0] = 1.0
-        embeddings[[tokenizer.pad_token_id, tokenizer.eos_token_id], 0] = -1.0
+        LlamaConfig(vocab_size=VOCABULARY, num_attention_heads=size.heads, tie_word_embeddings=True,
+                    initializer_range=0.02 if samples else 0.05, **shape, **ends)
+    )  # fmt: skip
+    if samples:
+        with torch.no_grad():
+            embeddings = policy.get_input_embeddings().weight
+            embeddings[:, 0] = 1.0
+            embeddings[[tokenizer.pad_token_id, tokenizer.eos_token_id], 0] = -1.0
     save_model(policy, tokenizer, folder / "policy")
     save_model(new_scalar(folder / "policy", tokenizer, seed=0), tokenizer, folder / "reward")
 
@@ -242,79 +266,115 @@ def ppo_ours(folder: Path, size: Size, epochs: int, updates: int, shares: dict[s
     return seconds
 
 
-class PeerError(Exception):
-    """Why a peer cannot be measured."""
-
-
-def peer_python() -> Path:
-    """The interpreter of the peer's environment, which is made if it is not there. Raises PeerError if it cannot be."""
-    python, ready = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "ready"
-    if not ready.exists():
-        print(f"making {ENVIRONMENT} (1.5 GB)", file=sys.stderr)
-        make = [sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)]
-        pins, pinned = str(HERE.parent / "constraints.txt"), f"torch=={torch.__version__.split('+')[0]}"
-        for command in (make, [str(python), "-m", "pip", "install", pinned, "trl==1.12.*", "--constraint", pins]):
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise PeerError(([done.stdout, *done.stderr.split("ERROR: ")][-1]).strip())
-        ready.touch()
-    return python
-
-
-@contextlib.contextmanager
-def trl_ppo(folder: Path, size: Size, epochs: int, updates: int, bf16: bool) -> Iterator[Callable[[], str]]:
-    """TRL's trainer as a process; each call of what this gives is an iteration, answered by its seconds."""
-    settings = {
-        "total_episodes": 10**6 * size.batch, "per_device_train_batch_size": size.batch, "num_mini_batches": updates,
-        "num_ppo_epochs": epochs, "local_rollout_forward_batch_size": size.batch, "response_length": size.tokens,
-        "temperature": 1.0, "learning_rate": 1e-6, "bf16": bf16, "use_cpu": True, "gradient_checkpointing": False,
-        "num_sample_generations": 0, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-    }  # fmt: skip
-    arguments = [HERE / "trl_ppo.py", folder, torch.get_num_threads(), json.dumps(settings)]
-    with (folder / "peer.log").open("w+") as log:
-        process = subprocess.Popen([str(peer_python()), *map(str, arguments)], text=True, stderr=log,
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
-
-        def say(line: str) -> str:
-            assert process.stdin is not None and process.stdout is not None  # noqa: PT018
-            with contextlib.suppress(BrokenPipeError):
-                print(line, end="", file=process.stdin, flush=True)
-            if answer := process.stdout.readline().strip():
-                return answer
-            raise PeerError(((folder / "peer.log").read_text().strip() or "it said nothing").splitlines()[-1])
-
-        try:
-            say("")
-            yield partial(say, "go\n")
-        finally:
-            process.kill()
-            process.communicate()
-
-
 def ppo_row(folder: Path, size: Size, rounds: int, epochs: int, updates: int) -> Row:
     """`online.run` against TRL's PPOTrainer, in fp32 or bf16 as is better for it."""
     shape = f"{size.batch} episodes, {size.tokens} + {size.tokens} tokens, epochs {epochs}, updates {updates}"
     row = Row(f"PPO iteration, {shape}", "episodes/s")
-    peer: Callable[[], str] | None = None
+    settings = {
+        "total_episodes": 10**6 * size.batch, "per_device_train_batch_size": size.batch, "num_mini_batches": updates,
+        "num_ppo_epochs": epochs, "local_rollout_forward_batch_size": size.batch, "response_length": size.tokens,
+        "temperature": 1.0, "learning_rate": 1e-6, "num_sample_generations": 0, **TRL_SETTINGS,
+    }  # fmt: skip
+    peer: Peer | None = None
     shares: dict[str, list[float]] = defaultdict(list)
     with contextlib.ExitStack() as stack:
         try:
-            peers = {
-                n: stack.enter_context(trl_ppo(folder, size, epochs, updates, n == "bf16")) for n in ("fp32", "bf16")
-            }
-            seconds = {n: min([float(p()) for _ in range(3)][1:]) for n, p in peers.items()}
-            best = min(seconds, key=seconds.__getitem__)
+            peers = precisions(stack, "1.12", "trl_ppo.py", folder, settings)
+            best, speeds = fastest([{name: peer() for name, peer in peers.items()} for _ in range(3)], size.batch)
             peer = peers[best]
-            tried = ", ".join(f"{n} {size.batch / s:.1f}" for n, s in seconds.items())
-            row.notes.append(f"peer is PPOTrainer of TRL 1.12, {best} (in the warm-up, episodes/s: {tried})")
+            row.notes.append(f"peer is PPOTrainer of TRL 1.12, {best} (in the warm-up, episodes/s: {speeds})")
         except PeerError as error:
             row.notes.append(f"peer not available: {error}")
         for _ in range(rounds):
             row.ours.append(TURN * size.batch / sum(ppo_ours(folder, size, epochs, updates, shares)))
             if peer:
-                row.peer.append(TURN * size.batch / sum(float(peer()) for _ in range(TURN)))
+                row.peer.append(TURN * size.batch / sum(peer()[0] for _ in range(TURN)))
     rest = f"the rest {1 - sum(sum(part) for part in shares.values()) / rounds:.0%}"
     row.notes.append(", ".join(["our iteration", *(f"{n} {sum(p) / rounds:.0%}" for n, p in shares.items()), rest]))
+    return row
+
+
+def make_rankings(folder: Path, size: Size) -> None:
+    """Write `rankings.jsonl`, one ranking without ties for each prompt of `make_models`, and `pairs.json`.
+
+    The latter has the ids of all (chosen, rejected) pairs, ranking by ranking in the order in which our run takes them,
+    as the run itself encodes them: prompt, completion, end token.
+    """
+    rng = random.Random(2)
+    tokenizer = load_tokenizer(folder / "policy")
+    prompts = [json.loads(line)["prompt"] for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    words = " ".join(prompts).split()
+    texts = ["".join(f" {word}" for word in rng.choices(words, k=size.tokens)) for _ in range(60 * size.batch)]
+    answers = iter(first_tokens(tokenizer, texts, size.answer - 1))
+    rows = [
+        {
+            "prompt": prompt,
+            "completions": [tokenizer.decode(next(answers)) for _ in range(size.k)],
+            "ranks": rng.sample(range(1, size.k + 1), size.k),
+        }
+        for prompt in prompts
+    ]
+    write_jsonl(folder / "rankings.jsonl", rows)
+    length = size.tokens + size.answer
+    elements, _ = reward.encode(read_rankings(folder / "rankings.jsonl").records, tokenizer, size.tokens, length)
+    pairs = []
+    for element in shuffled(elements, seed=0, epoch=0):
+        best_first = [element.sequences[i] for i in element.ranks.argsort()]
+        pairs += combinations(best_first, 2)
+    assert len(pairs) == size.batch * size.pairs
+    assert all(len(ids) == length for pair in pairs for ids in pair)
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+
+
+def reward_ours(folder: Path) -> tuple[list[float], list[float]]:
+    """Seconds of each optimizer step of `reward.run` but the first, from the run's own metrics, and all its losses."""
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        config = RewardConfig(
+            output=Path(output) / "run",
+            model=str(folder / "policy"),
+            rankings=str(folder / "rankings.jsonl"),
+            batch_size=1,
+            checkpoint_seconds=1e9,
+        )
+        with contextlib.redirect_stderr(io.StringIO()):  # no progress display while measuring
+            reward.run(config)
+        lines = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    return [b["seconds"] - a["seconds"] for a, b in pairwise(lines)], [line["loss/train"] for line in lines]
+
+
+def reward_row(folder: Path, size: Size, rounds: int) -> Row:
+    """`reward.run`, a packed ranking a step, against TRL's RewardTrainer, the ranking's pairs as one batch."""
+    make_models(folder, size, samples=False)
+    make_rankings(folder, size)
+    model = load_scalar(folder / "reward", load_tokenizer(folder / "policy"))
+    shape = f"a ranking of {size.k} ({size.tokens} + {size.answer} tokens, {size.pairs} pairs) a step"
+    row = Row(f"reward model training, {model.num_parameters() / 1e6:.1f}M, {shape}", "pairs/s")
+    row.notes.append(f"ours in {'bf16' if trains_in_bf16(model) else 'fp32'}")
+    settings = {
+        "max_steps": 10**6, "per_device_train_batch_size": size.pairs, "train_sampling_strategy": "sequential",
+        "learning_rate": 9e-6, "adam_beta2": 0.95, "lr_scheduler_type": "constant", "logging_strategy": "no",
+        **TRL_SETTINGS,
+    }  # fmt: skip
+    peer: Peer | None = None
+    with contextlib.ExitStack() as stack:
+        try:
+            peers = precisions(stack, "1.16", "trl_reward.py", folder, settings)
+            steps = [{name: peer() for name, peer in peers.items()} for _ in range(3)]
+            best, speeds = fastest(steps, size.pairs)
+            peer = peers[best]
+            row.notes.append(f"peer is RewardTrainer of TRL 1.16, {best} (in the warm-up, pairs/s: {speeds})")
+            with mock.patch.object(loading, "trains_in_bf16", return_value=False):
+                ours = reward_ours(folder)[1]
+            losses = [(ours[i], steps[i]["fp32"][1]) for i in range(2)]  # from the third on, our rate is a lower one
+            assert all(abs(a - b) < 1e-4 for a, b in losses), losses
+            told = ", ".join(f"{a:.6f} and {b:.6f}" for a, b in losses)
+            row.notes.append(f"losses of the first two steps in fp32, ours and peer: {told}")
+        except PeerError as error:
+            row.notes.append(f"peer not available: {error}")
+        for _ in range(rounds):
+            row.ours.append(size.pairs / statistics.mean(reward_ours(folder)[0]))
+            if peer:
+                row.peer.append(TURN * size.pairs / sum(peer()[0] for _ in range(TURN)))
     return row
 
 
@@ -330,7 +390,7 @@ def machine() -> str:
 def main() -> None:
     """Measure the chosen rows, print them, and with --write keep them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("sampling", "mixed", "ppo")
+    names = ("sampling", "mixed", "ppo", "reward")
     parser.add_argument("--rows", nargs="+", choices=names, default=names)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
@@ -351,6 +411,9 @@ def main() -> None:
         for name in args.rows:
             if name == "ppo":
                 rows.append(ppo_row(Path(scratch), size, args.rounds, args.epochs, args.updates))
+            elif name == "reward":
+                ranked = TINY_RANKED if args.tiny else RANKED
+                rows.append(reward_row(Path(scratch) / "ranked", ranked, args.rounds))
             else:
                 rows.append(sampling_row(Path(scratch), size, args.rounds, mixed=name == "mixed"))
     how = f"Medians over {args.rounds} rounds, ours and peer in turn. {machine()}."
