@@ -52,8 +52,9 @@ def tree_scores(model: PreTrainedModel, batch: TreeBatch) -> torch.Tensor:
     """(b, k) scores of the sequences of each tree; what stands where `ends` is -1 means nothing."""
     with autocast(model):
         hidden = model.base_model(
-            input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask(), use_cache=False
-        ).last_hidden_state
+            input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask(), slots=batch.slots,
+            use_cache=False,
+        ).last_hidden_state  # fmt: skip
     rows = torch.arange(len(batch.groups), device=hidden.device)[:, None]
     return model.score(hidden[rows, batch.ends].float()).squeeze(-1)
 

@@ -22,6 +22,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tutelage.models import attention
+
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -34,12 +36,12 @@ def device() -> torch.device:
 def trains_in_bf16(model: PreTrainedModel) -> bool:
     """Whether bf16 products gain: on CUDA, and on processors with bf16 units once the model is wide enough.
 
-    Below about 256 channels the casts cost what the products save (LOG.md has the measurement).
+    Below about 128 channels the casts cost what the products save (LOG.md has the measurement).
     """
     if model.device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return has_units and model.config.hidden_size >= 256
+    return has_units and model.config.hidden_size >= 128
 
 
 def autocast(model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -59,7 +61,7 @@ def load_policy(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTr
         raise ValueError(f"{folder}: no causal language model found here: {str(error).splitlines()[0]}") from None
     if "ForSequenceClassification" in (model.config.architectures or [""])[0]:
         raise ValueError(f"{folder}: is a reward model; a language model is wanted")
-    _fit_tokenizer(model, tokenizer, folder)
+    _fit(model, tokenizer, folder)
     model = model.to(device()).eval()
     _check_head(model, folder)
     return model
@@ -79,7 +81,7 @@ def load_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTr
         raise ValueError(f"{folder}: no reward model found here: {str(error).splitlines()[0]}") from None
     if "ForCausalLM" in (model.config.architectures or [""])[0]:
         raise ValueError(f"{folder}: is a language model; a reward model is wanted: train one with `tutelage reward`")
-    _fit_tokenizer(model, tokenizer, folder)
+    _fit(model, tokenizer, folder)
     return model.to(device()).eval()
 
 
@@ -95,7 +97,7 @@ def new_scalar(policy_folder: str | Path, tokenizer: PreTrainedTokenizerBase, se
         raise ValueError(
             f"{policy_folder}: {type(model).__name__} has no linear `score` head; this architecture is not supported"
         )
-    _fit_tokenizer(model, tokenizer, policy_folder)
+    _fit(model, tokenizer, policy_folder)
     generator = torch.Generator().manual_seed(seed)
     width = model.score.in_features
     with torch.no_grad():
@@ -103,7 +105,10 @@ def new_scalar(policy_folder: str | Path, tokenizer: PreTrainedTokenizerBase, se
     return model.to(device()).eval()
 
 
-def _fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Our attention where torch's would be used, and the tokenizer's special tokens."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(attention.NAME)
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocabulary:
         if len(tokenizer) > vocabulary + 1:

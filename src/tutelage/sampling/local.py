@@ -20,6 +20,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from tutelage.models import attention
 from tutelage.models.forward import hidden_states
 from tutelage.models.loading import context_length, output_head
 from tutelage.models.packing import micro_batches
@@ -135,7 +136,7 @@ class LocalSampler:
     """
 
     def __init__(self, policy: PreTrainedModel, batch_tokens: int = 65536) -> None:
-        if policy.config._attn_implementation != "sdpa":  # others read the boolean mask as numbers to add
+        if policy.config._attn_implementation not in (attention.NAME, "sdpa"):  # others add the boolean mask up
             name = type(policy).__name__
             raise ValueError(f"{name}: sampling needs sdpa attention, not {policy.config._attn_implementation}")
         self.policy = policy
