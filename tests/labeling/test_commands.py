@@ -161,7 +161,7 @@ def test_invitations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with workspace.write() as connection:
         assert accounts.open_invite(connection, again).name == "Ann Smith"
         assert accounts.join(connection, workspace, again, "", "another password") == person
-        assert accounts.check_password(connection, "Ann Smith", "another password", "") == person
+        assert accounts.check_password(connection, workspace, "Ann Smith", "another password", "") == person
     workspace.close()
 
 
