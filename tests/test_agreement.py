@@ -444,7 +444,7 @@ def test_the_stage_says_what_is_wrong(
 
     assert "no prompt was ranked by two labelers" in mistake([row("x", [1, 2]), row("x", [2, 1])])
     assert "r.jsonl:2: ranks has 1 entries for 2 completions" in mistake([row("x", [1, 2]), row("y", [1])])
-    assert "1 of 2 rows have an empty prompt" in mistake([row("x", [1, 2]), row("y", [1, 2], "")])
+    assert "1 rows have an empty prompt" in mistake([row("x", [1, 2]), row("y", [1, 2], "")])
     save_model(new_scalar(folders("llama"), tokenizer, seed=1), tokenizer, tmp_path / "model")
     long = [row("x", [1, 2], "word " * 200), row("y", [1, 2], "word " * 200)]
     assert "none of 2 rankings fits its context of 128 tokens" in mistake(

@@ -159,6 +159,7 @@ def test_trees_score_as_their_sequences_alone(
         [p + [rng.randrange(2, 300) for _ in range(rng.randint(1, 15))] for _ in range(rng.randint(2, 9))]
         for p in prompts
     ]
+    groups += [groups[0][:1], groups[1][:1] * 3]  # the best of n meets these too: one sequence, and the same thrice
     alone = [torch.cat([all_scores(model, [s]) for s in group]) for group in groups]
     for budget in (1, 150, 10_000):
         for found, expected in zip(group_scores(model, groups, budget), alone, strict=True):

@@ -151,16 +151,14 @@ def _label_commands(acts: Any) -> None:
     )
 
     invite = act("invite", "print a one-time link for a new person, or for a new password")
-    invite.add_argument("--role", choices=["owner", "reviewer", "labeler"], default="labeler", help="default: labeler")
-    invite.add_argument(
-        "--arm",
-        choices=["training", "heldout"],
-        default="training",
-        help="heldout never trains (default: training)",
-    )
+    invite.add_argument("--role", choices=["owner", "reviewer", "labeler"], help="default: labeler")
+    invite.add_argument("--arm", choices=["training", "heldout"], help="heldout never trains (default: training)")
     invite.add_argument("--screening", action="store_true", help="let them do the screening tasks first")
     invite.add_argument("--name", help="somebody who is there, to set a new password")
-    invite.add_argument("--url", default="http://127.0.0.1:8080", help="where people reach the server")
+    invite.add_argument(
+        "--url", default="http://127.0.0.1:8080",
+        help="where people reach the server (default: %(default)s, where `serve` listens unless told otherwise)",
+    )  # fmt: skip
 
     prompts = act("prompts", "take prompts in by the paper's rules, and report what each rule dropped")
     prompts.add_argument("file", help="prompts, in any accepted format")
@@ -183,9 +181,11 @@ def _label_commands(acts: Any) -> None:
         "--arm", choices=["training", "heldout"],
         help="whose demonstrations, labels or comparisons (default: training; comparisons: heldout)",
     )  # fmt: skip
-    queue.add_argument("--labelers", type=int, default=1, help="labelers for each task (default: 1)")
-    queue.add_argument("--overlap", type=float, default=0.1, help="share of rankings with one more (default: 0.1)")
-    queue.add_argument("--no-rate", dest="rate", action="store_false", help="ask for ranks only, not for ratings")
+    queue.add_argument("--labelers", type=int, help="labelers for each task (default: 1)")
+    queue.add_argument("--overlap", type=float, help="share of rankings with one more (default: 0.1)")
+    queue.add_argument(
+        "--no-rate", dest="rate", action="store_false", default=None, help="ask for ranks only, not for ratings"
+    )
 
     act("import", "take in rankings with their labelers, as `export` writes them").add_argument("file", help="rankings")
 

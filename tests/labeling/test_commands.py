@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +26,13 @@ from .conftest import PASSWORD
 def write(path: Path, *rows: dict[str, Any]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty workspace, as `serve` leaves it."""
+    open_workspace(tmp_path / "w").close()
+    return tmp_path / "w"
 
 
 def label(*words: object) -> None:
@@ -58,9 +66,9 @@ def work(folder: Path, people: list[int], answer: dict[str, dict[str, Any]]) -> 
     return done
 
 
-def test_from_prompts_to_rankings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_prompts_to_rankings(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """prompts -> candidates by some policy -> queue -> answers -> export, as `tutelage reward` reads it."""
-    folder, out = tmp_path / "w", tmp_path / "out"
+    out = tmp_path / "out"
     asked = [{"id": f"p{i}", "prompt": f"Tell me about number {i}.", "user": f"u{i}"} for i in range(30)]
     asked.append({"id": "mail", "prompt": "Write to ann.smith@example.com for me.", "user": "u99"})
     source = write(tmp_path / "customers.jsonl", *asked)
@@ -106,6 +114,7 @@ def test_from_prompts_to_rankings(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "labeler: 3" in status
 
     other = tmp_path / "other"
+    open_workspace(other).close()
     label("import", other, out / "rankings.jsonl")
     assert json.loads(capsys.readouterr().out)["rankings"] == 30 - held_out
     label("erase", folder, "--user", "u3")
@@ -118,8 +127,7 @@ def existing(folder: Path) -> Any:
     return existing_workspace(folder).engine.connect()
 
 
-def test_known_items_and_comparisons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "w"
+def test_known_items_and_comparisons(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gold = write(tmp_path / "gold.jsonl", {"prompt": "q1", "completions": ["a", "bb"], "ranks": [1, 2]})
     flags = write(tmp_path / "flags.jsonl", {"prompt": "q2", "annotations": ["sensitive"]})
     asks = write(tmp_path / "asks.jsonl", {"prompt": "q3"})
@@ -146,6 +154,25 @@ def test_known_items_and_comparisons(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {name: m["wins"] for name, m in row["models"].items()} == {"sft": 0.5, "ppo": 0.0, "gpt": 0.5}
 
 
+def test_why_nothing_is_queued(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file was queued before as this kind of task, its prompts have such tasks, or there is nothing to judge."""
+    one = write(tmp_path / "one.jsonl", {"id": "p", "prompt": "q"})
+    other = write(tmp_path / "other.jsonl", {"id": "p", "prompt": "q", "use_case": "chat"})
+    equal = write(tmp_path / "equal.jsonl", {"prompt": "q", "answers": {"sft": "a", "ppo": "a"}})
+    label("queue", folder, one, "--kind", "labels")
+    label("queue", folder, one, "--kind", "labels")
+    label("queue", folder, other, "--kind", "labels")
+    label("queue", folder, one, "--kind", "demonstration")
+    label("queue", folder, equal, "--kind", "comparison", "--baseline", "sft")
+    assert capsys.readouterr().out.splitlines() == [
+        "labels: 1 tasks queued",
+        "labels: 0 tasks queued; this file was queued before",
+        "labels: 0 tasks queued; every prompt has such a task already",
+        "demonstration: 1 tasks queued",
+        "comparison: 0 tasks queued; every answer equals the baseline's",
+    ]
+
+
 def test_invitations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     open_workspace(tmp_path / "w").close()
     label("invite", tmp_path / "w", "--arm", "heldout", "--screening", "--url", "https://label.example/")
@@ -161,7 +188,7 @@ def test_invitations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with workspace.write() as connection:
         assert accounts.open_invite(connection, again).name == "Ann Smith"
         assert accounts.join(connection, workspace, again, "", "another password") == person
-        assert accounts.check_password(connection, "Ann Smith", "another password", "") == person
+        assert accounts.check_password(connection, workspace, "Ann Smith", "another password", "") == person
     workspace.close()
 
 
@@ -180,8 +207,13 @@ RANKING = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2], "labeler":
         ("queue w missing.jsonl --kind labels", None, "missing.jsonl"),
         ("prompts w missing.jsonl", None, "missing.jsonl: no such file"),
         ("import w missing.jsonl", None, "missing.jsonl: no such file"),
-        ("queue . file.jsonl", RANKING, "holds files that are not a labeling workspace"),
-        ("queue file.jsonl file.jsonl", RANKING, "is a file; choose a folder"),
+        ("prompts none file.jsonl", {"prompt": "q"}, "none is no labeling workspace; `tutelage label serve"),
+        ("queue none file.jsonl", RANKING, "is no labeling workspace"),
+        ("import none file.jsonl", RANKING, "is no labeling workspace"),
+        ("queue . file.jsonl", RANKING, "is no labeling workspace"),
+        ("queue file.jsonl file.jsonl", RANKING, "is no labeling workspace"),
+        ("serve .", RANKING, "holds files that are not a labeling workspace"),
+        ("serve file.jsonl", RANKING, "is a file; choose a folder"),
         ("queue w file.jsonl", {"prompt": "q"}, "file.jsonl:1: no field 'completions'"),
         ("queue w file.jsonl", {"prompt": "q", "completions": ["a"]}, "cannot have 1 distinct"),
         ("queue w file.jsonl", {"prompt": "q", "completions": [{"words": 1}]}, "row 1: text: Field required"),
@@ -194,8 +226,12 @@ RANKING = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2], "labeler":
         ("queue w file.jsonl --purpose gold", RANKING | {"ranks": [1]}, "known answer: 1 of 2 completions"),
         ("queue w file.jsonl --purpose screening --kind labels", {"prompt": "q", "annotations": ["x"]}, "no annot"),
         ("queue w file.jsonl --purpose gold --kind labels", {"prompt": "q", "annotations": []}, "gold items are rank"),
-        ("queue w file.jsonl --baseline sft", RANKING, "--baseline belongs to comparisons"),
-        ("queue w file.jsonl --arm heldout", RANKING, "rankings go by their prompts' split"),
+        ("queue w file.jsonl --baseline sft", RANKING, "--baseline is for comparisons; this is 'ranking' for 'work'"),
+        ("queue w file.jsonl --arm heldout", RANKING, "--arm is for other work than rankings, which go by"),
+        ("queue w file.jsonl --kind labels --overlap 0.1", {"prompt": "q"}, "--overlap is for rankings that are work;"),
+        ("queue w file.jsonl --purpose gold --overlap 0.1", RANKING, "--overlap is for rankings that are work;"),
+        ("queue w file.jsonl --kind labels --no-rate", {"prompt": "q"}, "--no-rate is for rankings; this is 'labels'"),
+        ("queue w file.jsonl --purpose gold --labelers 1", RANKING, "--labelers is for work; every labeler meets"),
         ("queue w file.jsonl --kind essay", RANKING, "invalid choice: 'essay'"),
         ("queue w file.jsonl --labelers 0", RANKING, "labelers=0"),
         ("queue w file.jsonl --overlap 2", RANKING, "overlap=2"),
@@ -204,6 +240,10 @@ RANKING = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2], "labeler":
         ("prompts w file.jsonl --max-per-user 0", {"prompt": "q"}, "max"),
         ("prompts w file.jsonl --splits 3", {"prompt": "q"}, "unknown option '--splits'"),
         ("invite w --name Nobody", None, "nobody here is called 'Nobody'"),
+        ("invite w --name=", None, "nobody here is called ''"),
+        ("invite w --name Ann --role owner", None, "--role, --arm and --screening are for a new person; 'Ann' keeps"),
+        ("invite w --name Ann --arm training", None, "are for a new person"),
+        ("invite w --name Ann --screening", None, "are for a new person"),
         ("erase w --user nobody", None, "no prompt here is by user 'nobody'"),
         ("serve w --database mysql://x/y", None, "keeps its work in"),
         ("serve new --database mysql://x/y", None, "'mysql' is not supported"),
@@ -225,34 +265,44 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert said in captured.err
     assert captured.out == ""
     assert captured.err.strip().splitlines()[-1:] == captured.err.strip().splitlines()
-    if Path("w").exists():
-        with existing(tmp_path / "w") as connection:
-            assert connection.execute(select(tasks.c.id)).all() == []
+    assert not Path("none").exists()
+    with existing(tmp_path / "w") as connection:
+        assert connection.execute(select(tasks.c.id)).all() == []
 
 
-def test_nothing_answered_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    open_workspace(tmp_path / "w").close()
-    label("export", tmp_path / "w", "--output", tmp_path / "out", "--pairs")
+def test_a_taken_port_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no link is printed, which would lead to the other server."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["label", "serve", str(folder), "--port", str(port)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    said = f"tutelage: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port\n"
+    assert captured.err == said
+
+
+def test_nothing_answered_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label("export", folder, "--output", tmp_path / "out", "--pairs")
     assert capsys.readouterr().out == "nothing is answered yet\n"
 
 
-def test_what_is_released_comes_in_by_the_next_intake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_released_comes_in_by_the_next_intake(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Into its user's split, though it came without one; and what was erased stays out, without a complaint."""
     rows = [
         {"id": "a", "prompt": "Write a story about a ship.", "user": "u1", "split": "valid"},
         {"id": "b", "prompt": "Write to jane.doe@example.com for me.", "user": "u1"},
         {"id": "c", "prompt": "List three colours of the sky.", "user": "u2", "split": "train"},
     ]
-    file, place = tmp_path / "prompts.jsonl", tmp_path / "w"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["label", "prompts", str(place), str(file), "--queue", "demonstration"]) == 0
+    file = write(tmp_path / "prompts.jsonl", *rows)
+    label("prompts", folder, file, "--queue", "demonstration")
     assert "1 quarantined" in capsys.readouterr().out
-    workspace = existing_workspace(place)
+    workspace = existing_workspace(folder)
     with workspace.write() as connection:
         connection.execute(update(prompts).where(prompts.c.id == "b").values(quarantine=None))  # the page's Release
         exchange.erase_user(connection, "u2")
-    again = ["label", "prompts", str(place), str(file), "--no-personal-data", "--queue", "demonstration"]
-    assert main(again) == 0
+    label("prompts", folder, file, "--no-personal-data", "--queue", "demonstration")
     told = capsys.readouterr().out
     assert "demonstration: 1 tasks queued" in told
     assert "erased: 1 left out" in told

@@ -123,6 +123,23 @@ def test_an_export_replaces_only_what_an_export_wrote(workspace: Workspace, tmp_
     assert not (tmp_path / "out" / "pairs.jsonl").exists()  # of an earlier export, erased texts perhaps included
 
 
+def test_an_export_that_fails_is_not_in_the_audit(
+    sqlite: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event tells of files that are there, and writing them keeps nobody from working."""
+    fill(sqlite)
+
+    def full(path: Path, rows: Any) -> None:
+        with sqlite.write():  # which would wait for itself, were the export a writer
+            raise OSError("no space left")
+
+    monkeypatch.setattr(exchange, "write_jsonl", full)
+    with pytest.raises(OSError, match="no space"):
+        exchange.export(sqlite, tmp_path)
+    with sqlite.read() as connection:
+        assert connection.execute(select(events).where(events.c.kind == "exported")).all() == []
+
+
 def test_the_stages_read_what_is_exported(workspace: Workspace, tmp_path: Path) -> None:
     fill(workspace)
     exchange.export(workspace, tmp_path, pairs=True)
@@ -191,16 +208,20 @@ def test_held_out_labelers_never_train(
 
 
 def test_corrected_quarantined_and_erased(workspace: Workspace, tmp_path: Path) -> None:
-    """The newest answer counts; withdrawn prompts are left out, and a file that empties is removed."""
+    """The newest answer counts, and the first one's time; withdrawn prompts are left out, and a file that empties is
+    removed."""
     put(workspace, "ranking", Prompt(id="p", text="q"), ("a", "b"))
     tess = hire(workspace, "Tess")
     mine = answer(workspace, tess, {}, by_text={"a": 1, "b": 2})
     with workspace.write() as connection:
         shown = assignment.show(connection, tess, mine)
         ranks = [{"a": 2, "b": 1}[text] for text in shown.texts]
-        assignment.submit(connection, tess, mine, {"ranks": ranks}, "again", correct=True)
+        assignment.submit(
+            connection, tess, mine, {"ranks": ranks}, "again", correct=True, now=9000.0, active_seconds=3.0
+        )
     exchange.export(workspace, tmp_path, pairs=True)
-    assert [r["ranks"] for r in lines(tmp_path / "rankings.jsonl")] == [[2, 1]]
+    (row,) = lines(tmp_path / "rankings.jsonl")
+    assert (row["ranks"], row["seconds"], row["active_seconds"], row["at"]) == ([2, 1], 30.0, 12.5, 9000)
     with workspace.write() as connection:
         connection.execute(update(prompts).values(quarantine={"EMAIL_ADDRESS": 1}))
     assert exchange.export(workspace, tmp_path, pairs=True) == {}

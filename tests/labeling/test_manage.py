@@ -180,6 +180,15 @@ def test_screening_decided_with_its_scores(
     assert newest_event(sqlite).detail == {"status": status, "decision": decision, "screening": expected}
 
 
+def test_a_decision_that_changes_nothing_is_recorded(sqlite: Workspace, owner: TestClient, ids: dict[str, int]) -> None:
+    """Tom works already: to admit him changes no status, but was decided, on these scores."""
+    assert owner.post(f"/people/{ids['Tom']}/screening", data={"decision": "admit"}).status_code == 303
+    event = newest_event(sqlite)
+    assert (event.kind, event.person, event.subject) == ("changed", ids["Olga"], str(ids["Tom"]))
+    assert event.detail.keys() == {"decision", "screening"}
+    assert event.detail["decision"] == "admit"
+
+
 def test_screening_needs_a_decision(sqlite: Workspace, owner: TestClient, ids: dict[str, int]) -> None:
     assert owner.post(f"/people/{ids['Sina']}/screening", data={}).status_code == 400
     assert person(sqlite, ids["Sina"]).status == "screening"
@@ -263,6 +272,27 @@ def test_only_the_newest_demonstration_is_rated(sqlite: Workspace, client: Clien
     assert rafi.post(f"/review/{new}", data={"quality": "7"}).status_code == 303
     ranking = rows(sqlite, select(func.min(answers.c.id)))[0][0]
     assert rafi.post(f"/review/{ranking}", data={"quality": "7"}).status_code == 404
+
+
+def test_demonstrations_of_open_tasks_wait(sqlite: Workspace, client: Client, ids: dict[str, int]) -> None:
+    """Two labelers are wanted: until both have answered, the reviewer may be the second, and must not see the first."""
+    prompt = Prompt(id="two", text="Write two lines.", split="train")
+    with sqlite.write() as connection:
+        queue.add_prompts(connection, [prompt])
+        queue.add_task(connection, "demonstration", prompt, arm="training", capacity=2)
+
+    def write(name: str) -> None:
+        with sqlite.write() as connection:
+            mine = assignment.next_task(connection, ids[name], "demonstration")
+            assert mine is not None
+            assignment.submit(connection, ids[name], mine, {"completion": f"{name} was here."}, f"two-{name}")
+
+    write("Tess")
+    assert "was here" not in client("Rafi").get("/review").text
+    write("Tom")
+    page = client("Rafi").get("/review").text
+    assert "Tess was here" in page
+    assert "Tom was here" in page
 
 
 def test_review_shows_gold_warnings_and_skips(sqlite: Workspace, client: Client, ids: dict[str, int]) -> None:
@@ -520,7 +550,8 @@ def test_an_act_that_fails_leaves_no_event(
         "/prompts/release": {"prompt": '"secret"'},
         f"/review/{demonstration.id}": {"quality": "7"},
     }.items():
-        assert owner.post(path, data=fields).status_code == 400, path
+        with pytest.raises(ValueError, match="the audit is full"):
+            owner.post(path, data=fields)
     monkeypatch.undo()
     assert rows(sqlite, select(events)) == before
     assert rows(sqlite, select(invites)) == rows(sqlite, select(reviews)) == []

@@ -131,6 +131,39 @@ def test_a_prompts_id_means_one_text(workspace: Workspace) -> None:
         assert connection.execute(select(prompts.c.id)).scalars().all() == ["p"]
 
 
+def test_user_and_split_are_completed_but_not_changed(workspace: Workspace) -> None:
+    """What belongs to whom, and what may train, hangs on them: unknown ones are taken over, others refused."""
+
+    def known(**values: Any) -> tuple[Any, ...]:
+        with workspace.write() as connection:
+            assert queue.add_prompts(connection, [Prompt(id="r", text="q", **values)]) <= 1
+            return tuple(connection.execute(select(prompts.c.user, prompts.c.split)).one())
+
+    assert known() == (None, None)
+    assert known(user="u1") == ("u1", None)
+    assert known(split="valid") == ("u1", "valid")
+    assert known() == ("u1", "valid")
+    assert known(user="u1", split="valid") == ("u1", "valid")
+    with pytest.raises(ValueError, match="'r' is there already with user 'u1', not 'u2'"):
+        known(user="u2")
+    with pytest.raises(ValueError, match="'r' is there already with split 'valid', not 'train'"):
+        known(split="train")
+    assert known() == ("u1", "valid")
+
+
+def test_half_a_surrogate_pair_is_a_question_mark(workspace: Workspace) -> None:
+    """As no file of UTF-8 could hold it. So two halves become one text, and why it ended is kept."""
+    halves = [Completion(text=f"half {half}", policy="sft", finish="length") for half in ("\ud83d", "\udc00")]
+    whole = Completion(text="a pair \U0001f600", policy="ppo", finish="stop")
+    with workspace.write() as connection:
+        queue.add_prompts(connection, [P])
+        assert len(queue.add_completions(connection, "p", [*halves, whole])) == 2
+        found = connection.execute(select(completions).order_by(completions.c.id)).all()
+    assert [(c.text, c.policies, c.finish) for c in found] == [
+        ("half ?", ["sft"], "length"), ("a pair \U0001f600", ["ppo"], "stop"),
+    ]  # fmt: skip
+
+
 def test_a_file_is_queued_once(workspace: Workspace, tmp_path: Path) -> None:
     one, copy, changed = (tmp_path / f"{name}.jsonl" for name in ("one", "one_copy", "changed"))
     candidates.write_candidates(one, [(Prompt(id=f"p{i}", text=f"q{i}"), TWO) for i in range(3)])

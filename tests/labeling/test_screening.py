@@ -109,6 +109,26 @@ def test_demonstrations_are_rated_by_reviewers(workspace: Workspace) -> None:
     assert (cutoff, n) == (6.0, 3)
 
 
+def test_a_corrected_demonstration_is_rated_anew(workspace: Workspace) -> None:
+    """The 2 was for an answer that no longer counts."""
+    asked = Prompt(id="p", text="Question?")
+    with workspace.write() as connection:
+        queue.queue_known(connection, "demonstration", [(asked, (), None)], "screening")
+    sina, rafi = hire(workspace, "Sina", "screening"), hire(workspace, "Rafi")
+    old = give(workspace, sina, completion="Hm.")
+    row = {"answer": old, "reviewer": rafi, "quality": 2, "created": 0.0}
+    with workspace.write() as connection:
+        connection.execute(insert(reviews).values(row))
+    assert scored(workspace, sina)["demonstrations"] == (2.0, 6.0, 1)
+    with workspace.write() as connection:
+        mine = connection.execute(select(assignments.c.id)).scalar_one()
+        new = assignment.submit(connection, sina, mine, {"completion": "Better."}, "again", correct=True)
+    assert scored(workspace, sina)["demonstrations"] == (None, 6.0, 0)
+    with workspace.write() as connection:
+        connection.execute(insert(reviews).values(row | {"answer": new, "quality": 7}))
+    assert scored(workspace, sina)["demonstrations"] == (7.0, 6.0, 1)
+
+
 def test_areas_and_nothing_yet(workspace: Workspace) -> None:
     """The fourth criterion is what candidates say themselves; cut-offs are soft: nobody is let in or out by them."""
     sina = hire(workspace, "Sina", "screening", areas=("health", "religion", "no such area"))

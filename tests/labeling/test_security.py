@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -279,6 +280,21 @@ def test_headers_on_every_response(
         assert "a mistake of ours" not in answer.text, where
 
 
+def test_a_fault_of_ours_is_no_mistake_of_theirs(
+    client: Callable[[str], TestClient], ids: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ValueError is answered with its words only if the rooms meant it for who asked."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("some secret of ours")
+
+    monkeypatch.setattr("tutelage.labeling.web.manage.accounts.invite", broken)
+    answer = client("owner").post(f"/people/{ids['labeler']}/password")
+    assert (answer.status_code, "secret" in answer.text) == (500, False)
+    told = client("owner").post(f"/people/{ids['owner']}", data={"role": "labeler"})
+    assert (told.status_code, "only owner" in told.text) == (400, True)
+
+
 def test_pages_have_nothing_inline(client: Callable[[str], TestClient], ids: dict[str, int]) -> None:
     owner = client("owner")
     for method, path in listed(owner):
@@ -358,18 +374,47 @@ def test_signing_in_does_not_tell_who_exists(client: Callable[[str], TestClient]
 
 
 def test_guessing_is_slowed_down(workspace: Workspace) -> None:
-    """By name from anywhere, then by address for any name; the right password does not help."""
+    """By name and address, then by address for any name; the right password does not help, but elsewhere."""
     for name in ("Tess", "Tom"):
         add(workspace, name)
     app = create_app(workspace)
     here, there = (TestClient(app, follow_redirects=False, client=(host, 1)) for host in ("10.0.0.1", "10.0.0.2"))
     assert [sign_in(here, "Tess", "wrong horse").status_code for _ in range(FAILURES + 1)] == [403] * FAILURES + [429]
-    assert sign_in(there, "TESS ").status_code == 429
+    assert sign_in(here, "TESS ").status_code == 429
+    assert sign_in(there, "Tess").status_code == 303
     assert sign_in(here, "Tom").status_code == 303
     tries = [sign_in(here, f"guess {i}", "wrong horse").status_code for i in range(4 * FAILURES + 1)]
     assert tries == [403] * 4 * FAILURES + [429]
     assert sign_in(here, "Tom").status_code == 429
     assert sign_in(there, "Tom").status_code == 303
+
+
+def test_guesses_at_once_are_counted_one_by_one(workspace: Workspace) -> None:
+    """Or all would be checked before the first failure is noted."""
+    add(workspace, "Tess")
+    app = create_app(workspace)
+
+    def guess(number: int) -> int:
+        browser = TestClient(app, follow_redirects=False, client=("10.0.0.1", number))
+        return sign_in(browser, "Tess", f"wrong horse {number}").status_code
+
+    with ThreadPoolExecutor(12) as threads:
+        tries = list(threads.map(guess, range(12)))
+    assert sorted(tries) == [403] * FAILURES + [429] * (12 - FAILURES)
+
+
+def test_people_who_sign_in_at_once_all_get_a_session(workspace: Workspace) -> None:
+    names = [f"Labeler {i}" for i in range(6)]
+    for name in names:
+        add(workspace, name)
+    app = create_app(workspace)
+
+    def enter(name: str) -> tuple[int, bool]:
+        browser = TestClient(app, follow_redirects=False)
+        return sign_in(browser, name).status_code, name in browser.get("/").text
+
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(enter, names)) == [(303, True)] * 6
 
 
 @pytest.mark.parametrize("field", ["name", "password"])

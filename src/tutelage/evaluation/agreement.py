@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tutelage.datasets import read_prompts, read_rankings, read_rows
+from tutelage.datasets import read_rankings, read_rows
 from tutelage.evaluation.config import AgreementConfig
 from tutelage.labeling.agreement import Measures, by_labeler, panels, scores_agreement, summary
+from tutelage.labeling.candidates import read_asked, read_completions
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import context_length, load_scalar
 from tutelage.models.tokens import encode_pair, load_tokenizer
-from tutelage.records import Completion, Ranking
+from tutelage.records import Ranking
 from tutelage.runs import inputs_of, open_run
 
 
@@ -35,16 +36,11 @@ def all_rankings(source: str) -> list[Ranking]:
     rows = read_rows(source)
     if not all(row.get(name) is not None for row in rows for name in ("prompt", "completions", "ranks")):
         return readable
-    prompts = read_prompts(source).records
-    if len(prompts) < len(rows):
-        raise ValueError(
-            f"{source}: {len(rows) - len(prompts)} of {len(rows)} rows have an empty prompt; take them out"
-        )
     found = []
-    for prompt, row in zip(prompts, rows, strict=True):
-        completions = tuple(Completion(text=c) if isinstance(c, str) else Completion(**c) for c in row["completions"])
+    for prompt, row in read_asked(source, "completions", "ranks"):
         labeler = row.get("labeler")
         name = None if labeler in (None, "") else str(labeler)
+        completions = read_completions(row["completions"])
         found.append(Ranking(prompt=prompt, completions=completions, ranks=tuple(row["ranks"]), labeler=name))
     return found
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 
+import torch
 from transformers import PreTrainedModel
 
 from tutelage.datasets import read_demonstrations, read_prompts, read_texts
 from tutelage.evaluation.config import AnswerConfig
 from tutelage.evaluation.tax import pretraining_loss
-from tutelage.models.forward import all_scores, completion_logprobs
+from tutelage.models.forward import completion_logprobs, group_scores
 from tutelage.models.loading import load_policy, load_scalar
 from tutelage.models.tokens import load_tokenizer
 from tutelage.objectives.kl import k1
@@ -89,9 +90,10 @@ def run(config: AnswerConfig) -> None:
             writer, asked, config.seed, copies=copies, temperature=temperature, max_new_tokens=config.max_new_tokens
         )
         if scorer is not None:
-            read = all_scores(scorer, scored_ids(writer, reward_tokenizer, asked, completions, requests, samples))
-            best = read.view(-1, n).argmax(1)
-            scores[label] = float(read.view(-1, n).max(1).values.mean())
+            ids = scored_ids(writer, reward_tokenizer, asked, completions, requests, samples)
+            read = torch.stack(group_scores(scorer, [ids[i : i + n] for i in range(0, len(ids), n)]))
+            best = read.argmax(1)
+            scores[label] = float(read.max(1).values.mean())
             completions = [completions[i * n + k] for i, k in enumerate(best.tolist())]
         answers[label] = completions
         at_reference = name == config.reference or writer.examples or n > 1

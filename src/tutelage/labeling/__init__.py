@@ -1,1 +1,1 @@
-"""People: what is known of labelers' work. So far their agreement."""
+"""People's work: a workspace of prompts, tasks and answers, its pages and files, and how far labelers agree."""

@@ -1,7 +1,7 @@
 """People who work here: one-time links, passwords, sessions, and what the owner may change about them.
 
-Tokens are random and only their hashes are stored; passwords are argon2. A name or an address that fails too often has
-to wait. There is no default account: the first link is printed when the server starts without an owner.
+Tokens are random and only their hashes are stored; passwords are argon2. Who fails too often has to wait. There is no
+default account: the first link is printed when the server starts without an owner.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pwdlib import PasswordHash
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
-from tutelage.labeling.answers import AREAS
+from tutelage.labeling.answers import AREAS, Mistake
 from tutelage.labeling.database import Workspace, record
 from tutelage.labeling.schema import answers, assignments, events, invites, people, sessions, tasks
 from tutelage.records import Arm
@@ -23,7 +23,9 @@ Role = Literal["owner", "reviewer", "labeler"]
 Status = Literal["screening", "working", "paused"]
 LINK_SECONDS = 7 * 86400.0
 SESSION_SECONDS = 30 * 86400.0
-FAILURES = 5  # of a name within FAILURE_SECONDS, and then it has to wait; of an address five times as many
+# Sign-ins that may fail within FAILURE_SECONDS before one has to wait: of a name from one address; and five times as
+# many of a name from anywhere, so that a stranger does not lock its owner out, or of an address.
+FAILURES = 5
 FAILURE_SECONDS = 900.0
 PASSWORD_CHARACTERS = (8, 200)
 NAME_CHARACTERS = 80
@@ -37,7 +39,7 @@ _WHOSE = (  # built once, as every request asks it
 )
 
 
-class TooOften(ValueError):
+class TooOften(Mistake):
     """Too many failed sign-ins; wait."""
 
 
@@ -103,14 +105,14 @@ def add_person(
     """Add somebody; without a password they cannot sign in (imported and simulated labelers). Returns their id.
 
     Raises:
-        ValueError: if the name is empty, too long, holds control characters or is taken, or the password is too short.
+        Mistake: if the name is empty, too long, holds control characters or is taken, or the password is too short.
     """
     name = " ".join(name.split())
     if not 0 < len(name) <= NAME_CHARACTERS or not name.isprintable():
-        raise ValueError(f"name: 1 to {NAME_CHARACTERS} printable characters, please")
-    sign_in = name.casefold()
+        raise Mistake(f"name: 1 to {NAME_CHARACTERS} printable characters, please")
+    sign_in = sign_in_name(name)
     if connection.execute(select(people.c.id).where(people.c.sign_in == sign_in)).first():
-        raise ValueError(f"name: {name!r} is taken; choose another")
+        raise Mistake(f"name: {name!r} is taken; choose another")
     person = connection.execute(
         insert(people)
         .values(
@@ -125,15 +127,20 @@ def add_person(
     return person
 
 
+def sign_in_name(name: str) -> str:
+    """What a name is compared by: case and spacing do not tell people apart."""
+    return " ".join(name.split()).casefold()
+
+
 def hash_password(password: str) -> str:
-    """argon2 of a password (about 30 ms: call it outside of a write transaction where many join at once).
+    """argon2 of a password.
 
     Raises:
-        ValueError: if it is too short or too long.
+        Mistake: if it is too short or too long.
     """
     least, most = PASSWORD_CHARACTERS
     if not least <= len(password) <= most:
-        raise ValueError(f"password: {least} to {most} characters, please")
+        raise Mistake(f"password: {least} to {most} characters, please")
     return _passwords.hash(password)
 
 
@@ -145,7 +152,7 @@ def join(
 
     Raises:
         LookupError: if the link is unknown, used or too old.
-        ValueError: as `add_person`.
+        Mistake: as `add_person`.
     """
     now = time.time() if now is None else now
     link = open_invite(connection, token, now)
@@ -167,36 +174,45 @@ def join(
 
 
 def check_password(
-    connection: Connection, name: str, password: str, address: str, now: float | None = None
+    connection: Connection, workspace: Workspace, name: str, password: str, address: str, now: float | None = None
 ) -> int | None:
     """The id of whose name and password these are, else None. Only reads: the caller records a failure.
 
     Raises:
-        TooOften: if this name or this address has failed too often.
+        TooOften: if this name from this address, this name or this address has failed too often.
     """
     now = time.time() if now is None else now
-    sign_in = " ".join(name.split()).casefold()
-    for kind, value, limit in (("name", sign_in, FAILURES), ("address", address, 5 * FAILURES)):
-        subject = failure_subject(kind, value)
+    for subject, limit in failure_limits(workspace, name, address).items():
         failed = select(func.count()).where(
             events.c.kind == "sign-in failed", events.c.subject == subject, events.c.at > now - FAILURE_SECONDS
         )
         if connection.execute(failed).scalar_one() >= limit:
             raise TooOften(f"too many failed attempts; wait {FAILURE_SECONDS / 60:.0f} minutes")
-    who = connection.execute(select(people.c.id, people.c.password).where(people.c.sign_in == sign_in)).first()
+    named = people.c.sign_in == sign_in_name(name)
+    who = connection.execute(select(people.c.id, people.c.password).where(named)).first()
     right = _passwords.verify(password[: PASSWORD_CHARACTERS[1]], who.password if who and who.password else _NOBODY)
     return who.id if right and who and who.password else None
 
 
-def failure_subject(kind: str, value: str) -> str:
-    """What a failed sign-in is recorded under: a hash, as people type passwords into the wrong field."""
-    return f"{kind} {hash_token(value)[:16]}"
+def failure_limits(workspace: Workspace, name: str, address: str) -> dict[str, int]:
+    """What a failed sign-in is recorded under, each with how many may fail.
+
+    Keyed by the workspace's secret: people type passwords into the wrong field, and a plain hash of one can be guessed.
+    """
+    sign_in = sign_in_name(name)
+    return {
+        workspace.pseudonym("name and address", f"{sign_in}/{address}"): FAILURES,
+        workspace.pseudonym("name", sign_in): 5 * FAILURES,
+        workspace.pseudonym("address", address): 5 * FAILURES,
+    }
 
 
-def record_failure(connection: Connection, name: str, address: str, now: float | None = None) -> None:
+def record_failure(
+    connection: Connection, workspace: Workspace, name: str, address: str, now: float | None = None
+) -> None:
     """Note a failed sign-in of a name from an address."""
-    for kind, value in (("name", " ".join(name.split()).casefold()), ("address", address)):
-        record(connection, "sign-in failed", subject=failure_subject(kind, value), now=now)
+    for subject in failure_limits(workspace, name, address):
+        record(connection, "sign-in failed", subject=subject, now=now)
 
 
 def start_session(connection: Connection, person: int, now: float | None = None) -> str:
@@ -231,7 +247,7 @@ def change_person(
 
     Raises:
         LookupError: if there is no such person.
-        ValueError: if the arm of somebody who has answered would change, or the last owner would cease to be one.
+        Mistake: if the arm of somebody who has answered would change, or the last owner would cease to be one.
     """
     who = connection.execute(select(people).where(people.c.id == person)).first()
     if who is None:
@@ -245,11 +261,11 @@ def change_person(
             .where(assignments.c.person == person, tasks.c.purpose == "work")
         )
         if connection.execute(worked).scalar_one():
-            raise ValueError(f"{who.name} has answered tasks as {who.arm}: an arm is for good, as exports go by it")
+            raise Mistake(f"{who.name} has answered tasks as {who.arm}: an arm is for good, as exports go by it")
     if "role" in values and who.role == "owner":
         others = select(func.count()).where(people.c.role == "owner", people.c.id != person)
         if not connection.execute(others).scalar_one():
-            raise ValueError(f"{who.name} is the only owner; make somebody else one first")
+            raise Mistake(f"{who.name} is the only owner; make somebody else one first")
     if values:
         connection.execute(update(people).where(people.c.id == person).values(**values))
     if values or detail:  # a decision that changes nothing is a decision

@@ -72,6 +72,10 @@ Note = Annotated[str, StringConstraints(max_length=NOTE_CHARACTERS)]
 Rank = Annotated[int, Field(ge=1, le=99)]
 
 
+class Mistake(ValueError):
+    """What somebody sent cannot be taken, in a sentence for them; any other ValueError in a page is a fault of ours."""
+
+
 class _Answer(Record):
     """What every answer may carry."""
 
@@ -140,21 +144,21 @@ def read_answer(kind: TaskKind, k: int, rate: bool, body: dict[str, Any]) -> Ans
     """A validated answer to a task of this kind with k completions.
 
     Raises:
-        ValueError: one sentence for the labeler, naming what is missing or wrong.
+        Mistake: one sentence for the labeler, naming what is missing or wrong.
     """
     try:
         answer = FORMS[kind].model_validate(body)
     except ValidationError as error:
-        raise ValueError(one_line(error)) from None
+        raise Mistake(one_line(error)) from None
     if isinstance(answer, RankingAnswer):
         if len(answer.ranks) != k:
-            raise ValueError(f"{len(answer.ranks)} of {k} completions are ranked; rank every one")
+            raise Mistake(f"{len(answer.ranks)} of {k} completions are ranked; rank every one")
         if rate and len(answer.ratings) != k:
-            raise ValueError(f"{len(answer.ratings)} of {k} completions are rated; rate every one")
+            raise Mistake(f"{len(answer.ratings)} of {k} completions are rated; rate every one")
         if answer.ratings and not rate:
-            raise ValueError("this task asks for no ratings")
+            raise Mistake("this task asks for no ratings")
         if max(answer.ranks) > k:
-            raise ValueError(f"rank {max(answer.ranks)} is given, but there are {k} completions")
+            raise Mistake(f"rank {max(answer.ranks)} is given, but there are {k} completions")
     return answer
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
 
-from tutelage.labeling.answers import KINDS, SKIP_REASONS, Answer, Note, TaskKind, read_answer
+from tutelage.labeling.answers import KINDS, SKIP_REASONS, Answer, Mistake, Note, TaskKind, read_answer
 from tutelage.labeling.database import record
 from tutelage.labeling.queue import current_instruction
 from tutelage.labeling.schema import answers, assignments, completions, instructions, people, prompts, tasks
@@ -26,7 +26,7 @@ GOLD_EVERY = 20  # about one answer in so many is to an item whose answer is kno
 PURPOSES = {"screening": ("screening",), "working": ("work", "gold"), "paused": ()}
 
 
-class Conflict(ValueError):
+class Conflict(Mistake):
     """The task was answered or skipped already."""
 
 
@@ -44,7 +44,11 @@ class Shown:
     instruction: str
     version: int
     expires: float
-    correcting: bool = False
+
+    @property
+    def correcting(self) -> bool:
+        """Whether what is sent next corrects an answer."""
+        return self.state == "submitted"
 
 
 # Statements are built once: building one takes longer than running it. `person`, `now` and so on are parameters.
@@ -173,7 +177,7 @@ def show(connection: Connection, person: int, assignment: int) -> Shown:
     return Shown(
         assignment=assignment, kind=row.kind, prompt=row.prompt_text,
         texts=tuple(texts[row.completions[i]] for i in row.order), rate=row.rate, state=row.state, draft=draft,
-        instruction=page.text, version=page.version, expires=row.expires, correcting=row.state == "submitted",
+        instruction=page.text, version=page.version, expires=row.expires,
     )  # fmt: skip
 
 
@@ -206,7 +210,7 @@ def submit(
     Raises:
         LookupError: if the assignment is not this person's.
         Conflict: if the task was answered or skipped already.
-        ValueError: if the answer is incomplete, naming what is missing.
+        Mistake: if the answer is incomplete, naming what is missing.
     """
     now = time.time() if now is None else now
     row = _mine(connection, person, assignment)
@@ -242,7 +246,7 @@ def skip(
     Raises:
         LookupError: if the assignment is not this person's.
         Conflict: if it was answered already.
-        ValueError: if the reason is none of `SKIP_REASONS`.
+        Mistake: if the reason is none of `SKIP_REASONS`.
     """
     row = _mine(connection, person, assignment)
     if row.state == "skipped":
@@ -250,7 +254,7 @@ def skip(
     if row.state != "leased":
         raise Conflict(f"this task is {row.state} already")
     if reason not in SKIP_REASONS:
-        raise ValueError(f"choose a reason: {', '.join(SKIP_REASONS)}")
+        raise Mistake(f"choose a reason: {', '.join(SKIP_REASONS)}")
     told = {"reason": reason, "note": note[:2000]}
     connection.execute(
         update(assignments).where(assignments.c.id == assignment).values(state="skipped", skipped=told, draft=None)

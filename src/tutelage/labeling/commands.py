@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sqlalchemy import func, select
 
@@ -21,7 +21,6 @@ from tutelage.records import Arm, Completion, Prompt
 from tutelage.runs import fingerprint
 
 Purpose = Literal["work", "screening", "gold"]
-PURPOSES: tuple[str, ...] = get_args(Purpose)
 
 
 def serve(folder: Path, host: str, port: int, database: str | None) -> None:
@@ -32,20 +31,28 @@ def serve(folder: Path, host: str, port: int, database: str | None) -> None:
         serve_pages(workspace, host, port)
 
 
-def invite(folder: Path, role: accounts.Role, arm: Arm, screening: bool, name: str | None, url: str) -> None:
+def invite(
+    folder: Path, role: accounts.Role | None, arm: Arm | None, screening: bool, name: str | None, url: str
+) -> None:
     """Print a one-time link: for a new person, or a new password for the person of that name.
 
     Raises:
-        ValueError: if nobody has that name.
+        ValueError: if nobody has that name, or what a new person would be is said of somebody who is there.
     """
+    if name is not None and (role or arm or screening):
+        raise ValueError(
+            f"--role, --arm and --screening are for a new person; {name!r} keeps their own: leave them out"
+        )
     with closing(existing_workspace(folder)) as workspace, workspace.write() as connection:
-        person = None
-        if name:
-            found = select(people.c.id).where(people.c.sign_in == " ".join(name.split()).casefold())
-            person = connection.execute(found).scalar()
-            if person is None:
+        if name is not None:
+            found = select(people).where(people.c.sign_in == accounts.sign_in_name(name))
+            who = connection.execute(found).first()
+            if who is None:
                 raise ValueError(f"nobody here is called {name!r}")
-        token = accounts.invite(connection, role, arm, "screening" if screening else "working", person=person)
+            token = accounts.invite(connection, who.role, who.arm, who.status, person=who.id)
+        else:
+            status: accounts.Status = "screening" if screening else "working"
+            token = accounts.invite(connection, role or "labeler", arm or "training", status)
     print(f"{url.rstrip('/')}/join/{token}")
 
 
@@ -55,7 +62,7 @@ def take_prompts(folder: Path, path: str, rules: Rules, kinds: Sequence[TaskKind
     What `output` names gets the prompts taken, with their splits: what `tutelage collect --prompts` reads.
     """
     new = read_prompts(path).records
-    with closing(open_workspace(folder)) as workspace:
+    with closing(existing_workspace(folder)) as workspace:
         with workspace.read() as connection:
             stored = connection.execute(select(prompts)).all()
             busy = set(connection.execute(select(tasks.c.prompt)).scalars())
@@ -88,28 +95,39 @@ def take_prompts(folder: Path, path: str, rules: Rules, kinds: Sequence[TaskKind
 
 
 def queue_file(
-    folder: Path, path: str, kind: TaskKind, purpose: Purpose, *, baseline: str | None, labelers: int, overlap: float,
-    rate: bool, arm: Arm | None,
+    folder: Path, path: str, kind: TaskKind, purpose: Purpose, *, baseline: str | None, labelers: int | None,
+    overlap: float | None, rate: bool | None, arm: Arm | None,
 ) -> None:  # fmt: skip
     """Queue a file: candidates to rank, answers to compare, prompts to answer or label; or the same with known answers.
 
-    Screening and gold items have their reference in the row: `ranks`, or `annotations` for labels.
+    Screening and gold items have their reference in the row: `ranks`, or `annotations` for labels. None is an option
+    that was not given.
 
     Raises:
-        ValueError: if a comparison has no baseline, a known item no reference, or a number makes no sense.
+        ValueError: if a comparison has no baseline, a known item no reference, or an option makes no sense.
     """
-    if labelers < 1 or not 0 <= overlap <= 1:
-        raise ValueError(f"labelers={labelers}, overlap={overlap}: expected 1 or more, and a share from 0 to 1")
+    work = purpose == "work"
+    for option, given, fits, whose in (
+        ("--baseline", baseline, work and kind == "comparison", "comparisons"),
+        ("--arm", arm, work and kind != "ranking", "other work than rankings, which go by their prompts' split"),
+        ("--labelers", labelers, work, "work; every labeler meets screening and gold items"),
+        ("--overlap", overlap, work and kind == "ranking", "rankings that are work"),
+        ("--no-rate", rate, kind == "ranking", "rankings"),
+    ):
+        if given is not None and not fits:
+            raise ValueError(f"{option} is for {whose}; this is {kind!r} for {purpose!r}: leave it out")
     if purpose == "gold" and kind != "ranking":
         raise ValueError(f"gold items are rankings, as nothing else is scored against a known answer; kind is {kind!r}")
-    if baseline is not None and kind != "comparison":
-        raise ValueError(f"--baseline belongs to comparisons; kind is {kind!r}")
-    if arm is not None and (kind == "ranking" or purpose != "work"):
-        raise ValueError("--arm is for demonstrations, labels and comparisons: rankings go by their prompts' split")
-    with closing(open_workspace(folder)) as workspace:
+    labelers = 1 if labelers is None else labelers
+    overlap = 0.1 if overlap is None else overlap
+    rate = rate is not False
+    if labelers < 1 or not 0 <= overlap <= 1:
+        raise ValueError(f"labelers={labelers}, overlap={overlap}: expected 1 or more, and a share from 0 to 1")
+    why = "this file was queued before"
+    with closing(existing_workspace(folder)) as workspace:
         with workspace.write() as connection:
             queue.ensure_instructions(connection)
-        if purpose == "work" and kind == "ranking":
+        if work and kind == "ranking":
             number = queue_candidates(workspace, Path(path), rate, overlap, labelers)
         else:
             with workspace.write() as connection:
@@ -124,10 +142,12 @@ def queue_file(
                     number = queue.queue_comparisons(
                         connection, answered, baseline, arm=arm or "heldout", labelers=labelers
                     )
+                    why = "every answer equals the baseline's"
                 else:
                     asked = read_prompts(path).records
                     number = queue.queue_prompts(connection, kind, asked, arm=arm or "training", labelers=labelers)
-    print(f"{kind}: {number} tasks queued" + ("" if number else "; this file was queued before"))
+                    why = "every prompt has such a task already"
+    print(f"{kind}: {number} tasks queued" + ("" if number else f"; {why}"))
 
 
 def _known_items(path: str, kind: TaskKind) -> list[tuple[Prompt, tuple[Completion, ...], dict[str, Any] | None]]:
@@ -148,7 +168,7 @@ def _answers(path: str, row: dict[str, Any]) -> dict[str, str]:
 
 def import_file(folder: Path, path: str) -> None:
     """Take in rankings with their labelers, as `export` writes them."""
-    with closing(open_workspace(folder)) as workspace:
+    with closing(existing_workspace(folder)) as workspace:
         print(json.dumps(exchange.import_rankings(workspace, path)))
 
 

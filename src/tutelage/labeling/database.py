@@ -82,7 +82,7 @@ class Workspace:
             yield connection
 
     def pseudonym(self, kind: str, name: str) -> str:
-        """What exports call a person: the same within a workspace, unguessable without its key."""
+        """What exports and the audit call a person: the same within a workspace, unguessable without its key."""
         return f"{kind}-{hmac.digest(self._key, f'{kind}/{name}'.encode(), 'sha256').hex()[:12]}"
 
     def close(self) -> None:

@@ -140,23 +140,25 @@ def export(workspace: Workspace, folder: Path, *, pairs: bool = False, table: bo
     Raises:
         ValueError: if the folder holds a file of one of these names that no export wrote.
     """
-    with workspace.write() as connection:
+    with workspace.read() as connection:
         rows = newest_answers(connection)
-        files: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        trained = {r.prompt for r in rows if _file_of(r) == "rankings.jsonl"}
-        for r in rows:
-            if r.kind != "comparison":
-                files[_file_of(r, trained)].append(_row(workspace, r))
-        files["judgments.jsonl"] = _judgments(connection, rows)
-        if pairs:
-            files["pairs.jsonl"] = _pairs(files["rankings.jsonl"])
-        counts = {name: len(content) for name, content in sorted(files.items()) if content}
-        _make_room(folder, [*counts, *(["answers.csv"] if table else [])])
-        record(connection, "exported", **counts)
+        judgments = _judgments(connection, rows)
+    files: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    trained = {r.prompt for r in rows if _file_of(r) == "rankings.jsonl"}
+    for r in rows:
+        if r.kind != "comparison":
+            files[_file_of(r, trained)].append(_row(workspace, r))
+    files["judgments.jsonl"] = judgments
+    if pairs:
+        files["pairs.jsonl"] = _pairs(files["rankings.jsonl"])
+    counts = {name: len(content) for name, content in sorted(files.items()) if content}
+    _make_room(folder, [*counts, *(["answers.csv"] if table else [])])
     for name in counts:
         write_jsonl(folder / name, files[name])
     if table:
         counts["answers.csv"] = _write_table(folder / "answers.csv", rows)
+    with workspace.write() as connection:  # only now: the audit tells of files that are there
+        record(connection, "exported", **counts)
     return counts
 
 

@@ -129,16 +129,16 @@ def _complete(connection: Connection, prompt: Prompt, before: Any) -> None:
 
 def add_completions(connection: Connection, prompt: str, new: Sequence[Completion]) -> list[int]:
     """Store a prompt's completions; identical texts become one, which names every policy that wrote it. Their ids."""
-    texts: dict[str, list[str]] = {}
+    same: dict[str, list[Completion]] = {}
     for completion in new:
         whole = completion.text.encode("utf-8", "replace").decode()  # a byte-level model may write half a character
-        texts.setdefault(whole, []).append(completion.policy or "")
+        same.setdefault(whole, []).append(completion)
     rows = [
         {
-            "prompt": prompt, "text": text, "policies": sorted({p for p in policies if p}),
-            "finish": next((c.finish for c in new if c.text == text), None),
+            "prompt": prompt, "text": text, "policies": sorted({c.policy for c in written if c.policy}),
+            "finish": written[0].finish,
         }
-        for text, policies in texts.items()
+        for text, written in same.items()
     ]  # fmt: skip
     if not rows:
         return []
@@ -272,9 +272,9 @@ def _insert_task(connection: Connection, **values: Any) -> int:
 
 
 def queued_already(connection: Connection, source: str, kind: str) -> bool:
-    """Whether a file of this fingerprint was queued before; if not, note that it is now."""
-    before = select(events.c.id).where(events.c.kind == "file queued", events.c.subject == source)
-    if connection.execute(before).first():
+    """Whether a file of this fingerprint was queued as this kind of task before; if not, note that it is now."""
+    before = select(events.c.detail).where(events.c.kind == "file queued", events.c.subject == source)
+    if any(detail["tasks"] == kind for detail in connection.execute(before).scalars()):
         return True
     record(connection, "file queued", subject=source, tasks=kind)
     return False

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, func, select
 
 from tutelage.labeling.agreement import pairwise_agreement
 from tutelage.labeling.exchange import newest_answers, stored_rankings
-from tutelage.labeling.schema import answers, assignments, people, reviews, tasks
+from tutelage.labeling.schema import people, reviews
 from tutelage.records import Ranking
 
 CUTOFF_AGREEMENT, CUTOFF_QUALITY = 0.75, 6.0
@@ -66,11 +66,7 @@ def scores(connection: Connection, person: int) -> list[Criterion]:
     ]
     ranked = agreement_with_reference(connection, "screening").get(who.name, (0.0, 0))
     quality, rated = connection.execute(
-        select(func.avg(reviews.c.quality), func.count())
-        .select_from(reviews.join(answers).join(assignments).join(tasks))
-        .where(
-            assignments.c.person == person, tasks.c.purpose == "screening", answers.c.id.in_([r.answer for r in rows])
-        )
+        select(func.avg(reviews.c.quality), func.count()).where(reviews.c.answer.in_([r.answer for r in rows]))
     ).one()
     return [
         Criterion(

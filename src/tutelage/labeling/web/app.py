@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import RedirectResponse, Response
 
 from tutelage.labeling import accounts, queue
+from tutelage.labeling.answers import Mistake
 from tutelage.labeling.database import Workspace
 from tutelage.labeling.web import entrance, manage, review, work
 from tutelage.labeling.web.render import STATIC, page
@@ -18,7 +19,7 @@ from tutelage.labeling.web.security import Guard
 
 
 def create_app(workspace: Workspace) -> FastAPI:
-    """The application. Its routes are in `entrance`, `work` (labelers) and `manage` (owner and reviewers)."""
+    """The application. Its routes are in `entrance`, `work` (labelers), `manage` (owner) and `review` (reviewers)."""
     app = FastAPI(title="tutelage", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.workspace = workspace
     with workspace.write() as connection:
@@ -51,8 +52,8 @@ def create_app(workspace: Workspace) -> FastAPI:
             raise error  # a mistake of ours, not an address that leads nowhere
         return page(request, "message.html.j2", status=404, title="There is nothing here", text=str(error))
 
-    @app.exception_handler(ValueError)
-    def wrong(request: Request, error: ValueError) -> Response:
+    @app.exception_handler(Mistake)
+    def wrong(request: Request, error: Mistake) -> Response:
         return page(request, "message.html.j2", status=400, title="That did not work", text=str(error))
 
     app.add_middleware(Guard)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
-from starlette.datastructures import FormData
+from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from tutelage.labeling import accounts
+from tutelage.labeling.answers import Mistake
 from tutelage.labeling.web.render import page
-from tutelage.labeling.web.security import COOKIE, allow, form, set_session
+from tutelage.labeling.web.security import COOKIE, Anybody, Form, set_session
 
 router = APIRouter()
 _one_by_one = threading.Lock()
-Form = Annotated[FormData, Depends(form)]
-Anybody = Annotated[Any, Depends(allow("owner", "reviewer", "labeler"))]
 
 
 @router.get("/sign-in")
@@ -32,12 +29,12 @@ def sign_in(request: Request, fields: Form) -> Response:
     with _one_by_one:  # or many guesses at once would all be checked before the first failure is noted
         try:
             with workspace.read() as connection:  # argon2 takes a while: no writer should wait for it
-                person = accounts.check_password(connection, name, password, address)
+                person = accounts.check_password(connection, workspace, name, password, address)
         except accounts.TooOften as problem:
             return page(request, "sign_in.html.j2", status=429, problem=str(problem))
         with workspace.write() as connection:
             if person is None:
-                accounts.record_failure(connection, name, address)
+                accounts.record_failure(connection, workspace, name, address)
             else:
                 token = accounts.start_session(connection, person)
     if person is None:
@@ -68,7 +65,7 @@ def join(request: Request, token: str, fields: Form) -> Response:
             session = accounts.start_session(connection, person)
     except LookupError:
         return join_page(request, token)
-    except ValueError as problem:
+    except Mistake as problem:
         with workspace.read() as connection:
             link = accounts.open_invite(connection, token)
         return page(request, "join.html.j2", status=400, link=link, name=name, problem=str(problem))

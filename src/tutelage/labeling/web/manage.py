@@ -11,24 +11,21 @@ import time
 from collections import Counter, defaultdict
 from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request
 from sqlalchemy import Connection, and_, case, func, select, update
 from starlette.datastructures import FormData
 from starlette.responses import RedirectResponse, Response
 
 from tutelage.labeling import accounts, exchange, queue, screening
-from tutelage.labeling.answers import KINDS
+from tutelage.labeling.answers import KINDS, Mistake
 from tutelage.labeling.database import record
 from tutelage.labeling.schema import answers, assignments, events, instructions, invites, people, prompts, tasks
 from tutelage.labeling.web import review
 from tutelage.labeling.web.render import page
-from tutelage.labeling.web.security import allow, form
+from tutelage.labeling.web.security import Form, Id, Owner, storable
 from tutelage.records import Arm
 
 router = APIRouter()
-Owner = Annotated[Any, Depends(allow("owner"))]
-Form = Annotated[FormData, Depends(form)]
-Id = Annotated[int, Path(ge=1, le=2**31 - 1)]  # what the databases' integers hold
 INSTRUCTION_CHARACTERS = 50_000
 SHOWN = 100  # rows of a long list on one page
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -109,7 +106,7 @@ def decide(request: Request, owner: Owner, person: Id, fields: Form) -> Response
     """Admit or decline; the scores that the decision was made on go into the audit."""
     decision = str(fields.get("decision", ""))
     if decision not in ("admit", "decline"):
-        raise ValueError("decision: admit or decline, please")
+        raise Mistake("decision: admit or decline, please")
     with request.app.state.workspace.write() as connection:
         _person(connection, person)
         scores = {c.name: {"score": c.score, "n": c.n} for c in screening.scores(connection, person)}
@@ -139,7 +136,7 @@ def new_password(request: Request, owner: Owner, person: Id) -> Response:
 def _chosen(fields: FormData, name: str) -> str:
     value = str(fields.get(name, ""))
     if value not in CHOICES[name]:
-        raise ValueError(f"{name}: one of {', '.join(CHOICES[name])}, please")
+        raise Mistake(f"{name}: one of {', '.join(CHOICES[name])}, please")
     return value
 
 
@@ -256,7 +253,7 @@ def erase_user(request: Request, owner: Owner, fields: Form) -> Response:
 
 def _confirmed(fields: FormData) -> None:
     if fields.get("sure") != "yes":
-        raise ValueError("erasing cannot be undone: tick the box that says so")
+        raise Mistake("erasing cannot be undone: tick the box that says so")
 
 
 def _held(connection: Connection, fields: FormData) -> Any:
@@ -266,7 +263,8 @@ def _held(connection: Connection, fields: FormData) -> Any:
     except ValueError:
         name = None
     is_held = and_(prompts.c.quarantine.is_not(None), prompts.c.erased.is_(None))
-    row = isinstance(name, str) and connection.execute(select(prompts).where(prompts.c.id == name, is_held)).first()
+    sound = isinstance(name, str) and storable(name) == name  # as JSON it may be anything
+    row = sound and connection.execute(select(prompts).where(prompts.c.id == name, is_held)).first()
     if not row:
         raise LookupError("no such prompt in quarantine; somebody may have decided about it already")
     return row

@@ -6,25 +6,21 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from sqlalchemy import Connection, and_, case, exists, func, insert, or_, select
-from starlette.datastructures import FormData
 from starlette.responses import RedirectResponse, Response
 
 from tutelage.labeling import agreement, exchange, screening
-from tutelage.labeling.answers import SKIP_REASONS
+from tutelage.labeling.answers import SKIP_REASONS, Mistake
 from tutelage.labeling.database import record
 from tutelage.labeling.schema import answers, assignments, people, prompts, reviews, tasks
 from tutelage.labeling.web import plots
 from tutelage.labeling.web.render import page
-from tutelage.labeling.web.security import allow, form
+from tutelage.labeling.web.security import Form, Id, Owner, Reviewer
 
 router = APIRouter()
-Owner = Annotated[Any, Depends(allow("owner"))]
-Reviewer = Annotated[Any, Depends(allow("owner", "reviewer"))]
-Form = Annotated[FormData, Depends(form)]
 SHOWN = 10  # demonstrations on one page
 SKIPS = 100
 DRAWS = 1000
@@ -66,12 +62,10 @@ def review_page(request: Request, reviewer: Reviewer) -> Response:
 
 
 @router.post("/review/{answer}")
-def rate(
-    request: Request, reviewer: Reviewer, answer: Annotated[int, Path(ge=1, le=2**31 - 1)], fields: Form
-) -> Response:
+def rate(request: Request, reviewer: Reviewer, answer: Id, fields: Form) -> Response:
     quality = str(fields.get("quality", ""))
     if quality not in tuple("1234567"):
-        raise ValueError("quality: choose a number from 1 to 7")
+        raise Mistake("quality: choose a number from 1 to 7")
     with request.app.state.workspace.write() as connection:
         row = connection.execute(_demonstrations().where(answers.c.id == answer)).first()
         if row is None:
@@ -88,7 +82,7 @@ def rate(
             )  # fmt: skip
             record(connection, "reviewed", person=reviewer.id, subject=answer, quality=int(quality))
         elif before != int(quality):  # the same again is a form sent twice
-            raise ValueError(f"you rated this demonstration already, with {before}")
+            raise Mistake(f"you rated this demonstration already, with {before}")
     return RedirectResponse("/review", 303)
 
 

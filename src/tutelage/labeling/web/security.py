@@ -6,10 +6,10 @@ Cross-site requests are told by Sec-Fetch-Site and, from browsers too old to sen
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import HTTPException, Request
+from fastapi import Depends, HTTPException, Path, Request
 from starlette.datastructures import FormData, Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -126,8 +126,18 @@ async def form(request: Request) -> FormData:
         HTTPException: 400 if it is not a form.
     """
     fields = await request.form(max_files=0, max_fields=500)
-    return FormData([(name, _storable(str(value))) for name, value in fields.multi_items()])
+    return FormData([(name, storable(str(value))) for name, value in fields.multi_items()])
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
+    """A text with what no text column holds, halves of surrogate pairs and nulls, replaced."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+# What pages ask for: a form's fields, a row's number as the databases' integers hold it, and whoever is signed in, if
+# the page is theirs to see.
+Form = Annotated[FormData, Depends(form)]
+Id = Annotated[int, Path(ge=1, le=2**31 - 1)]
+Owner = Annotated[Any, Depends(allow("owner"))]
+Reviewer = Annotated[Any, Depends(allow("owner", "reviewer"))]
+Anybody = Annotated[Any, Depends(allow("owner", "reviewer", "labeler"))]

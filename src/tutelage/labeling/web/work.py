@@ -9,17 +9,17 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, HTTPException, Path, Request
+from fastapi import APIRouter, HTTPException, Request
 from sqlalchemy import Connection
 from starlette.datastructures import FormData
 from starlette.responses import RedirectResponse, Response
 
 from tutelage.labeling import assignment, queue
-from tutelage.labeling.answers import DEMONSTRATION_CHARACTERS, KINDS, NOTE_CHARACTERS, TaskKind
-from tutelage.labeling.web.entrance import Anybody, Form
+from tutelage.labeling.answers import DEMONSTRATION_CHARACTERS, KINDS, NOTE_CHARACTERS, Mistake, TaskKind
 from tutelage.labeling.web.render import page
+from tutelage.labeling.web.security import Anybody, Form, Id
 
 router = APIRouter()
 TEMPLATES: dict[TaskKind, str] = {
@@ -30,7 +30,6 @@ TEMPLATES: dict[TaskKind, str] = {
 }
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 RECENT = 100  # answers on a person's own page
-Number = Annotated[int, Path(lt=2**31)]  # of an assignment; a larger one is in no database
 
 
 @router.get("/")
@@ -47,8 +46,8 @@ def lease(request: Request, person: Anybody, fields: Form) -> Response:
         return _to_task(assignment.next_task(connection, person.id, kind))
 
 
-@router.get("/task/{number:int}")
-def task(request: Request, person: Anybody, number: Number) -> Response:
+@router.get("/task/{number}")
+def task(request: Request, person: Anybody, number: Id) -> Response:
     shown = _show(request, person, number)
     if shown.state == "skipped":
         raise LookupError("You skipped this task.")
@@ -57,8 +56,8 @@ def task(request: Request, person: Anybody, number: Number) -> Response:
     return _task_page(request, person, shown, shown.draft)
 
 
-@router.post("/task/{number:int}/draft")
-def draft(request: Request, person: Anybody, number: Number, fields: Form) -> Response:
+@router.post("/task/{number}/draft")
+def draft(request: Request, person: Anybody, number: Id, fields: Form) -> Response:
     sent = _read_draft(_show(request, person, number), fields)
     with _write(request) as connection:
         assignment.save_draft(connection, person.id, number, sent)
@@ -66,41 +65,41 @@ def draft(request: Request, person: Anybody, number: Number, fields: Form) -> Re
     return RedirectResponse(f"/task/{number}", 303) if "back" in fields else Response(status_code=204)
 
 
-@router.post("/task/{number:int}/submit")
-def submit(request: Request, person: Anybody, number: Number, fields: Form) -> Response:
+@router.post("/task/{number}/submit")
+def submit(request: Request, person: Anybody, number: Id, fields: Form) -> Response:
     shown = _show(request, person, number)
     sent = _read_draft(shown, fields)
     try:
         with _write(request) as connection:
             _store(connection, person, shown, sent, fields)
             return _to_task(assignment.next_task(connection, person.id, shown.kind))
-    except ValueError as problem:
+    except Mistake as problem:
         with _write(request) as connection:
             assignment.save_draft(connection, person.id, number, sent)
         return _task_page(request, person, shown, sent, problem)
 
 
-@router.post("/task/{number:int}/correct")
-def correct(request: Request, person: Anybody, number: Number, fields: Form) -> Response:
+@router.post("/task/{number}/correct")
+def correct(request: Request, person: Anybody, number: Id, fields: Form) -> Response:
     shown = _show(request, person, number)
     sent = _read_draft(shown, fields)
     try:
         with _write(request) as connection:
             _store(connection, person, shown, sent, fields, correct=True)
-    except ValueError as problem:
+    except Mistake as problem:
         return _task_page(request, person, shown, sent, problem)
     return RedirectResponse("/mine", 303)
 
 
-@router.post("/task/{number:int}/skip")
-def skip(request: Request, person: Anybody, number: Number, fields: Form) -> Response:
+@router.post("/task/{number}/skip")
+def skip(request: Request, person: Anybody, number: Id, fields: Form) -> Response:
     shown = _show(request, person, number)
     note = _text(fields, "skip_note")
     try:
         with _write(request) as connection:
             assignment.skip(connection, person.id, number, _text(fields, "reason"), note)
             return _to_task(assignment.next_task(connection, person.id, shown.kind))
-    except ValueError as problem:
+    except Mistake as problem:
         return _task_page(request, person, shown, shown.draft, problem, skip_note=note)
 
 
@@ -147,7 +146,7 @@ def _show(request: Request, person: Any, number: int) -> assignment.Shown:
 
 def _task_page(
     request: Request, person: Any, shown: assignment.Shown, draft: dict[str, Any] | None,
-    problem: ValueError | None = None, skip_note: str = "",
+    problem: Mistake | None = None, skip_note: str = "",
 ) -> Response:  # fmt: skip
     with request.app.state.workspace.read() as connection:
         today = assignment.done_today(connection, person.id)
@@ -167,18 +166,18 @@ def _store(
 
     Raises:
         Conflict: if the task was answered or skipped already.
-        ValueError: naming what is missing.
+        Mistake: naming what is missing.
     """
     key = _text(fields, "key")
     if not re.fullmatch(r"[A-Za-z0-9_-]{16,100}", key):
-        raise ValueError("something was wrong with this page; send it once more")
+        raise Mistake("something was wrong with this page; send it once more")
     body = {name: value for name, value in sent.items() if name != "active_seconds"}
     if "ranks" in body:  # gaps are left out, so that fewer than all are counted and refused
         body["ranks"] = [rank for rank in body["ranks"] if rank is not None]
     if "ratings" in body:
         body["ratings"] = [rating for rating in body["ratings"] if rating["quality"] is not None]
     if shown.kind == "labels" and not body["use_case"]:
-        raise ValueError("choose a kind of request")
+        raise Mistake("choose a kind of request")
     assignment.submit(
         connection, person.id, shown.assignment, body, key, active_seconds=sent["active_seconds"], correct=correct
     )
