@@ -60,13 +60,23 @@ def trees(sizes: list[tuple[int, list[int]]]) -> TreeBatch:
     rng, groups = Random(0), []
     for shared, lengths in sizes:
         start = [rng.randrange(2, 1000) for _ in range(shared)]
-        groups.append([[*start, i, *(rng.randrange(2, 1000) for _ in range(n - 1))] for i, n in enumerate(lengths)])
+        branches = [[*start, i, *(rng.randrange(2, 1000) for _ in range(n - 1))] for i, n in enumerate(lengths)]
+        groups.append(branches or [start])
     (batch,) = tree_batches(groups, 10**6, 0)
     return batch
 
 
 @pytest.mark.parametrize("kv_heads", [HEADS, 2])
-@pytest.mark.parametrize("sizes", [[(9, [4, 4, 4])], [(3, [1, 5]), (6, [2, 2, 7, 1]), (1, [3])], [(140, [20] * 3)]])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(9, [4, 4, 4])],
+        [(3, [1, 5]), (6, [2, 2, 7, 1]), (1, [3])],
+        [(140, [20] * 3)],
+        [(4, []), (2, [])],
+        [(0, [3, 4])],
+    ],
+)
 def test_trees(sizes: list[tuple[int, list[int]]], kv_heads: int) -> None:
     """Exact in fp32; padding gives and gets nothing. What the mask allows is what the slots say."""
     torch.manual_seed(0)

@@ -99,12 +99,12 @@ def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
 
 def _heads_first(x: Tensor) -> Tensor:
     """(b, h, l, d) as contiguous (b * h, l, d)."""
-    return x.reshape(-1, *x.shape[2:]).contiguous()
+    return x.flatten(0, 1).contiguous()
 
 
 def _heads_last(x: Tensor, b: int) -> Tensor:
     """(b * h, l, d) as (b, l, h, d)."""
-    return x.view(b, -1, *x.shape[1:]).transpose(1, 2).contiguous()
+    return x.unflatten(0, (b, -1)).transpose(1, 2).contiguous()
 
 
 # Causal rows. Queries come scaled; in what follows n = b * h.
@@ -178,8 +178,8 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
     """x (b, m, …) at index (b, k) in the second dimension, zero where the index is -1."""
     b, m = x.shape[:2]
     flat = (index.clamp(min=0) + m * torch.arange(b)[:, None]).flatten()
-    out = x.reshape(b * m, -1).index_select(0, flat)
-    if index.min() < 0:
+    out = x.flatten(2).flatten(0, 1).index_select(0, flat)
+    if (index < 0).any():
         out.masked_fill_((index < 0).view(-1, 1), 0)
     return out.view(*index.shape, *x.shape[2:])
 
@@ -188,7 +188,7 @@ def _into_slots(x: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
     """(b, l, h, d) as beginnings (n, s, d) and branches (n, t, w, d), zero where a slot is empty."""
     at_shared, at_own = slots.token.split([slots.shared, slots.branches * slots.width], 1)
     shared, own = (_heads_first(_gather(x, token).transpose(1, 2)) for token in (at_shared, at_own))
-    return shared, own.view(-1, slots.branches, slots.width, x.shape[-1])
+    return shared, own.view(len(own), slots.branches, slots.width, x.shape[-1])
 
 
 def _out_of_slots(shared: Tensor, branches: Tensor, slots: Slots) -> Tensor:
@@ -203,8 +203,8 @@ def _tree_blocks(slots: Slots, q: Tensor) -> Iterator[tuple[slice, Tensor]]:
     future = _future(q, slots.width, slots.width)
     unseen = torch.cat([absent.expand(-1, slots.width, -1), future.expand(len(absent), -1, -1)], -1)
     unseen = unseen.repeat_interleave(len(q) // len(unseen), 0)[:, None]
-    step = max(1, BLOCK // (slots.branches * slots.width * (slots.shared + slots.width)))
-    for n in range(0, len(q), step):
+    step = max(1, BLOCK // max(1, slots.branches * slots.width * (slots.shared + slots.width)))
+    for n in range(0, len(q) if slots.branches else 0, step):
         yield slice(n, n + step), unseen[n : n + step]
 
 

@@ -61,7 +61,7 @@ def tree_scores(model: PreTrainedModel, batch: TreeBatch) -> torch.Tensor:
 
 @torch.inference_mode()
 def group_scores(
-    model: PreTrainedModel, groups: Sequence[Sequence[Sequence[int]]], max_tokens: int = 16384
+    model: PreTrainedModel, groups: Sequence[Sequence[Sequence[int]]], max_tokens: int = 8192
 ) -> list[torch.Tensor]:
     """(k,) scores of each group's sequences, on the processor; what a group's sequences share is read once."""
     out: list[torch.Tensor] = [torch.empty(0)] * len(groups)
@@ -72,7 +72,7 @@ def group_scores(
 
 
 @torch.inference_mode()
-def all_scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]], max_tokens: int = 16384) -> torch.Tensor:
+def all_scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]], max_tokens: int = 8192) -> torch.Tensor:
     """(n,) scores, in the order of the sequences, on the processor."""
     out = torch.empty(len(sequences))
     for batch in micro_batches(sequences, max_tokens, model.config.pad_token_id):
@@ -93,7 +93,7 @@ def completion_logprobs(
     sequences: Sequence[Sequence[int]],
     prompt_lengths: Sequence[int],
     temperature: float = 1.0,
-    max_tokens: int = 16384,
+    max_tokens: int = 8192,
 ) -> torch.Tensor:
     """(n, t) log-probabilities of completion tokens, right-padded with zeros, on the processor."""
     width = max(len(s) - p for s, p in zip(sequences, prompt_lengths, strict=True))
@@ -111,7 +111,7 @@ def completion_values(
     value_model: PreTrainedModel,
     sequences: Sequence[Sequence[int]],
     prompt_lengths: Sequence[int],
-    max_tokens: int = 16384,
+    max_tokens: int = 8192,
 ) -> torch.Tensor:
     """(n, t) values of the state before each completion token, right-padded with zeros, on the processor."""
     width = max(len(s) - p for s, p in zip(sequences, prompt_lengths, strict=True))
