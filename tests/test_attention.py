@@ -99,10 +99,11 @@ def test_one_query_beside_a_window_of_a_cache(kv_heads: int) -> None:
     mask = torch.arange(21) >= torch.tensor([0, 20, 7])[:, None]
     with torch.inference_mode(), mock.patch.object(ours, "_one_query", wraps=ours._one_query) as seen:
         query = torch.randn(3, HEADS, 1, WIDTH)
-        for given in (None, mask[:, None, None]):
-            found = ours.attention(module, query, key, value, given)[0]
+        groups = [(slice(0, 2), 0, mask[:2]), (slice(2, 3), 7, None)]
+        for given, windows in ((None, None), (mask[:, None, None], None), (mask[:, None, None], groups)):
+            found = ours.attention(module, query, key, value, given, windows=windows)[0]
             assert_close(found, ours.sdpa_attention_forward(module, query, key, value, given)[0], atol=1e-6, rtol=1e-5)
-    assert seen.call_count == 2
+    assert seen.call_count == 3
 
 
 def test_what_it_does_not_know_is_torchs() -> None:

@@ -12,7 +12,7 @@ and at themselves in another, so that a tree costs what its tokens see and not t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,11 @@ NAME = "tutelage"
 BLOCK = 2**20  # attention weights in one block: 2 MiB in bf16, which stay in the cores' caches
 QUERIES = 128  # of a row in one block, so that most of what a query must not see is not computed
 UNUSUAL = ("softcap", "position_bias", "s_aux", "sinks")  # arguments of some architectures that torch's own must handle
+
+
+# Of single queries: which rows, the first key that any of them sees, and true where each of them sees a key from there
+# on (rows, keys), None if all see all.
+Window = tuple[slice, int, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,13 @@ def attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     slots: Slots | None = None,
+    windows: Sequence[Window] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer: query (b, h, q, d), key and value (b, h', k, d) to (b, q, h, d).
 
-    `attention_mask` (b, 1, q, k) is true where a query may look; None is causal. With `slots` the rows are trees, and
-    the mask, which says the same, is not read.
+    `attention_mask` (b, 1, q, k) is true where a query may look; None is causal. With `slots` the rows are trees,
+    with `windows` single queries beside a cache; the mask, which says the same, is then not read.
     """
     queries, keys = query.shape[2], key.shape[2]
     under_autocast = torch.is_autocast_enabled("cpu")
@@ -70,13 +76,13 @@ def attention(
     usual = not dropout and not any(kwargs.get(name) is not None for name in UNUSUAL)
     if query.device.type != "cpu" or not usual or not (queries == 1 or rows or slots is not None):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if queries == 1:
-        return _one_query(query, key, value, attention_mask, scale), None
-    q, k, v = (
-        x.to(dtype) for x in (query * scale, *(repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value)))
-    )
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     with torch.autocast("cpu", enabled=False):
+        if queries == 1:
+            mask = None if attention_mask is None else attention_mask[:, 0, 0]
+            return _one_query(query, key, value, windows or [(slice(None), 0, mask)]), None
+        groups = query.shape[1] // key.shape[1]
+        q, k, v = (x.to(dtype) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups)))
         return (_Rows.apply(q, k, v) if slots is None else _Trees.apply(q, k, v, slots)), None
 
 
@@ -84,17 +90,19 @@ AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _one_query(query: Tensor, key: Tensor, value: Tensor, windows: Sequence[Window]) -> Tensor:
     """(b, 1, h, d) of one query a row beside a cache, whose keys are read where they lie."""
-    b, h, _, d = query.shape
-    rows, n = b * key.shape[1], key.shape[2]
-    key, value = (
-        x.view(rows, n, -1) if x.stride(0) == x.shape[1] * x.stride(1) else _heads_first(x) for x in (key, value)
-    )
-    weights = torch.bmm(query.reshape(rows, -1, d) * scale, key.transpose(1, 2))
-    if mask is not None:
-        weights.view(b, -1, n).masked_fill_(~mask.view(b, 1, n), -torch.inf)
-    return torch.bmm(weights.softmax(-1), value).view(b, 1, h, d)
+    out = torch.empty_like(query.transpose(1, 2))
+    for rows, start, mask in windows:
+        q, k, v = query[rows], key[rows, :, start:], value[rows, :, start:]
+        number, heads, n, d = k.shape
+        in_place = k.stride(0) == heads * k.stride(1)  # a cache's rows and heads lie evenly after each other
+        k, v = (x.view(number * heads, n, d) if in_place else _heads_first(x) for x in (k, v))
+        weights = torch.bmm(q.reshape(number * heads, -1, d), k.transpose(1, 2))
+        if mask is not None:
+            weights.view(number, -1, n).masked_fill_(~mask[:, None], -torch.inf)
+        out[rows] = torch.bmm(weights.softmax(-1), v).view(number, 1, -1, d)
+    return out
 
 
 def _heads_first(x: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ allocated once. One pair of uniform numbers a row and step decides.
 
 A request gives the same tokens in any batch. Matrix products differ in their last bits with the shape of the batch, so
 wherever a choice hangs on less than `NEAR_TIE`, the row is computed once more by itself and that result decides. This
-holds in fp32; differences in bf16 exceed the margin.
+holds in fp32. In bf16 the same batch gives the same tokens, and log-probabilities are those that the tokens were drawn
+with: a loop of reinforcement learning, whose ratio accounts for them, samples in bf16 where that is faster.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +23,16 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from tutelage.models import attention
+from tutelage.models.attention import Window
 from tutelage.models.forward import hidden_states
-from tutelage.models.loading import context_length, output_head
+from tutelage.models.loading import autocast, context_length, output_head, trains_in_bf16
 from tutelage.models.packing import micro_batches
 from tutelage.records import Request, Sample
 from tutelage.sampling.random import uniforms
 
 NEAR_TIE = 1e-5  # of probability; measured differences stay below 2e-6
 NEAR_TIE_LOGIT = 2e-5  # between the two best logits; measured differences stay below 4e-6
+GROUP = 32  # rows that share a window on the cache
 KEEP = 0.75  # give the places of finished rows away once fewer than this share of the rows go on
 PREFILL_TOKENS = 8192  # of prompts read in one pass
 SLACK = 128  # slots beyond the longest sequence, so that the window need not move at every step
@@ -48,15 +52,15 @@ class _Layer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, window: _Window, places: int, slots: int) -> None:
+    def __init__(self, window: _Window, places: int, slots: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.window, self.places, self.slots, self.rows = window, places, slots, 0
+        self.window, self.places, self.slots, self.dtype, self.rows = window, places, slots, dtype, 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         heads, d = key_states.shape[1], key_states.shape[3]
-        # Zeros, as a masked slot still enters the sums, times 0: what memory held before may be no number.
-        self.keys = key_states.new_zeros(self.places, heads, self.slots, d)
-        self.values = value_states.new_zeros(self.places, heads, self.slots, value_states.shape[3])
+        self.keys = key_states.new_empty(self.places, heads, self.slots, d, dtype=self.dtype)
+        # Zeros, as a masked value still enters the sums, times 0: what memory held before may be no number.
+        self.values = value_states.new_zeros(self.places, heads, self.slots, value_states.shape[3], dtype=self.dtype)
         self.is_initialized = True
 
     @property
@@ -74,7 +78,7 @@ class _Layer(CacheLayerMixin):
         end = self.window.end
         for mine, given in zip(self.tensors, (keys, values), strict=True):
             for places, length, prompt in zip(copies, lengths, given, strict=True):
-                mine[places, :, end - length : end] = prompt[:, :length]
+                mine[places, :, end - length : end] = prompt[:, :length].to(mine.dtype)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -85,11 +89,11 @@ class _Layer(CacheLayerMixin):
         values[:rows, :, end] = value_states[:, :, 0]
         return keys[:rows, :, start : end + 1], values[:rows, :, start : end + 1]
 
-    def move(self, holes: torch.Tensor, movers: torch.Tensor) -> None:
-        """Put some rows into the places of others."""
+    def keep(self, places: torch.Tensor, first: int) -> None:
+        """Let the rows at these places stand after each other, from place `first` on."""
         for mine in self.tensors:
             used = mine[:, :, self.window.start : self.window.end]
-            used[holes] = used[movers]
+            used[first : first + len(places)] = used[places]
 
     def shift(self, rows: int) -> None:
         """Bring the window to the front."""
@@ -133,14 +137,16 @@ class LocalSampler:
     Args:
         policy: any causal language model whose logits are linear in its last hidden states.
         batch_tokens: bound on rows x slots of the cache, which is how many requests are under way at once.
+        bf16: sample by the policy as it trains, in bf16 products and cache where those gain (`trains_in_bf16`).
     """
 
-    def __init__(self, policy: PreTrainedModel, batch_tokens: int = 65536) -> None:
+    def __init__(self, policy: PreTrainedModel, batch_tokens: int = 65536, bf16: bool = False) -> None:
         if policy.config._attn_implementation not in (attention.NAME, "sdpa"):  # others add the boolean mask up
             name = type(policy).__name__
             raise ValueError(f"{name}: sampling needs sdpa attention, not {policy.config._attn_implementation}")
         self.policy = policy
         self.batch_tokens = batch_tokens
+        self.bf16 = bf16 and trains_in_bf16(policy)
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[Request]) -> list[Sample]:
@@ -158,14 +164,15 @@ class LocalSampler:
                 )
         if not requests:
             return []
-        return _Session(self.policy, requests, self.batch_tokens).run()
+        with autocast(self.policy) if self.bf16 else nullcontext():
+            return _Session(self.policy, requests, self.batch_tokens, self.bf16).run()
 
 
 class _Session:
     """One call of `sample`: the rows under way, those waiting, and the cache."""
 
-    def __init__(self, policy: PreTrainedModel, requests: Sequence[Request], batch_tokens: int) -> None:
-        self.policy, self.requests, self.device = policy, requests, policy.device
+    def __init__(self, policy: PreTrainedModel, requests: Sequence[Request], batch_tokens: int, bf16: bool) -> None:
+        self.policy, self.requests, self.device, self.bf16 = policy, requests, policy.device, bf16
         # From the end, the longest prompts are taken first: then every waiting prompt fits the window in use.
         sizes = [(len(r.prompt_ids), r.max_new_tokens) for r in requests]
         self.waiting = sorted(range(len(requests)), key=sizes.__getitem__)
@@ -173,7 +180,10 @@ class _Session:
         self.slots = longest + SLACK
         self.places = min(len(requests), max(1, batch_tokens // self.slots))
         self.window = _Window(0, 0)
-        self.layers = [_Layer(self.window, self.places, self.slots) for _ in range(policy.config.num_hidden_layers)]
+        # On processors products of a matrix with one vector are slower in bf16 than in fp32 (docs/performance.md).
+        dtype = torch.bfloat16 if bf16 and self.device.type == "cuda" else policy.dtype
+        number = policy.config.num_hidden_layers
+        self.layers = [_Layer(self.window, self.places, self.slots, dtype) for _ in range(number)]
         self.cache = Cache(layers=self.layers)
         depth = max(r.max_new_tokens for r in requests)
         self.tokens = torch.zeros(len(requests), depth, dtype=torch.long, device=self.device)
@@ -189,7 +199,7 @@ class _Session:
             weight, bias = output_head(self.policy)
             logits = torch.nn.functional.linear(hidden, weight, bias).float()
             chosen, logprobs, near_tie = choose(logits, rows)
-            for k in (near_tie & (rows.budget > 0)).nonzero().flatten().tolist():
+            for k in [] if self.bf16 else (near_tie & (rows.budget > 0)).nonzero().flatten().tolist():
                 chosen[k], logprobs[k] = self._alone(rows.keep(torch.tensor([k], device=self.device)))
             going = rows.budget > 0
             self.tokens[rows.index[going], rows.step[going]] = chosen[going]
@@ -246,15 +256,12 @@ class _Session:
         return _Rows(**{name: torch.tensor(column, device=self.device) for name, column in columns.items()}), hidden
 
     def _close_ranks(self, rows: _Rows, chosen: torch.Tensor, going: torch.Tensor) -> tuple[_Rows, torch.Tensor]:
-        """Drop finished rows: those at the end move into the places that became free."""
-        place = going.nonzero().flatten()
-        number = len(place)
-        holes, movers = (~going[:number]).nonzero().flatten(), place[place >= number]
+        """Drop finished rows; the others stay in their order, from long to short, and move up."""
+        places = going.nonzero().flatten()
+        first = int(going.logical_not().nonzero()[0])
         for layer in self.layers:
-            layer.move(holes, movers)
-        order = torch.arange(number, device=self.device)
-        order[holes] = movers
-        return rows.keep(order), chosen[order]
+            layer.keep(places[first:], first)
+        return rows.keep(places), chosen[places]
 
     def _decode(self, rows: _Rows, chosen: torch.Tensor) -> torch.Tensor:
         going = rows.budget > 0
@@ -264,17 +271,26 @@ class _Session:
             for layer in self.layers:
                 layer.shift(len(rows.index))
             self.window.start, self.window.end = 0, self.window.end - self.window.start
-        mask = None
-        if int(counts.min()) < int(counts.max()):
-            slot = torch.arange(self.window.start, self.window.end + 1, device=self.device)
-            mask = (slot >= (self.window.end - rows.position)[:, None])[:, None, None]
+        mask, windows = self._seen(rows.position)
         out = self.policy.base_model(
             input_ids=chosen[:, None], attention_mask=mask, position_ids=rows.position[:, None],
-            past_key_values=self.cache, use_cache=True,
+            past_key_values=self.cache, use_cache=True, windows=windows,
         )  # fmt: skip
         self.window.end += 1
         rows.position += going  # a finished row stays: the model may have no position after its last
         return out.last_hidden_state[:, -1]
+
+    def _seen(self, position: torch.Tensor) -> tuple[torch.Tensor, list[Window]]:
+        """Which slots of the window, the next one included, each row sees: as a mask (b, 1, 1, n) and by groups."""
+        n = self.window.end + 1 - self.window.start
+        first = (n - 1 - position).clamp(min=0)  # rows that have finished may have had more than the window holds
+        mask = torch.arange(n, device=self.device) >= first[:, None]
+        windows: list[Window] = []
+        for start in range(0, len(first), GROUP):
+            rows = slice(start, start + GROUP)
+            least, most = int(first[rows].min()), int(first[rows].max())
+            windows.append((rows, least, mask[rows, least:] if least < most else None))
+        return mask[:, None, None], windows
 
     def _alone(self, row: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Token and log-probability that this row's request gets when computed by itself, whole and without a cache."""

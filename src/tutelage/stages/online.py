@@ -27,7 +27,7 @@ from tutelage.models.forward import (
     selected_values,
     spread,
 )
-from tutelage.models.loading import context_length, load_policy, load_scalar, save_model, trains_in_bf16
+from tutelage.models.loading import context_length, load_policy, load_scalar, save_model
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import decode_completion, encode_prompt, load_tokenizer, require_same_tokens
 from tutelage.objectives.advantages import kl_shaped_rewards
@@ -68,7 +68,7 @@ def run(config: OnlineConfig) -> None:
     reward_model = load_scalar(config.reward_model, reward_tokenizer)
     value_model = copy.deepcopy(reward_model)
     average = copy.deepcopy(policy).requires_grad_(False)
-    sampler = LocalSampler(policy)
+    sampler = LocalSampler(policy, bf16=True)  # log-probabilities of the policy as it trains
 
     whole = min(context_length(policy), context_length(reward_model))
     prompts, dropped = usable_prompts(config, whole, tokenizer)
@@ -208,12 +208,7 @@ def sample(
     prompt_lengths = [len(r.prompt_ids) for r in requests]
     lengths = torch.tensor([len(s.completion_ids) for s in samples])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    if trains_in_bf16(policy):  # the ratio must compare like with like, or rounding would look like progress
-        logprobs = completion_logprobs(policy, sequences, prompt_lengths, config.temperature)
-    else:
-        logprobs = torch.zeros(mask.shape).masked_scatter(
-            mask, torch.tensor([lp for s in samples for lp in s.logprobs])
-        )
+    logprobs = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor([lp for s in samples for lp in s.logprobs]))
     empty = torch.empty(0)
     return Rollout(sequences, prompt_lengths, mask, logprobs, ref_logprobs=empty, scores=empty)
 
