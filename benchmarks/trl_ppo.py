@@ -1,4 +1,7 @@
-"""Runs in the peer's environment: TRL's PPOTrainer, an iteration at a time, as turns.py says. SETTINGS: PPOConfig's."""
+"""Runs in the peer's environment: TRL's PPOTrainer, an iteration at a time, as turns.py says. SETTINGS: PPOConfig's.
+
+An answer is a step's seconds and its mean tokens of a completion, up to and with its end token.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,23 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 from turns import begin, take_turns
 
 
 def main() -> None:
     """Load the four models and train."""
     folder, settings, turns = begin()
+    turns.more = (settings["response_length"],)
+    truncate = ppo_trainer.truncate_response
+
+    def counted(stop: int, pad: int, responses: torch.Tensor) -> torch.Tensor:
+        """As TRL's, which only runs where there is a stop token."""
+        cut: torch.Tensor = truncate(stop, pad, responses)
+        turns.more = (float((cut != pad).sum() / len(cut)),)
+        return cut
+
+    ppo_trainer.truncate_response = counted
     prompts = Dataset.from_dict({"input_ids": json.loads((folder / "prompts.json").read_text())})
     policies = [AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32) for _ in range(2)]
     scalars = [
@@ -25,7 +38,7 @@ def main() -> None:
     ]
     trainer = PPOTrainer(
         args=PPOConfig(output_dir=str(folder / "trl"), **settings),
-        processing_class=AutoTokenizer.from_pretrained(folder / "policy"),
+        processing_class=AutoTokenizer.from_pretrained(folder / "policy", padding_side="left"),
         model=policies[0],
         ref_model=policies[1],
         reward_model=scalars[0],
