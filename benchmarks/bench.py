@@ -18,12 +18,13 @@ from pathlib import Path
 
 import roof
 import torch
+from memory import memory_rows
 from results import HEADER, Row, how, page
 from rich.console import Console
 from rich.table import Table
 from sampling_rows import sampling_row
 from training_rows import ppo_row, reward_row, sft_row
-from work import MEDIUM, SMALL, TINY, Shape, Work, fixed, mixed
+from work import MEDIUM, SMALL, TINY, WIDE, Shape, Work, fixed, mixed
 
 HERE = Path(__file__).parent
 
@@ -54,29 +55,35 @@ class Bench:
         return self.scratch / f"{work.shape} {work.number} {work}".replace(" ", "-")
 
 
-def sampling(b: Bench, work: Work, rounds: int, copies: int = 1) -> Row:
+def sampling(b: Bench, work: Work, rounds: int, copies: int = 1) -> list[Row]:
     """Completions."""
-    return sampling_row(b.folder(work), work, rounds, copies)
+    return [sampling_row(b.folder(work), work, rounds, copies)]
 
 
-def ppo(b: Bench, work: Work, rounds: int) -> Row:
+def ppo(b: Bench, work: Work, rounds: int) -> list[Row]:
     """Iterations of the online loop."""
-    return ppo_row(b.folder(work), work, rounds, b.epochs, b.updates)
+    return [ppo_row(b.folder(work), work, rounds, b.epochs, b.updates)]
 
 
-def reward(b: Bench, rounds: int) -> Row:
+def reward(b: Bench, rounds: int) -> list[Row]:
     """Rankings of nine completions."""
     work, k = (Work(TINY, 4, (16, 16), 8), 4) if b.tiny else (Work(MEDIUM, 13, (128, 128), 64), 9)
-    return reward_row(b.scratch / "reward", work, k, rounds)
+    return [reward_row(b.scratch / "reward", work, k, rounds)]
 
 
-def sft(b: Bench, shape: Shape, rounds: int) -> Row:
+def sft(b: Bench, shape: Shape, rounds: int) -> list[Row]:
     """Demonstrations of mixed lengths."""
     batch, lengths = (8, (8, 32)) if b.tiny else (64, (30, 128))
-    return sft_row(b.scratch / f"sft-{shape}", b.shape(shape), batch, lengths, rounds)
+    return [sft_row(b.scratch / f"sft-{shape}", b.shape(shape), batch, lengths, rounds)]
 
 
-ROWS: dict[str, tuple[int, Callable[[Bench, int], Row]]] = {
+def memory(b: Bench, rounds: int) -> list[Row]:
+    """A PPO iteration at a wide vocabulary."""
+    work = b.fixed(WIDE)
+    return memory_rows(b.folder(work), work, rounds)
+
+
+ROWS: dict[str, tuple[int, Callable[[Bench, int], list[Row]]]] = {
     "sampling": (7, lambda b, n: sampling(b, b.fixed(SMALL), n)),
     "sampling-5M": (5, lambda b, n: sampling(b, b.fixed(MEDIUM), n)),
     "mixed": (5, lambda b, n: sampling(b, b.mixed(SMALL, 256), n)),
@@ -89,7 +96,8 @@ ROWS: dict[str, tuple[int, Callable[[Bench, int], Row]]] = {
     "reward": (5, reward),
     "sft": (5, lambda b, n: sft(b, SMALL, n)),
     "sft-5M": (4, lambda b, n: sft(b, MEDIUM, n)),
-}  # rounds, and how to measure a row
+    "memory": (2, memory),
+}  # rounds, and how to measure
 
 
 def main() -> None:
@@ -115,11 +123,13 @@ def main() -> None:
         for name in args.rows:
             rounds, measure = ROWS[name]
             began = time.perf_counter()
-            rows.append(measure(bench, args.rounds or rounds))
-            work, *cells = rows[-1].cells(measured)
-            line = "; ".join(f"{head} {cell}" for head, cell in zip(HEADER[1:], cells, strict=True))
-            told = [f"{work}: {line}", *rows[-1].notes, f"measured in {time.perf_counter() - began:.0f} s"]
-            print("\n    ".join(told), flush=True)
+            new = measure(bench, args.rounds or rounds)
+            rows += new
+            for row in new:
+                work, *cells = row.cells(measured)
+                line = "; ".join(f"{head} {cell}" for head, cell in zip(HEADER[1:], cells, strict=True))
+                print("\n    ".join([f"{work}: {line}", *row.notes]), flush=True)
+            print(f"    {name}: measured in {time.perf_counter() - began:.0f} s", flush=True)
             if args.write:
                 (HERE / "RESULTS.md").write_text(page(rows, measured, ""), encoding="utf-8")
     table = Table(*HEADER)

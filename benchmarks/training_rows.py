@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 import roof
-from peers import fastest, precisions
+from peers import fastest, precisions, trl
 from results import Row
 from transformers import PreTrainedTokenizerBase
 from work import TURN, Shape, Work, first_tokens, make_models, words_of
@@ -87,20 +87,48 @@ def timed_parts(spent: dict[str, list[float]]) -> Iterator[None]:
         yield
 
 
-def ppo_config(folder: Path, output: Path, work: Work, epochs: int = 1, updates: int = 1, **more: Any) -> OnlineConfig:
-    """TURN iterations after one that warms up."""
+def ppo_config(folder: Path, output: Path, number: int, most: int, **more: Any) -> OnlineConfig:
+    """TURN iterations of `number` episodes after one that warms up, completions of at most `most` tokens."""
+    settings: dict[str, Any] = {
+        "total_episodes": (1 + TURN) * number, "batch_size": number, "mini_batch_size": number,
+        "max_completion_length": most, "num_ppo_epochs": 1, "learning_rate": 1e-6, "value_learning_rate": 1e-6, **SLOW,
+    }  # fmt: skip
     return OnlineConfig(
         output=output / "run",
         model=str(folder / "policy"),
         reward_model=str(folder / "reward"),
         prompts=str(folder / "prompts.jsonl"),
-        total_episodes=(1 + TURN) * work.number,
-        batch_size=work.number,
-        mini_batch_size=work.number // updates,
-        num_ppo_epochs=epochs,
-        max_completion_length=work.most,
-        **{"learning_rate": 1e-6, "value_learning_rate": 1e-6, **SLOW, **more},
+        **{**settings, **more},
     )
+
+
+def ppo_settings(work: Work, epochs: int = 1, updates: int = 1) -> dict[str, Any]:
+    """The same for TRL, whose batches have all episodes."""
+    return {
+        "total_episodes": 10**6 * work.number, "per_device_train_batch_size": work.number, "num_mini_batches": updates,
+        "num_ppo_epochs": epochs, "local_rollout_forward_batch_size": work.number, "response_length": work.most,
+        "temperature": 1.0, "learning_rate": 1e-6, "num_sample_generations": 0, "bf16": False,
+        "stop_token": "eos" if work.mean else None, **TRL_SETTINGS,
+    }  # fmt: skip
+
+
+def same_iteration(row: Row, folder: Path, work: Work) -> None:
+    """Note mean score and value loss of a first iteration that draws the likeliest tokens, which are the same for both.
+
+    Raises:
+        AssertionError: if they differ: it would not be the same work.
+        PeerError: if there is no peer.
+    """
+    cold = {"temperature": 1e-5, "kl_coef": 0.0, "missing_eos_penalty": 1.0}
+    with trl("1.12", "trl_ppo.py", folder, {**ppo_settings(work), **cold}) as step:
+        peer = step()[2:4]
+    with tempfile.TemporaryDirectory(dir=folder) as output, in_fp32():
+        config = ppo_config(folder, Path(output), work.number, work.most, total_episodes=work.number, **cold)
+        line = metrics(online.run, config)[0]
+    ours = line["objective/scores"] - cold["missing_eos_penalty"], line["loss/value"]  # TRL's score is docked
+    assert all(abs(a - b) < TOLERANCE for a, b in zip(ours, peer, strict=True)), (ours, peer)
+    told = f"{ours[0]:.6f} and {peer[0]:.6f}, value loss {ours[1]:.6f} and {peer[1]:.6f}"
+    row.notes.append(f"a first iteration on the likeliest tokens, in fp32, ours and peer: mean score {told}")
 
 
 def ppo_row(folder: Path, work: Work, rounds: int, epochs: int, updates: int) -> Row:
@@ -109,24 +137,27 @@ def ppo_row(folder: Path, work: Work, rounds: int, epochs: int, updates: int) ->
     loops = "" if epochs == updates == 1 else f", epochs {epochs}, updates {updates}"
     row = Row(f"PPO iteration, {work.shape}, {work.number} episodes, {work}{loops}", "episodes/s")
     row.flops = roof.ppo(work, epochs) / work.number
-    settings = {
-        "total_episodes": 10**6 * work.number, "per_device_train_batch_size": work.number, "num_mini_batches": updates,
-        "num_ppo_epochs": epochs, "local_rollout_forward_batch_size": work.number, "response_length": work.most,
-        "temperature": 1.0, "learning_rate": 1e-6, "num_sample_generations": 0,
-        "stop_token": "eos" if work.mean else None, **TRL_SETTINGS,
-    }  # fmt: skip
     spent: dict[str, float] = defaultdict(float)
     lengths: tuple[list[float], list[float]] = ([], [])
     with contextlib.ExitStack() as stack:
-        ways = precisions(settings)
+        plain = ppo_settings(work, epochs, updates)
+        ways = {
+            f"{kind}, {cache} cache": {**values, "cache": cache}
+            for kind, values in precisions(plain).items()
+            for cache in ("dynamic", "static")
+        }
         peer, _ = fastest(stack, row, ("1.12", "trl_ppo.py"), folder, ways, lambda answer: work.number)
-        for _ in range(rounds):
+        if peer and not work.mean:
+            same_iteration(row, folder, work)
+        loop = {"mini_batch_size": work.number // updates, "num_ppo_epochs": epochs}
+        for r in range(rounds):
             calls: dict[str, list[float]] = defaultdict(list)
             with tempfile.TemporaryDirectory(dir=folder) as output, timed_parts(calls):
-                lines = metrics(online.run, ppo_config(folder, Path(output), work, epochs, updates))
+                config = ppo_config(folder, Path(output), work.number, work.most, seed=r, **loop)
+                lines = metrics(online.run, config)
             seconds = sum(seconds_of(lines))
             row.ours.append(TURN * work.number / seconds)
-            lengths[0].extend(line["objective/length"] for line in lines)
+            lengths[0].extend(line["objective/length"] for line in lines[1:])
             for name, each in calls.items():
                 spent[PARTS[name]] += sum(each[len(each) // (1 + TURN) :]) / seconds / rounds
             if peer:
