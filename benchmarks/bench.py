@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import growth
 import roof
 import torch
 from memory import memory_rows
@@ -96,14 +97,14 @@ ROWS: dict[str, tuple[int, Callable[[Bench, int], list[Row]]]] = {
     "reward": (5, reward),
     "sft": (5, lambda b, n: sft(b, SMALL, n)),
     "sft-5M": (4, lambda b, n: sft(b, MEDIUM, n)),
-    "memory": (2, memory),
+    "memory": (1, memory),
 }  # rounds, and how to measure
 
 
 def main() -> None:
     """Measure the chosen rows, print each, and with --write keep them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, "growth"], default=[*ROWS, "growth"])
     parser.add_argument("--rounds", type=int, help="of every row (default: as many as each is worth)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=1, help="PPO epochs of an iteration, on both sides")
@@ -116,12 +117,13 @@ def main() -> None:
     if (8 if args.tiny else 64) % args.updates:
         parser.error(f"--updates {args.updates} does not divide the batch")
     torch.set_num_threads(args.threads)
-    measured = roof.measure(0.1 if args.tiny else 1.0)
+    measured: dict[str, float] = {}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch), args.tiny, args.epochs, args.updates)
-        for name in args.rows:
+        for name in (name for name in args.rows if name in ROWS):
             rounds, measure = ROWS[name]
+            roof.measure(measured, 0.05 if args.tiny else 0.5)  # before each row, as other work may lower it
             began = time.perf_counter()
             new = measure(bench, args.rounds or rounds)
             rows += new
@@ -131,7 +133,14 @@ def main() -> None:
                 print("\n    ".join([f"{work}: {line}", *row.notes]), flush=True)
             print(f"    {name}: measured in {time.perf_counter() - began:.0f} s", flush=True)
             if args.write:
-                (HERE / "RESULTS.md").write_text(page(rows, measured, ""), encoding="utf-8")
+                (HERE / "RESULTS.md").write_text(page(rows, measured), encoding="utf-8")
+        curves = []
+        for curve in growth.curves(bench.scratch, args.tiny) if "growth" in args.rows else ():
+            curves.append(curve)
+            print(growth.line(curve), flush=True)
+        if args.write and curves:
+            growth.plot(curves, HERE.parent / "docs" / "images" / "growth.png")
+            (HERE / "RESULTS.md").write_text(page(rows, measured, growth.table(curves)), encoding="utf-8")
     table = Table(*HEADER)
     for row in rows:
         table.add_row(*row.cells(measured))

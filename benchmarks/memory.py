@@ -2,7 +2,7 @@
 
 As a script, our side: MiB once all models are loaded, and at the peak of the iterations after that.
 
-    python memory.py FOLDER THREADS EPISODES TOKENS
+    python memory.py FOLDER THREADS EPISODES COMPLETION_TOKENS MICRO_BATCH_TOKENS
 """
 
 from __future__ import annotations
@@ -32,41 +32,43 @@ def memory_rows(folder: Path, work: Work, rounds: int) -> list[Row]:
     what = f"memory of a PPO iteration, {work.shape}, vocabulary {work.shape.vocabulary:,}, {work.number} × {work}"
     over = Row(f"{what}: peak less the loaded models (smaller is better)", "MiB")
     whole = Row(f"{what}: whole peak (smaller is better)", "MiB")
+    measures: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
     try:
-        tried = {size: peer(folder, work, size) for size in (work.number, max(1, work.number // 8))}
-        best = min(tried, key=lambda size: tried[size][1])
-        told = ", ".join(f"{size}: {peak - loaded:,.0f} of {peak:,.0f} MiB" for size, (loaded, peak) in tried.items())
-        over.notes.append(f"peer is TRL 1.12, fp32, in batches of {best} episodes (in the warm-up, batches of {told})")
+        few = work.number // 8
+        ways = {f"{n} episodes, {kind}": (n, kind) for n, kind in ((work.number, "fp32"), (few, "fp32"), (few, "bf16"))}
+        tried = {name: peer(folder, work, *way) for name, way in ways.items()}
+        best = min(tried, key=lambda name: tried[name][1])
+        told = ", ".join(f"{name}: {peak - loaded:,.0f} of {peak:,.0f} MiB" for name, (loaded, peak) in tried.items())
+        over.notes.append(f"peer is TRL 1.12, in batches of {best} (tried {told})")
+        measures["peer"] = [tried[best], *(peer(folder, work, *ways[best]) for _ in range(rounds - 1))]
     except PeerError as error:
-        best = 0
         over.notes.append(f"peer not available: {error}")
-    for _ in range(rounds):
-        for side, measured in (("ours", ours(folder, work)), ("peer", peer(folder, work, best) if best else None)):
-            if measured:
-                loaded, peak = measured
-                getattr(over, side).append(peak - loaded)
-                getattr(whole, side).append(peak)
-    models = [statistics.median(a - b for a, b in zip(getattr(whole, s), getattr(over, s), strict=True))
-              for s in ("ours", "peer") if getattr(whole, s)]  # fmt: skip
-    over.notes.append(
-        "held once the models are loaded, ours and peer: " + " and ".join(f"{m:,.0f} MiB" for m in models)
-    )
+    measures["ours"] = [ours(folder, work) for _ in range(rounds)]
+    for side, figures in measures.items():
+        getattr(over, side).extend(peak - loaded for loaded, peak in figures)
+        getattr(whole, side).extend(peak for _, peak in figures)
+        if figures:
+            held = statistics.median(loaded for loaded, _ in figures)
+            over.notes.append(f"{side}: {held:,.0f} MiB once the models are loaded")
+    tokens = work.number * (work.prompts[1] + work.most) // 8
+    loaded, peak = ours(folder, work, tokens)
+    over.notes.append(f"ours with micro_batch_tokens={tokens}: {peak - loaded:,.0f} of {peak:,.0f} MiB")
     return [over, whole]
 
 
-def ours(folder: Path, work: Work) -> tuple[float, float]:
+def ours(folder: Path, work: Work, tokens: int = 8192) -> tuple[float, float]:
     """MiB once the models are loaded, and at the peak, of a fresh process."""
-    command = [sys.executable, __file__, folder, torch.get_num_threads(), work.number, work.most]
+    command = [sys.executable, __file__, folder, torch.get_num_threads(), work.number, work.most, tokens]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     loaded, peak = json.loads(done.stdout)
     return loaded, peak
 
 
-def peer(folder: Path, work: Work, size: int) -> tuple[float, float]:
+def peer(folder: Path, work: Work, size: int, kind: str) -> tuple[float, float]:
     """The same of TRL's PPOTrainer after two iterations, in batches of `size` episodes."""
     small = {
         "per_device_train_batch_size": size, "gradient_accumulation_steps": work.number // size,
-        "local_rollout_forward_batch_size": size,
+        "local_rollout_forward_batch_size": size, "bf16": kind == "bf16",
     }  # fmt: skip
     with trl("1.12", "trl_ppo.py", folder, {**ppo_settings(work), **small}) as step:
         answers = [step(), step()]
@@ -76,7 +78,7 @@ def peer(folder: Path, work: Work, size: int) -> tuple[float, float]:
 
 def main() -> None:
     """Our side."""
-    folder, threads, number, most = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+    folder, threads, number, most, tokens = Path(sys.argv[1]), *map(int, sys.argv[2:6])
     torch.set_num_threads(threads)
     prompts, loaded = online.usable_prompts, 0.0
 
@@ -87,7 +89,8 @@ def main() -> None:
         return prompts(*args)
 
     with tempfile.TemporaryDirectory() as output, mock.patch.object(online, "usable_prompts", first_after_loading):
-        config = ppo_config(folder, Path(output), number, most, total_episodes=2 * number)
+        more = {"total_episodes": 2 * number, "micro_batch_tokens": tokens}
+        config = ppo_config(folder, Path(output), number, most, **more)
         metrics(online.run, config)
     print(json.dumps((loaded, resident(peak=True))))
 

@@ -80,12 +80,13 @@ def fastest(
 ) -> tuple[Peer | None, dict[str, list[list[float]]]]:
     """The fastest of some ways to set a peer, left running as long as the stack is open, and what all answered.
 
-    Each takes a step to warm up and then two more, in turn; `pieces` says how much work an answer is for. What was
-    tried, and what failed, is noted.
+    Each takes a step to warm up and then two more, in turn, but one that is behind by a tenth after the first of them;
+    `pieces` says how much work an answer is for. What was tried, and what failed, is noted.
     """
     version, name = script
     open_peers: dict[str, tuple[Peer, contextlib.ExitStack]] = {}
     answers: dict[str, list[list[float]]] = defaultdict(list)
+    speeds: dict[str, float] = {}
     for _ in range(3):
         for way, values in ways.items():
             try:
@@ -97,8 +98,9 @@ def fastest(
                 if way in open_peers:
                     open_peers.pop(way)[1].close()
                 row.notes.append(f"peer not available ({way}): {error}")
-        ways = {way: ways[way] for way in open_peers}
-    speeds = {way: max(pieces(a) / a[0] for a in answers[way][1:]) for way in open_peers}
+        speeds = {way: max(pieces(a) / a[0] for a in answers[way][1:] or answers[way]) for way in open_peers}
+        hopeful = [way for way in speeds if len(answers[way]) == 1 or speeds[way] > 0.9 * max(speeds.values())]
+        ways = {way: ways[way] for way in hopeful}
     if not speeds:
         return None, answers
     best = max(speeds, key=speeds.__getitem__)

@@ -59,10 +59,10 @@ def how(roof: dict[str, float]) -> str:
     )
 
 
-def page(rows: Sequence[Row], roof: dict[str, float], more: str) -> str:
+def page(rows: Sequence[Row], roof: dict[str, float], more: str = "") -> str:
     """Table and remarks in Markdown."""
     cells = [HEADER, ["---"] * len(HEADER), *(row.cells(roof) for row in rows)]
     table = ["| " + " | ".join(line) + " |" for line in cells]
     notes = [f"- {row.work}: {note}" for row in rows for note in row.notes]
     head = ["# Measured side by side", "", f"{how(roof)} Made by `benchmarks/bench.py --write`.", ""]
-    return "\n".join([*head, *table, "", *notes, *([more] if more else [])]) + "\n"
+    return "\n".join([*head, *table, "", *notes, *(["", more] if more else [])]) + "\n"
