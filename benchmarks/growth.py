@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, NullLocator
 from memory import ours as memory_ours
 from sampling_rows import Batch
 from training_rows import make_rankings, metrics, ppo_config, reward_ours, seconds_of
@@ -100,7 +101,7 @@ KINDS: dict[str, Callable[[Path, Point], float]] = {
 WIDTHS = (64, 128, 256, 384)
 AXES: dict[str, tuple[tuple[str, ...], dict[float, Point]]] = {
     "completions of a ranking": (("reward model step",), {k: Point(k=k) for k in (2, 3, 5, 7, 9)}),
-    "tokens of a prompt and of a completion": (
+    "tokens of prompt, of completion": (
         ("sampling", "PPO iteration", "reward model step", "memory"),
         {n: Point(length=n) for n in (16, 32, 64, 128, 256)},
     ),
@@ -152,7 +153,7 @@ def plot(found: Sequence[Curve], path: Path) -> None:
     """A small picture for each axis, and one for memory, with a line of slope 1."""
     groups: dict[str, list[Curve]] = {}
     for curve in found:
-        groups.setdefault(f"memory against {curve.axis}" if curve.unit == "MiB" else curve.axis, []).append(curve)
+        groups.setdefault(f"memory: {curve.axis}" if curve.unit == "MiB" else curve.axis, []).append(curve)
     figure = Figure(figsize=(10, 3 * math.ceil(len(groups) / 3)), layout="constrained")
     for k, (title, group) in enumerate(groups.items()):
         axes = figure.add_subplot(math.ceil(len(groups) / 3), 3, k + 1)
@@ -161,6 +162,10 @@ def plot(found: Sequence[Curve], path: Path) -> None:
             axes.loglog(x, y, "o-", ms=3, color=COLOURS[curve.work], label=f"{curve.work}: {curve.exponent:.2f}")
         x, y = zip(*group[0].points, strict=True)
         axes.loglog(x, [y[0] * each / x[0] for each in x], "--", color="#999999", lw=0.8, label="slope 1")
+        axes.set_xticks(x, [f"{each / 1e6:.1f}M" if each > 1e5 else f"{each:,.0f}" for each in x])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axes.set_title(title, fontsize=9)
         axes.set_ylabel("MiB" if group[0].unit == "MiB" else "seconds", fontsize=8)
         axes.tick_params(labelsize=7, which="both")

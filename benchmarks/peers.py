@@ -65,9 +65,10 @@ def trl(version: str, script: str, folder: Path, settings: dict[str, Any]) -> It
             process.communicate()
 
 
-def precisions(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The same settings in fp32 and in bf16."""
-    return {name: {**values, "bf16": name == "bf16"} for name in ("fp32", "bf16")}
+def precisions(**ways: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by name, each in fp32 and in bf16."""
+    kinds = ("fp32", "bf16")
+    return {f"{kind}, {name}": {**way, "bf16": kind == "bf16"} for name, way in ways.items() for kind in kinds}
 
 
 def fastest(

@@ -132,7 +132,10 @@ def same_iteration(row: Row, folder: Path, work: Work) -> None:
 
 
 def ppo_row(folder: Path, work: Work, rounds: int, epochs: int, updates: int) -> Row:
-    """`online.run` against TRL's PPOTrainer, in fp32 or bf16 as is better for it."""
+    """`online.run` against TRL's PPOTrainer, in fp32 or bf16, its update in one pass or in four, as is better for it.
+
+    A static cache for its `generate` gained nothing at these lengths.
+    """
     make_models(folder, work)
     loops = "" if epochs == updates == 1 else f", epochs {epochs}, updates {updates}"
     row = Row(f"PPO iteration, {work.shape}, {work.number} episodes, {work}{loops}", "episodes/s")
@@ -141,11 +144,8 @@ def ppo_row(folder: Path, work: Work, rounds: int, epochs: int, updates: int) ->
     lengths: tuple[list[float], list[float]] = ([], [])
     with contextlib.ExitStack() as stack:
         plain = ppo_settings(work, epochs, updates)
-        ways = {
-            f"{kind}, {cache} cache": {**values, "cache": cache}
-            for kind, values in precisions(plain).items()
-            for cache in ("dynamic", "static")
-        }
+        parts = {"per_device_train_batch_size": work.number // 4, "gradient_accumulation_steps": 4}
+        ways = precisions(whole=plain, quarters={**plain, **parts})
         peer, _ = fastest(stack, row, ("1.12", "trl_ppo.py"), folder, ways, lambda answer: work.number)
         if peer and not work.mean:
             same_iteration(row, folder, work)
@@ -236,18 +236,19 @@ def reward_row(folder: Path, work: Work, k: int, rounds: int) -> Row:
     row = Row(f"reward model training, {work.shape}, {shape}", "pairs/s")
     row.flops = roof.ranking(work.shape, work.prompts[0], work.most, k) / pairs
     row.notes.append(precision_note(folder))
-    settings = {
+    settings: dict[str, Any] = {
         "max_steps": 10**6, "per_device_train_batch_size": pairs, "train_sampling_strategy": "sequential",
         "learning_rate": 9e-6, "adam_beta2": 0.95, "lr_scheduler_type": "constant", "logging_strategy": "no",
         **TRL_SETTINGS,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
-        ways = precisions(settings)
+        parts = {"per_device_train_batch_size": pairs // 6, "gradient_accumulation_steps": 6}
+        ways = precisions(whole=settings, sixths={**settings, **parts})
         peer, answers = fastest(stack, row, ("1.16", "trl_reward.py"), folder, ways, lambda answer: pairs)
-        if answers["fp32"]:
+        if answers["fp32, whole"]:
             with in_fp32():
                 ours = [line["loss/train"] for line in reward_ours(folder)]
-            agree(row, ours[:2], [answer[1] for answer in answers["fp32"][:2]])  # later our rate is a lower one
+            agree(row, ours[:2], [answer[1] for answer in answers["fp32, whole"][:2]])  # later our rate is a lower one
         for _ in range(rounds):
             row.ours.append(pairs / statistics.mean(seconds_of(reward_ours(folder))))
             if peer:
@@ -301,21 +302,19 @@ def sft_ours(folder: Path, batch: int) -> list[dict[str, float]]:
 
 
 def sft_ways(batch: int) -> dict[str, dict[str, Any]]:
-    """TRL's settings to choose from: batches padded, flattened, or packed; lengths mixed or alike."""
+    """TRL's settings to choose from. `nll` is as fast as its chunked loss at this vocabulary."""
     plain = {
         "max_steps": 10**6, "per_device_train_batch_size": batch, "train_sampling_strategy": "sequential",
         "learning_rate": 9.65e-6, "adam_beta2": 0.95, "lr_scheduler_type": "constant", "logging_strategy": "no",
         "completion_only_loss": True, "max_length": 256, "loss_type": "nll", **TRL_SETTINGS,
     }  # fmt: skip
-    eighths: dict[str, Any] = {"per_device_train_batch_size": batch // 8, "gradient_accumulation_steps": 8}
-    packed = {"packing": True, "packing_strategy": "bfd", "per_device_train_batch_size": 4}
-    return {
-        **precisions(plain),
-        "fp32, chunked loss": {**plain, "bf16": False, "loss_type": "chunked_nll"},
-        "bf16, grouped by length": {**plain, "bf16": True, "train_sampling_strategy": "group_by_length", **eighths},
-        "fp32, padding-free": {**plain, "bf16": False, "padding_free": True, "max_length": None, **eighths},
-        "fp32, packed": {**plain, "bf16": False, **packed, "gradient_accumulation_steps": batch // 8},
-    }
+    eighths: dict[str, Any] = {**plain, "per_device_train_batch_size": batch // 8, "gradient_accumulation_steps": 8}
+    return precisions(
+        whole=plain,
+        eighths_of_like_length={**eighths, "train_sampling_strategy": "group_by_length"},
+        eighths_without_padding={**eighths, "padding_free": True, "max_length": None},
+        packed={**eighths, "packing": True, "packing_strategy": "bfd", "per_device_train_batch_size": 4},
+    )
 
 
 def sft_row(folder: Path, shape: Shape, batch: int, lengths: tuple[int, int], rounds: int) -> Row:
@@ -334,11 +333,11 @@ def sft_row(folder: Path, shape: Shape, batch: int, lengths: tuple[int, int], ro
     with contextlib.ExitStack() as stack:
         script = ("1.16", "trl_sft.py")
         peer, answers = fastest(stack, row, script, folder, sft_ways(batch), lambda answer: answer[2])
-        if answers["fp32"]:
+        if plain := answers["fp32, whole"][:2]:
             with in_fp32():
                 ours = [line["loss/train"] for line in sft_ours(folder, batch)]
-            agree(row, ours[:2], [answer[1] for answer in answers["fp32"][:2]])
-            assert [answer[2] for answer in answers["fp32"][:2]] == tokens[:2]
+            agree(row, ours[:2], [answer[1] for answer in plain])
+            assert [answer[2] for answer in plain] == tokens[:2]
         for _ in range(rounds):
             row.ours.append(sum(tokens[1:]) / sum(seconds_of(sft_ours(folder, batch))))
             if peer:

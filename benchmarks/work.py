@@ -136,7 +136,7 @@ def make_models(folder: Path, work: Work, samples: bool = True) -> Path:
         with torch.no_grad():
             embeddings = policy.get_input_embeddings().weight
             embeddings[:, 0] = 1.0
-            embeddings[[tokenizer.pad_token_id, tokenizer.eos_token_id], 0] = -1.0
+            embeddings[[tokenizer.pad_token_id, tokenizer.eos_token_id], 0] = -8.0
             if work.mean:
                 embeddings[tokenizer.eos_token_id, 0] = end_channel(policy, prompts, work.mean, work.most)
     save_model(policy, tokenizer, folder / "policy")
