@@ -1,4 +1,4 @@
-"""How time and memory grow with the work: one measure of it doubled at a time, all others as in `BASE`. Ours alone.
+"""How time and memory grow with the work: one measure of it at a time, all others as in `Point`. Ours alone.
 
 A curve's exponent is the slope of a line through its points on logarithmic axes: 1 where twice the work takes twice.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from memory import ours as memory_ours
 from sampling_rows import Batch
 from training_rows import make_rankings, metrics, ppo_config, reward_ours, seconds_of
@@ -164,8 +164,9 @@ def plot(found: Sequence[Curve], path: Path) -> None:
         axes.loglog(x, [y[0] * each / x[0] for each in x], "--", color="#999999", lw=0.8, label="slope 1")
         axes.set_xticks(x, [f"{each / 1e6:.1f}M" if each > 1e5 else f"{each:,.0f}" for each in x])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title(title, fontsize=9)
         axes.set_ylabel("MiB" if group[0].unit == "MiB" else "seconds", fontsize=8)
         axes.tick_params(labelsize=7, which="both")

@@ -124,7 +124,7 @@ def fastest(batch: Batch, model: PreTrainedModel) -> tuple[str, Call, str]:
     for name, call in calls.items():
         try:
             speeds[name] = rate(call, (0,), [])
-            if speeds[name] > 0.6 * max(speeds.values()):
+            if speeds[name] > 0.8 * max(speeds.values()):
                 speeds[name] = max(speeds[name], rate(call, (0,), []))
         except Exception as error:  # of whatever kind: a peer that cannot is no reason to stop
             failed.append(f"{name} failed: {str(error).splitlines()[0]}")
@@ -152,8 +152,9 @@ def sampling_row(folder: Path, work: Work, rounds: int, copies: int = 1) -> Row:
     ours = partial(batch.ours, sampler)
     ours(0)
     lengths: tuple[list[int], list[int]] = ([], [])
+    turn = TURN if work.number * copies <= 64 else 1
     for r in range(rounds):
-        seeds = range(1 + TURN * r, 1 + TURN * (r + 1))
+        seeds = range(1 + turn * r, 1 + turn * (r + 1))
         row.ours.append(rate(ours, seeds, lengths[0]))
         row.peer.append(rate(peer, seeds, lengths[1]))
     row.notes.append("mean completion: ours {:.1f} tokens, peer {:.1f}".format(*map(statistics.fmean, lengths)))

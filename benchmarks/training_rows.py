@@ -164,8 +164,8 @@ def ppo_row(folder: Path, work: Work, rounds: int, epochs: int, updates: int) ->
                 answers = [peer() for _ in range(TURN)]
                 row.peer.append(TURN * work.number / sum(answer[0] for answer in answers))
                 lengths[1].extend(answer[1] for answer in answers)
-    parts = {**spent, "the rest": 1 - sum(spent.values())}
-    row.notes.append("our iteration: " + ", ".join(f"{name} {share:.0%}" for name, share in parts.items()))
+    shares = {**spent, "the rest": 1 - sum(spent.values())}
+    row.notes.append("our iteration: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     means = [f"{statistics.mean(side):.1f} tokens" for side in lengths if side]
     row.notes.append(f"mean completion, ours and peer: {' and '.join(means)}")
     return row
