@@ -118,6 +118,7 @@ def main() -> None:
         parser.error(f"--updates {args.updates} does not divide the batch")
     torch.set_num_threads(args.threads)
     measured: dict[str, float] = {}
+    roof.measure(measured, 0.05)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch), args.tiny, args.epochs, args.updates)
