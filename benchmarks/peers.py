@@ -7,11 +7,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from results import Row
 
 HERE = Path(__file__).parent
 Peer = Callable[[], list[float]]  # goes on by one step and tells the step's seconds, and what else its script tells
@@ -63,17 +65,49 @@ def trl(version: str, script: str, folder: Path, settings: dict[str, Any]) -> It
             process.communicate()
 
 
-def precisions(
-    stack: contextlib.ExitStack, version: str, script: str, folder: Path, settings: dict[str, Any]
-) -> dict[str, Peer]:
-    """The same peer in fp32 and in bf16, as long as the stack is open."""
-    return {
-        name: stack.enter_context(trl(version, script, folder, {**settings, "bf16": name == "bf16"}))
-        for name in ("fp32", "bf16")
-    }
+def precisions(**ways: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by name, each in fp32 and in bf16."""
+    kinds = ("fp32", "bf16")
+    return {f"{kind}, {name}": {**way, "bf16": kind == "bf16"} for name, way in ways.items() for kind in kinds}
 
 
-def fastest(steps: Sequence[dict[str, list[float]]], work: int) -> tuple[str, str]:
-    """Of peers that took their first steps in turn: the fastest one's name, and all speeds in `work` per second."""
-    seconds = {name: min(step[name][0] for step in steps[1:]) for name in steps[0]}
-    return min(seconds, key=seconds.__getitem__), ", ".join(f"{n} {work / s:.1f}" for n, s in seconds.items())
+def fastest(
+    stack: contextlib.ExitStack,
+    row: Row,
+    script: tuple[str, str],
+    folder: Path,
+    ways: dict[str, dict[str, Any]],
+    pieces: Callable[[list[float]], float],
+) -> tuple[Peer | None, dict[str, list[list[float]]]]:
+    """The fastest of some ways to set a peer, left running as long as the stack is open, and what all answered.
+
+    Each takes a step to warm up and then two more, in turn, but one that is behind by a tenth after the first of them;
+    `pieces` says how much work an answer is for. What was tried, and what failed, is noted.
+    """
+    version, name = script
+    open_peers: dict[str, tuple[Peer, contextlib.ExitStack]] = {}
+    answers: dict[str, list[list[float]]] = defaultdict(list)
+    speeds: dict[str, float] = {}
+    for _ in range(3):
+        for way, values in ways.items():
+            try:
+                if not answers[way]:
+                    own = contextlib.ExitStack()
+                    open_peers[way] = own.enter_context(trl(version, name, folder, values)), own
+                answers[way].append(open_peers[way][0]())
+            except PeerError as error:
+                if way in open_peers:
+                    open_peers.pop(way)[1].close()
+                row.notes.append(f"peer not available ({way}): {error}")
+        speeds = {way: max(pieces(a) / a[0] for a in answers[way][1:] or answers[way]) for way in open_peers}
+        hopeful = [way for way in speeds if len(answers[way]) == 1 or speeds[way] > 0.9 * max(speeds.values())]
+        ways = {way: ways[way] for way in hopeful}
+    if not speeds:
+        return None, answers
+    best = max(speeds, key=speeds.__getitem__)
+    for way in set(open_peers) - {best}:
+        open_peers[way][1].close()
+    stack.push(open_peers[best][1])
+    tried = ", ".join(f"{way} {speed:,.4g}" for way, speed in speeds.items())
+    row.notes.append(f"peer is TRL {version}, {best} (in the warm-up, {row.unit}: {tried})")
+    return open_peers[best][0], answers

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import trl
+from resident import reset_peak, resident
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -26,6 +27,7 @@ class Turns(TrainerCallback):
     def __init__(self, answers: Any) -> None:
         self.answers, self.began = answers, 0.0
         self.more: tuple[float, ...] = ()  # what a step's answer says after the seconds
+        self.loaded = 0.0  # MiB before the first step
 
     def tell(self, line: str) -> None:
         """Answer, then wait to be told to go on."""
@@ -36,6 +38,8 @@ class Turns(TrainerCallback):
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Ready."""
+        self.loaded = resident()
+        reset_peak()
         self.tell(trl.__version__)
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,59 @@
+"""The machine's roof, and how many floating-point operations a piece of work needs at the least.
+
+Only useful operations count: real tokens, each prompt once however many completions it has, logits only where they are
+wanted. A forward pass takes 2 for every parameter in a matrix and token, and 4 for every channel, layer, and pair of
+tokens of which one sees the other; a backward pass twice as many.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from work import Shape, Work
+
+SHAPES = ((2048, 2048, 2048), (8192, 256, 704), (4096, 1024, 1024))
+
+
+def measure(roof: dict[str, float], seconds: float) -> None:
+    """Raise the roof to the operations per second of the best of some matrix products, in fp32 and in bf16."""
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        best = roof.get(name, 0.0)
+        for m, k, n in SHAPES:
+            a, b, out = (torch.ones(s, dtype=dtype) for s in ((m, k), (k, n), (m, n)))
+            torch.mm(a, b, out=out)
+            until = time.perf_counter() + seconds
+            while (began := time.perf_counter()) < until:
+                torch.mm(a, b, out=out)
+                best = max(best, 2 * m * k * n / (time.perf_counter() - began))
+        roof[name] = best
+
+
+def forward(shape: Shape, lengths: Sequence[float], read: float = 0) -> float:
+    """Of reading sequences of these lengths, with logits at `read` positions in all."""
+    attention = 4 * shape.width * shape.layers * sum(n * n / 2 for n in lengths)
+    return 2 * shape.backbone * sum(lengths) + attention + 2 * shape.head * read
+
+
+def sampling(work: Work, copies: int = 1) -> float:
+    """Of `copies` completions of each prompt."""
+    new, shape = work.tokens, work.shape
+    attention = 4 * shape.width * shape.layers * sum(n * new + new * new / 2 for n in work.lengths) * copies
+    completions = 2 * (shape.backbone + shape.head) * new * copies * work.number + attention
+    return forward(shape, work.lengths) + completions
+
+
+def ppo(work: Work, epochs: int) -> float:
+    """Of an iteration: sample, score, reference, values, and the update of policy and value model."""
+    shape, whole = work.shape, [n + work.tokens for n in work.lengths]
+    read = work.number * work.tokens
+    scored, told = forward(shape, whole), forward(shape, whole, read)
+    return sampling(work) + 2 * scored + told + epochs * 3 * (told + scored)
+
+
+def ranking(shape: Shape, prompt: int, completion: int, k: int) -> float:
+    """Of a reward model's step on a ranking, the prompt read once."""
+    tokens = prompt + k * completion
+    pairs = prompt**2 / 2 + k * (completion**2 / 2 + prompt * completion)
+    return 3 * (2 * shape.backbone * tokens + 4 * shape.width * shape.layers * pairs)
