@@ -85,18 +85,18 @@ def memory(b: Bench, rounds: int) -> list[Row]:
 
 
 ROWS: dict[str, tuple[int, Callable[[Bench, int], list[Row]]]] = {
-    "sampling": (7, lambda b, n: sampling(b, b.fixed(SMALL), n)),
-    "sampling-5M": (5, lambda b, n: sampling(b, b.fixed(MEDIUM), n)),
-    "mixed": (5, lambda b, n: sampling(b, b.mixed(SMALL, 256), n)),
-    "mixed-5M": (4, lambda b, n: sampling(b, b.mixed(MEDIUM, 256), n)),
-    "copies": (5, lambda b, n: sampling(b, b.mixed(SMALL, 64), n, 4)),
-    "copies-5M": (4, lambda b, n: sampling(b, b.mixed(MEDIUM, 64), n, 4)),
-    "ppo": (7, lambda b, n: ppo(b, b.fixed(SMALL), n)),
-    "ppo-5M": (4, lambda b, n: ppo(b, b.fixed(MEDIUM), n)),
-    "ppo-mixed": (7, lambda b, n: ppo(b, b.mixed(SMALL, 64), n)),
+    "sampling": (5, lambda b, n: sampling(b, b.fixed(SMALL), n)),
+    "sampling-5M": (3, lambda b, n: sampling(b, b.fixed(MEDIUM), n)),
+    "mixed": (4, lambda b, n: sampling(b, b.mixed(SMALL, 256), n)),
+    "mixed-5M": (2, lambda b, n: sampling(b, b.mixed(MEDIUM, 256), n)),
+    "copies": (3, lambda b, n: sampling(b, b.mixed(SMALL, 64), n, 4)),
+    "copies-5M": (2, lambda b, n: sampling(b, b.mixed(MEDIUM, 64), n, 4)),
+    "ppo": (5, lambda b, n: ppo(b, b.fixed(SMALL), n)),
+    "ppo-5M": (3, lambda b, n: ppo(b, b.fixed(MEDIUM), n)),
+    "ppo-mixed": (5, lambda b, n: ppo(b, b.mixed(SMALL, 64), n)),
     "reward": (5, reward),
     "sft": (5, lambda b, n: sft(b, SMALL, n)),
-    "sft-5M": (4, lambda b, n: sft(b, MEDIUM, n)),
+    "sft-5M": (3, lambda b, n: sft(b, MEDIUM, n)),
     "memory": (1, memory),
 }  # rounds, and how to measure
 

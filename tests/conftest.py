@@ -22,6 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from tutelage.models import attention
 from tutelage.models.loading import load_policy, save_model
 from tutelage.models.tokens import load_tokenizer
 from tutelage.stages.pretrain import train_tokenizer
@@ -64,6 +65,7 @@ def tiny_model(kind: str, vocabulary: int, context: int = 128, seed: int = 0) ->
     if kind == "gpt2":  # or a tied embedding repeats its own token for ever
         torch.nn.init.normal_(model.transformer.wpe.weight)
     model.config.pad_token_id = 0
+    model.set_attn_implementation(attention.NAME)
     return model
 
 

@@ -49,14 +49,6 @@ def test_rows_of_like_length_go_together() -> None:
     assert micro_batches([], 18, PAD) == []
 
 
-def test_a_batch_that_is_large_enough_ends_before_padding_grows() -> None:
-    lengths = [*range(16, 225, 2)]
-    batches = micro_batches([[7] * n for n in lengths], 8192, PAD)
-    assert sum(b.ids.numel() for b in batches) < 1.12 * sum(lengths)
-    assert all(b.lengths.sum() >= 1024 for b in batches)
-    assert len(micro_batches([[7] * 100] * 80, 8192, PAD)) == 1
-
-
 @given(sequences=SEQUENCES, budget=st.integers(1, 200), data=st.data())
 def test_masks_mark_what_predicts_the_completion(sequences: list[list[int]], budget: int, data: st.DataObject) -> None:
     prompts = [data.draw(st.integers(1, len(s) - 1)) for s in sequences]

@@ -148,7 +148,7 @@ def test_what_memory_held_before_is_never_seen(tiny: Tiny, monkeypatch: pytest.M
     policy = tiny("llama")
     requests = mixed_requests(24, policy.config.vocab_size)
     together = LocalSampler(policy).sample(requests)
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, float("nan")))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape, **how: self.new_full(shape, float("nan")))
     assert_same(LocalSampler(policy).sample(requests), together)
 
 
@@ -373,3 +373,22 @@ def test_uniforms_are_uniform_over_steps_and_over_seeds() -> None:
         distance = (u.sort().values - (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000).abs().max()
         assert distance < 0.02  # Kolmogorov-Smirnov: exceeded once in 1,500
         assert abs(float(torch.corrcoef(torch.stack([u[:-1], u[1:]]))[0, 1])) < 0.04
+
+
+# --- in bf16 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_draws_from_nearly_the_same_policy(kind: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "trains_in_bf16", lambda _: True)
+    policy = tiny(kind)
+    before = {name: p.clone() for name, p in policy.named_parameters()}
+    requests = [Request(some_ids(n, 320), request_seed(0, 0, str(n), 0), 12, (1,)) for n in (3, 9, 9, 20, 41)]
+    samples = LocalSampler(policy, bf16=True).sample(requests)
+    assert samples == LocalSampler(policy, bf16=True).sample(requests)
+    assert samples != LocalSampler(policy).sample(requests)  # log-probabilities are those of the rounded policy
+    sequences = [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
+    exact = completion_logprobs(policy, sequences, [len(r.prompt_ids) for r in requests])
+    gaps = [(torch.tensor(s.logprobs) - e[: len(s.logprobs)]).abs() for s, e in zip(samples, exact, strict=True)]
+    assert 0 < torch.cat(gaps).median() < 0.05
+    assert all(torch.equal(before[name], p) for name, p in policy.named_parameters())

@@ -63,7 +63,9 @@ def test_a_second_run_does_nothing(smoke: Path, capsys: pytest.CaptureFixture[st
 
 def test_rollouts_start_at_the_reference(smoke: Path) -> None:
     first = json.loads((smoke / "ppo" / "metrics.jsonl").read_text().splitlines()[0])
-    assert abs(first["objective/kl"]) < 1e-3
+    assert (
+        abs(first["objective/kl"]) < 0.02
+    )  # nats per episode: samples are drawn in bf16, the reference is not rounded
     assert first["val/ratio"] == pytest.approx(1.0, abs=1e-3)
 
 

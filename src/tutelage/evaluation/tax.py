@@ -15,7 +15,7 @@ from tutelage.objectives.sft import nll_sum
 
 @torch.inference_mode()
 def pretraining_loss(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int = 8192
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int = 2048
 ) -> float:
     """Mean next-token loss in nats over whole documents, end-of-text included, each cut at the model's context."""
     limit = min(context_length(policy), 1024)

@@ -98,7 +98,7 @@ def _one_query(query: Tensor, key: Tensor, value: Tensor, windows: Sequence[Wind
         number, heads, n, d = k.shape
         in_place = k.stride(0) == heads * k.stride(1)  # a cache's rows and heads lie evenly after each other
         k, v = (x.view(number * heads, n, d) if in_place else _heads_first(x) for x in (k, v))
-        weights = torch.bmm(q.reshape(number * heads, -1, d), k.transpose(1, 2))
+        weights = torch.bmm(q.to(k.dtype).reshape(number * heads, -1, d), k.transpose(1, 2))
         if mask is not None:
             weights.view(number, -1, n).masked_fill_(~mask[:, None], -torch.inf)
         out[rows] = torch.bmm(weights.softmax(-1), v).view(number, 1, -1, d)

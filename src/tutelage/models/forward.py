@@ -59,23 +59,30 @@ def tree_scores(model: PreTrainedModel, batch: TreeBatch) -> torch.Tensor:
     return model.score(hidden[rows, batch.ends].float()).squeeze(-1)
 
 
+def pass_tokens(model: PreTrainedModel) -> int:
+    """Tokens of one pass without gradients that a processor's cache, or an accelerator, likes."""
+    return 2048 if model.device.type == "cpu" else 32768
+
+
 @torch.inference_mode()
 def group_scores(
-    model: PreTrainedModel, groups: Sequence[Sequence[Sequence[int]]], max_tokens: int = 8192
+    model: PreTrainedModel, groups: Sequence[Sequence[Sequence[int]]], max_tokens: int | None = None
 ) -> list[torch.Tensor]:
     """(k,) scores of each group's sequences, on the processor; what a group's sequences share is read once."""
     out: list[torch.Tensor] = [torch.empty(0)] * len(groups)
-    for batch in tree_batches(groups, max_tokens, model.config.pad_token_id):
+    for batch in tree_batches(groups, max_tokens or pass_tokens(model), model.config.pad_token_id):
         for g, found in zip(batch.groups, tree_scores(model, batch.to(model.device)).cpu(), strict=True):
             out[g] = found[: len(groups[g])]
     return out
 
 
 @torch.inference_mode()
-def all_scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]], max_tokens: int = 8192) -> torch.Tensor:
+def all_scores(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], max_tokens: int | None = None
+) -> torch.Tensor:
     """(n,) scores, in the order of the sequences, on the processor."""
     out = torch.empty(len(sequences))
-    for batch in micro_batches(sequences, max_tokens, model.config.pad_token_id):
+    for batch in micro_batches(sequences, max_tokens or pass_tokens(model), model.config.pad_token_id):
         out[batch.rows] = scores(model, batch.to(model.device)).cpu()
     return out
 
@@ -93,12 +100,12 @@ def completion_logprobs(
     sequences: Sequence[Sequence[int]],
     prompt_lengths: Sequence[int],
     temperature: float = 1.0,
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
 ) -> torch.Tensor:
     """(n, t) log-probabilities of completion tokens, right-padded with zeros, on the processor."""
     width = max(len(s) - p for s, p in zip(sequences, prompt_lengths, strict=True))
     out = torch.zeros(len(sequences), width)
-    for batch in micro_batches(sequences, max_tokens, policy.config.pad_token_id):
+    for batch in micro_batches(sequences, max_tokens or pass_tokens(policy), policy.config.pad_token_id):
         moved = batch.to(policy.device)
         mask = moved.completion_mask(prompt_lengths)
         flat, _ = selected_logprobs(policy, moved, mask, temperature)
@@ -111,12 +118,12 @@ def completion_values(
     value_model: PreTrainedModel,
     sequences: Sequence[Sequence[int]],
     prompt_lengths: Sequence[int],
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
 ) -> torch.Tensor:
     """(n, t) values of the state before each completion token, right-padded with zeros, on the processor."""
     width = max(len(s) - p for s, p in zip(sequences, prompt_lengths, strict=True))
     out = torch.zeros(len(sequences), width)
-    for batch in micro_batches(sequences, max_tokens, value_model.config.pad_token_id):
+    for batch in micro_batches(sequences, max_tokens or pass_tokens(value_model), value_model.config.pad_token_id):
         moved = batch.to(value_model.device)
         mask = moved.completion_mask(prompt_lengths)
         out[batch.rows] = spread(batch.rows, mask, selected_values(value_model, moved, mask), width).cpu()

@@ -12,9 +12,9 @@ with: a loop of reinforcement learning, whose ratio accounts for them, samples i
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ from transformers.cache_utils import CacheLayerMixin
 
 from tutelage.models import attention
 from tutelage.models.attention import Window
-from tutelage.models.forward import hidden_states
-from tutelage.models.loading import autocast, context_length, output_head, trains_in_bf16
+from tutelage.models.forward import hidden_states, pass_tokens
+from tutelage.models.loading import context_length, output_head, trains_in_bf16
 from tutelage.models.packing import micro_batches
 from tutelage.records import Request, Sample
 from tutelage.sampling.random import uniforms
@@ -34,7 +34,6 @@ NEAR_TIE = 1e-5  # of probability; measured differences stay below 2e-6
 NEAR_TIE_LOGIT = 2e-5  # between the two best logits; measured differences stay below 4e-6
 GROUP = 32  # rows that share a window on the cache
 KEEP = 0.75  # give the places of finished rows away once fewer than this share of the rows go on
-PREFILL_TOKENS = 8192  # of prompts read in one pass
 SLACK = 128  # slots beyond the longest sequence, so that the window need not move at every step
 
 
@@ -57,10 +56,11 @@ class _Layer(CacheLayerMixin):
         self.window, self.places, self.slots, self.dtype, self.rows = window, places, slots, dtype, 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        heads, d = key_states.shape[1], key_states.shape[3]
-        self.keys = key_states.new_empty(self.places, heads, self.slots, d, dtype=self.dtype)
-        # Zeros, as a masked value still enters the sums, times 0: what memory held before may be no number.
-        self.values = value_states.new_zeros(self.places, heads, self.slots, value_states.shape[3], dtype=self.dtype)
+        # Zeros, as a masked slot still enters the sums, times 0: what memory held before may be no number.
+        self.keys, self.values = (
+            x.new_zeros(self.places, x.shape[1], self.slots, x.shape[3], dtype=self.dtype)
+            for x in (key_states, value_states)
+        )
         self.is_initialized = True
 
     @property
@@ -137,7 +137,7 @@ class LocalSampler:
     Args:
         policy: any causal language model whose logits are linear in its last hidden states.
         batch_tokens: bound on rows x slots of the cache, which is how many requests are under way at once.
-        bf16: sample by the policy as it trains, in bf16 products and cache where those gain (`trains_in_bf16`).
+        bf16: sample from the policy rounded to bf16, where that gains (`trains_in_bf16`).
     """
 
     def __init__(self, policy: PreTrainedModel, batch_tokens: int = 65536, bf16: bool = False) -> None:
@@ -164,15 +164,16 @@ class LocalSampler:
                 )
         if not requests:
             return []
-        with autocast(self.policy) if self.bf16 else nullcontext():
-            return _Session(self.policy, requests, self.batch_tokens, self.bf16).run()
+        policy = in_bf16(self.policy) if self.bf16 else self.policy
+        return _Session(policy, requests, self.batch_tokens).run()
 
 
 class _Session:
     """One call of `sample`: the rows under way, those waiting, and the cache."""
 
-    def __init__(self, policy: PreTrainedModel, requests: Sequence[Request], batch_tokens: int, bf16: bool) -> None:
-        self.policy, self.requests, self.device, self.bf16 = policy, requests, policy.device, bf16
+    def __init__(self, policy: PreTrainedModel, requests: Sequence[Request], batch_tokens: int) -> None:
+        self.policy, self.requests, self.device = policy, requests, policy.device
+        self.exact = policy.dtype == torch.float32
         # From the end, the longest prompts are taken first: then every waiting prompt fits the window in use.
         sizes = [(len(r.prompt_ids), r.max_new_tokens) for r in requests]
         self.waiting = sorted(range(len(requests)), key=sizes.__getitem__)
@@ -181,7 +182,7 @@ class _Session:
         self.places = min(len(requests), max(1, batch_tokens // self.slots))
         self.window = _Window(0, 0)
         # On processors products of a matrix with one vector are slower in bf16 than in fp32 (docs/performance.md).
-        dtype = torch.bfloat16 if bf16 and self.device.type == "cuda" else policy.dtype
+        dtype = torch.float32 if self.device.type == "cpu" else policy.dtype
         number = policy.config.num_hidden_layers
         self.layers = [_Layer(self.window, self.places, self.slots, dtype) for _ in range(number)]
         self.cache = Cache(layers=self.layers)
@@ -199,7 +200,7 @@ class _Session:
             weight, bias = output_head(self.policy)
             logits = torch.nn.functional.linear(hidden, weight, bias).float()
             chosen, logprobs, near_tie = choose(logits, rows)
-            for k in [] if self.bf16 else (near_tie & (rows.budget > 0)).nonzero().flatten().tolist():
+            for k in (near_tie & (rows.budget > 0)).nonzero().flatten().tolist() if self.exact else ():
                 chosen[k], logprobs[k] = self._alone(rows.keep(torch.tensor([k], device=self.device)))
             going = rows.budget > 0
             self.tokens[rows.index[going], rows.step[going]] = chosen[going]
@@ -233,7 +234,7 @@ class _Session:
             self.window.start, self.window.end = 0, longest
         self.window.start = min(self.window.start, self.window.end - longest)
         hidden = None
-        for batch in micro_batches(prompts, PREFILL_TOKENS, self.policy.config.pad_token_id or 0):
+        for batch in micro_batches(prompts, pass_tokens(self.policy), self.policy.config.pad_token_id or 0):
             batch = batch.to(self.device)
             read = DynamicCache()
             out = self.policy.base_model(input_ids=batch.ids, past_key_values=read, use_cache=True).last_hidden_state
@@ -309,6 +310,14 @@ class _Session:
         end = next((i + 1 for i, t in enumerate(tokens[: request.max_new_tokens]) if t in request.stop_ids), None)
         cut = request.max_new_tokens if end is None else end
         return Sample(tuple(tokens[:cut]), tuple(logprobs[:cut]), "length" if end is None else "stop")
+
+
+def in_bf16(policy: PreTrainedModel) -> PreTrainedModel:
+    """A copy with its parameters in bf16. Buffers stay: rotary frequencies need their digits."""
+    rounded = copy.deepcopy(policy).requires_grad_(False)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return rounded
 
 
 def choose(logits: torch.Tensor, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -68,7 +68,7 @@ def run(config: OnlineConfig) -> None:
     reward_model = load_scalar(config.reward_model, reward_tokenizer)
     value_model = copy.deepcopy(reward_model)
     average = copy.deepcopy(policy).requires_grad_(False)
-    sampler = LocalSampler(policy, bf16=True)  # log-probabilities of the policy as it trains
+    sampler = LocalSampler(policy, bf16=True)  # the ratio accounts for it: it divides by what was sampled with
 
     whole = min(context_length(policy), context_length(reward_model))
     prompts, dropped = usable_prompts(config, whole, tokenizer)

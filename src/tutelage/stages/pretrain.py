@@ -75,7 +75,7 @@ def text_nll(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def text_loss(model: PreTrainedModel, rows: torch.Tensor, max_tokens: int = 8192) -> float:
+def text_loss(model: PreTrainedModel, rows: torch.Tensor, max_tokens: int = 2048) -> float:
     """Mean next-token loss in nats over rows: the figure behind the alignment tax."""
     model.eval()
     groups = rows.split(max(1, max_tokens // rows.shape[1]))
