@@ -43,6 +43,9 @@ def test_equals_dense(chunk_tokens: int | None, temperature: float, with_bias: b
     expected, expected_entropy = dense(hidden, weight, targets, b, temperature)
     assert_close(logp, expected, rtol=1e-5, atol=1e-6)
     assert_close(entropy, expected_entropy.detach(), rtol=1e-5, atol=1e-6)
+    alone, none = token_logprobs(hidden, weight, targets, bias=b, temperature=temperature, with_entropy=False)
+    assert_close(alone, logp)
+    assert none.shape == (0,)
     grads = torch.autograd.grad(logp, inputs, upstream)
     for actual, wanted in zip(grads, torch.autograd.grad(expected, inputs, upstream), strict=True):
         assert_close(actual, wanted, rtol=1e-5, atol=1e-5)

@@ -18,14 +18,20 @@ def hidden_states(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def selected_logprobs(
-    policy: PreTrainedModel, batch: MicroBatch, mask: torch.Tensor, temperature: float = 1.0
+    policy: PreTrainedModel,
+    batch: MicroBatch,
+    mask: torch.Tensor,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities and entropies (m,) of the tokens after the m masked positions, row by row."""
+    """Log-probabilities (m,) of the tokens after the m masked positions, row by row, and entropies (m,) if wanted."""
     with autocast(policy):
         hidden = hidden_states(policy, batch.ids)
         weight, bias = output_head(policy)
         targets = batch.ids.roll(-1, 1)[mask]
-        return token_logprobs(hidden[mask], weight, targets, bias=bias, temperature=temperature)
+        return token_logprobs(
+            hidden[mask], weight, targets, bias=bias, temperature=temperature, with_entropy=with_entropy
+        )
 
 
 def selected_values(value_model: PreTrainedModel, batch: MicroBatch, mask: torch.Tensor) -> torch.Tensor:

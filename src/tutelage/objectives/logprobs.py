@@ -25,8 +25,9 @@ def token_logprobs(
     *,
     bias: Float[Tensor, " v"] | None = None,
     temperature: float = 1.0,
+    with_entropy: bool = True,
     chunk_tokens: int | None = None,
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " m"]]:
     """log p(target) and the entropy of p = softmax((hidden · weightᵀ + bias) / temperature), both in nats.
 
     The temperature divides the logits here exactly as it does in sampling (Ziegler 2019): the policy that is trained is
@@ -38,18 +39,19 @@ def token_logprobs(
         targets: (n,), token ids in [0, v).
         bias: (v,), the output layer's bias, if it has one; -inf rules a token out.
         temperature: divides the logits, above 0.
+        with_entropy: whether to compute the entropies, which take a quarter of the pass without gradients.
         chunk_tokens: tokens per chunk; by default as many as a fixed number of bytes of logits allows.
 
     Returns:
-        logprobs (n,), differentiable once in hidden, weight and bias; entropy (n,), detached. Both fp32 (fp64 for fp64
-        input).
+        logprobs (n,), differentiable once in hidden, weight and bias; entropy (n,), detached, or (0,) where not wanted.
+        Both fp32 (fp64 for fp64 input).
     """
     device = hidden.device.type
     budget = CPU_CHUNK_BYTES if device == "cpu" else GPU_CHUNK_BYTES
     chunk = chunk_tokens or max(1, budget // (4 * weight.shape[0]))
     under_autocast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
     dtype = torch.get_autocast_dtype(device) if under_autocast else hidden.dtype
-    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, chunk, dtype)
+    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, chunk, dtype, with_entropy)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
@@ -72,17 +74,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
         temperature: float,
         chunk: int,
         dtype: torch.dtype,
+        with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        logprobs, entropy, logsumexp = hidden.new_empty(
-            3, len(targets), dtype=torch.promote_types(dtype, torch.float32)
-        )
+        logprobs, logsumexp = hidden.new_empty(2, len(targets), dtype=torch.promote_types(dtype, torch.float32))
+        entropy = torch.empty_like(logprobs if with_entropy else logprobs[:0])
         with torch.autocast(hidden.device.type, enabled=False):
             product_weight = weight.to(dtype)
             for c in _chunks(len(targets), chunk):
                 logits = _logits(hidden[c].to(dtype), product_weight, bias, temperature)
                 logsumexp[c] = logits.logsumexp(-1)
                 logprobs[c] = logits.gather(-1, targets[c, None]).squeeze(-1) - logsumexp[c]
-                entropy[c] = torch.special.entr((logits - logsumexp[c, None]).exp()).sum(-1)  # entr(0) = 0
+                if with_entropy:
+                    entropy[c] = torch.special.entr((logits - logsumexp[c, None]).exp()).sum(-1)  # entr(0) = 0
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(hidden, weight, bias, targets, logsumexp)
             ctx.temperature, ctx.chunk, ctx.dtype = temperature, chunk, dtype
@@ -112,7 +115,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     grad_hidden[c] = grad_logits @ product_weight
                 if grad_weight is not None:
                     grad_weight += grad_logits.T @ chunk
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _chunks(n: int, size: int) -> list[slice]:

@@ -248,7 +248,7 @@ def improve(
                 prompt_lengths = [rollout.prompt_lengths[m] for m in members]
                 predicts = moved.completion_mask(prompt_lengths)
                 inside = mask[episodes]
-                flat, entropy = selected_logprobs(policy, moved, predicts, config.temperature)
+                flat, entropy = selected_logprobs(policy, moved, predicts, config.temperature, with_entropy=True)
                 logprobs = spread(batch.rows, predicts, flat, mask.shape[1])
                 loss, stats = algorithm.policy_loss(
                     logprobs, old[episodes], advantages[episodes], inside, config.cliprange
