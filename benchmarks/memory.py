@@ -24,6 +24,9 @@ from training_rows import metrics, ppo_config, ppo_settings
 from work import Work, make_models
 
 from tutelage.stages import online
+from tutelage.stages.config import OnlineConfig
+
+DEFAULT = OnlineConfig.model_fields["micro_batch_tokens"].default
 
 
 def memory_rows(folder: Path, work: Work, rounds: int) -> list[Row]:
@@ -52,11 +55,11 @@ def memory_rows(folder: Path, work: Work, rounds: int) -> list[Row]:
             over.notes.append(f"{side}: {held:,.0f} MiB once the models are loaded")
     tokens = work.number * (work.prompts[1] + work.most) // 8
     loaded, peak = ours(folder, work, tokens)
-    over.notes.append(f"ours with micro_batch_tokens={tokens}: {peak - loaded:,.0f} of {peak:,.0f} MiB")
+    over.notes.append(f"ours with micro_batch_tokens={DEFAULT}; with {tokens}: {peak - loaded:,.0f} of {peak:,.0f} MiB")
     return [over, whole]
 
 
-def ours(folder: Path, work: Work, tokens: int = 8192) -> tuple[float, float]:
+def ours(folder: Path, work: Work, tokens: int = DEFAULT) -> tuple[float, float]:
     """MiB once the models are loaded, and at the peak, of a fresh process."""
     command = [sys.executable, __file__, folder, torch.get_num_threads(), work.number, work.most, tokens]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)

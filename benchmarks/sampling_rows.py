@@ -120,7 +120,8 @@ def rate(call: Call, seeds: Sequence[int], lengths: list[int]) -> float:
 def fastest(batch: Batch, model: PreTrainedModel) -> tuple[str, Call, str]:
     """The peer's best way with its name, and what was tried. One that is far behind is not tried twice."""
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
-    calls, speeds, failed = dict(peers(batch, model)), dict[str, float](), []
+    rounded = ((f"{name}, bf16", call) for name, call in peers(batch, copy.deepcopy(model).bfloat16()))
+    calls, speeds, failed = {**dict(peers(batch, model)), **dict(rounded)}, dict[str, float](), []
     for name, call in calls.items():
         try:
             speeds[name] = rate(call, (0,), [])
@@ -129,11 +130,7 @@ def fastest(batch: Batch, model: PreTrainedModel) -> tuple[str, Call, str]:
         except Exception as error:  # of whatever kind: a peer that cannot is no reason to stop
             failed.append(f"{name} failed: {str(error).splitlines()[0]}")
     best = max(speeds, key=speeds.__getitem__)
-    rounded = dict(peers(batch, copy.deepcopy(model).bfloat16()))[best]
-    in_bf16 = f"{best}, bf16"
-    speeds[in_bf16] = max(rate(rounded, (0,), []) for _ in range(2))
-    tried = "; ".join([*(f"{n} {s:,.0f}" for n, s in speeds.items()), *failed])
-    return (in_bf16, rounded, tried) if speeds[in_bf16] > speeds[best] else (best, calls[best], tried)
+    return best, calls[best], "; ".join([*(f"{n} {s:,.0f}" for n, s in speeds.items()), *failed])
 
 
 def sampling_row(folder: Path, work: Work, rounds: int, copies: int = 1) -> Row:

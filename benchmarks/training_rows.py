@@ -28,6 +28,7 @@ from tutelage.datasets import read_demonstrations, read_rankings, write_jsonl
 from tutelage.models import loading
 from tutelage.models.loading import load_scalar, trains_in_bf16
 from tutelage.models.tokens import encode_pair, load_tokenizer
+from tutelage.sampling import local
 from tutelage.stages import online, reward, sft
 from tutelage.stages.config import OnlineConfig, RewardConfig, SftConfig
 from tutelage.stages.training import shuffled
@@ -60,9 +61,13 @@ def seconds_of(lines: list[dict[str, float]]) -> list[float]:
     return [b["seconds"] - a["seconds"] for a, b in pairwise(lines)]
 
 
-def in_fp32() -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def in_fp32() -> Iterator[None]:
     """Our side in fp32, whatever the model."""
-    return mock.patch.object(loading, "trains_in_bf16", return_value=False)
+    with contextlib.ExitStack() as stack:
+        for module in (loading, local):
+            stack.enter_context(mock.patch.object(module, "trains_in_bf16", return_value=False))
+        yield
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from conftest import KINDS, tiny_model
 from tutelage.models import attention as ours
+from tutelage.models.forward import hidden_states
 from tutelage.models.packing import TreeBatch, tree_batches
 
 HEADS, WIDTH = 4, 8
@@ -107,10 +109,50 @@ def test_one_query_beside_a_window_of_a_cache(kv_heads: int) -> None:
 
 
 def test_what_it_does_not_know_is_torchs() -> None:
-    """Dropout and position biases, and fp32 rows, which torch's own computes as fast."""
+    """Dropout, position biases and the like, and fp32 rows, which torch's own computes as fast."""
     module = SimpleNamespace(num_key_value_groups=1, is_causal=True)
-    inputs = [states(2, 6) for _ in range(3)]
-    for settings in ({}, {"dropout": 0.5}, {"position_bias": torch.zeros(2, HEADS, 6, 6)}):
+    fp32 = [states(2, 6) for _ in range(3)]
+    bf16 = [x.detach().bfloat16() for x in fp32]
+    one = [bf16[0][:, :, -1:], *bf16[1:]]
+    unusual = [{"dropout": 0.5}, {"is_causal": False}, *({name: torch.zeros(2, HEADS, 6, 6)} for name in ours.UNUSUAL)]
+    for inputs, mask, settings in [
+        (fp32, None, {}),
+        (one, torch.zeros(2, HEADS, 1, 6), {}),  # a mask that is added
+        *((inputs, None, settings) for inputs in (bf16, one) for settings in unusual),
+    ]:
         with mock.patch.object(ours, "sdpa_attention_forward", return_value="torch's") as seen:
-            assert ours.attention(module, *inputs, None, **settings) == "torch's"
+            assert ours.attention(module, *inputs, mask, **settings) == "torch's", settings
         assert seen.call_args.args[5] == settings.get("dropout", 0.0)
+    assert ours.attention(module, *bf16, None)[0].shape == (2, 6, HEADS, WIDTH)
+
+
+def test_trees_in_bf16_differ_by_rounding_alone() -> None:
+    torch.manual_seed(0)
+    batch = trees([(130, [20, 7, 33]), (6, [2, 2, 7, 1])])
+    module = SimpleNamespace(num_key_value_groups=1, is_causal=True)
+    inputs = [states(*batch.ids.shape, dtype=torch.bfloat16) for _ in range(3)]
+    found, expected = both(module, inputs, batch.mask(), batch.branch >= 0, {"slots": batch.slots})
+    for a, e in zip(found, expected, strict=True):
+        assert (a - e).norm() < 0.015 * e.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_under_autocast_are_as_with_torchs_own(kind: str) -> None:
+    """Hidden states and gradients in bf16, each no further from fp32 than torch's own attention is, give or take."""
+    model = tiny_model(kind, 320)
+    ids = torch.randint(2, 320, (3, 40), generator=torch.Generator().manual_seed(0))
+
+    def outcome(name: str, bf16: bool) -> torch.Tensor:
+        model.set_attn_implementation(name)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            hidden = hidden_states(model, ids).float()
+        weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+        (hidden * weights).sum().backward()
+        grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        return torch.cat([hidden.detach().flatten(), *grads])
+
+    exact = outcome("sdpa", False)
+    theirs, mine = outcome("sdpa", True), outcome(ours.NAME, True)
+    assert not torch.equal(theirs, mine)
+    assert 0 < (mine - exact).norm() < 1.3 * (theirs - exact).norm()

@@ -36,7 +36,7 @@ def test_rows_without_a_peer() -> None:
     assert done.returncode == 0, done.stderr
     for name in rows:
         assert f"{name}: measured in" in done.stdout
-    assert "greedily, 8 of 8 prompts get the same tokens on both sides" in done.stdout
+    assert "greedily in fp32, 8 of 8 prompts get the same tokens on both sides" in done.stdout
     assert done.stdout.count("peer not available (fp32, whole): no environment") == 3
 
 

@@ -1,13 +1,13 @@
 """Attention as our passes need it, registered with transformers under `NAME`: torch's own on accelerators, and on
 processors matrix products over blocks that stay in the cache.
 
-On processors torch's fused attention spends three to four times as long in the backward pass in bf16, and half as long
-again on single queries beside a cache (docs/performance.md). Here nothing of size (tokens, tokens) is kept for the
-backward pass: the weights of a block are made again, so memory grows with the tokens alone. Products are in the inputs'
-dtype, or autocast's; each softmax runs in fp32 inside.
+On processors torch's fused attention spends three to four times as long in the backward pass in bf16, and on single
+queries beside a cache (docs/performance.md). Here the weights of a block are made again in the backward pass instead of
+being kept. Products are in autocast's dtype, or the inputs'; in bf16 so are scores and weights, as in transformers'
+eager attention, and sums over blocks are in fp32.
 
 Trees (`models/packing.py`) are the reason for the second half: completions look at their shared prompt in one product
-and at themselves in another, so that a tree costs what its tokens see and not the square of its length.
+and at themselves in another, so that no completion is multiplied with another.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def attention(
     under_autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if under_autocast else value.dtype
     rows = attention_mask is None and queries == keys and dtype == torch.bfloat16  # in fp32 torch's own is as fast
-    usual = not dropout and not any(kwargs.get(name) is not None for name in UNUSUAL)
+    usual = not dropout and kwargs.get("is_causal") is not False and key.shape[-1] == value.shape[-1]
+    usual &= attention_mask is None or (attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1)
+    usual &= not any(kwargs.get(name) is not None for name in UNUSUAL)
     if query.device.type != "cpu" or not usual or not (queries == 1 or rows or slots is not None):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -96,12 +98,12 @@ def _one_query(query: Tensor, key: Tensor, value: Tensor, windows: Sequence[Wind
     for rows, start, mask in windows:
         q, k, v = query[rows], key[rows, :, start:], value[rows, :, start:]
         number, heads, n, d = k.shape
-        in_place = k.stride(0) == heads * k.stride(1)  # a cache's rows and heads lie evenly after each other
-        k, v = (x.view(number * heads, n, d) if in_place else _heads_first(x) for x in (k, v))
+        # A cache's rows and heads lie evenly after each other, so that they can be read as they lie.
+        k, v = (x.view(-1, n, d) if x.stride(0) == heads * x.stride(1) else _heads_first(x) for x in (k, v))
         weights = torch.bmm(q.to(k.dtype).reshape(number * heads, -1, d), k.transpose(1, 2))
         if mask is not None:
             weights.view(number, -1, n).masked_fill_(~mask[:, None], -torch.inf)
-        out[rows] = torch.bmm(weights.softmax(-1), v).view(number, 1, -1, d)
+        out[rows] = torch.bmm(weights.softmax(-1).to(v.dtype), v).view(number, 1, -1, d)
     return out
 
 
@@ -150,14 +152,15 @@ def _rows_forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _rows_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    sums = torch.promote_types(k.dtype, torch.float32)  # over blocks of queries
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k, dtype=sums), torch.zeros_like(v, dtype=sums)
     for n, queries, keys in _blocks(*q.shape[:2]):
         weights = _causal_weights(q[n, queries], k[n, keys])
-        grad_v[n, keys].baddbmm_(weights.transpose(1, 2), grad[n, queries])
+        grad_v[n, keys] += torch.bmm(weights.transpose(1, 2), grad[n, queries])
         grad_scores = _through_softmax(torch.bmm(grad[n, queries], v[n, keys].transpose(1, 2)), weights)
         grad_q[n, queries] = torch.bmm(grad_scores, k[n, keys])
-        grad_k[n, keys].baddbmm_(grad_scores.transpose(1, 2), q[n, queries])
-    return grad_q, grad_k, grad_v
+        grad_k[n, keys] += torch.bmm(grad_scores.transpose(1, 2), q[n, queries])
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
 class _Rows(torch.autograd.Function):
@@ -210,16 +213,16 @@ def _tree_blocks(slots: Slots, q: Tensor) -> Iterator[tuple[slice, Tensor]]:
     absent.masked_fill_(slots.token[:, None, : slots.shared] < 0, -torch.inf)
     future = _future(q, slots.width, slots.width)
     unseen = torch.cat([absent.expand(-1, slots.width, -1), future.expand(len(absent), -1, -1)], -1)
-    unseen = unseen.repeat_interleave(len(q) // len(unseen), 0)[:, None]
+    row = torch.arange(len(q)) // (len(q) // len(unseen))
     step = max(1, BLOCK // max(1, slots.branches * slots.width * (slots.shared + slots.width)))
     for n in range(0, len(q) if slots.branches else 0, step):
-        yield slice(n, n + step), unseen[n : n + step]
+        yield slice(n, n + step), unseen[row[n : n + step], None]
 
 
 def _products(x: Tensor, shared: Tensor, own: Tensor, added: Tensor) -> Tensor:
     """x · y of branch tokens with the y of their beginning and of their own branch, plus `added`: (n, t, w, s + w)."""
     n, t, w, _ = x.shape
-    out = added.expand(n, t, w, shared.shape[1] + w).contiguous()
+    out = added.expand(n, t, w, shared.shape[1] + w).clone(memory_format=torch.contiguous_format)
     with_shared, with_own = out.view(n, t * w, -1)[..., :-w], out.view(n * t, w, -1)[..., -w:]
     with_shared.baddbmm_(x.flatten(1, 2), shared.transpose(1, 2))
     with_own.baddbmm_(x.flatten(0, 1), own.flatten(0, 1).transpose(1, 2))

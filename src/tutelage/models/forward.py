@@ -66,7 +66,7 @@ def tree_scores(model: PreTrainedModel, batch: TreeBatch) -> torch.Tensor:
 
 
 def pass_tokens(model: PreTrainedModel) -> int:
-    """Tokens of one pass without gradients that a processor's cache, or an accelerator, likes."""
+    """Tokens of one pass without gradients: measured on a processor; on an accelerator a guess, not measured."""
     return 2048 if model.device.type == "cpu" else 32768
 
 

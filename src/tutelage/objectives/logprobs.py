@@ -30,8 +30,8 @@ def token_logprobs(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " m"]]:
     """log p(target) and the entropy of p = softmax((hidden · weightᵀ + bias) / temperature), both in nats.
 
-    The temperature divides the logits here exactly as it does in sampling (Ziegler 2019): the policy that is trained is
-    the policy that was sampled from.
+    The temperature divides the logits here exactly as it does in sampling (Ziegler 2019): up to rounding, the policy
+    that is trained is the policy that was sampled from.
 
     Args:
         hidden: (n, d), the last hidden states, at the positions that predict the targets.

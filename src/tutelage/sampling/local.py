@@ -182,7 +182,8 @@ class _Session:
         self.places = min(len(requests), max(1, batch_tokens // self.slots))
         self.window = _Window(0, 0)
         # On processors products of a matrix with one vector are slower in bf16 than in fp32 (docs/performance.md).
-        dtype = torch.float32 if self.device.type == "cpu" else policy.dtype
+        ours = self.device.type == "cpu" and policy.config._attn_implementation == attention.NAME
+        dtype = torch.float32 if ours else policy.dtype
         number = policy.config.num_hidden_layers
         self.layers = [_Layer(self.window, self.places, self.slots, dtype) for _ in range(number)]
         self.cache = Cache(layers=self.layers)
@@ -281,11 +282,16 @@ class _Session:
         rows.position += going  # a finished row stays: the model may have no position after its last
         return out.last_hidden_state[:, -1]
 
-    def _seen(self, position: torch.Tensor) -> tuple[torch.Tensor, list[Window]]:
-        """Which slots of the window, the next one included, each row sees: as a mask (b, 1, 1, n) and by groups."""
+    def _seen(self, position: torch.Tensor) -> tuple[torch.Tensor | None, list[Window] | None]:
+        """Which slots of the window, the next one included, each row sees: as a mask (b, 1, 1, n), None if all, and by
+        groups where our own attention reads them."""
         n = self.window.end + 1 - self.window.start
         first = (n - 1 - position).clamp(min=0)  # rows that have finished may have had more than the window holds
+        if not first.any():
+            return None, None
         mask = torch.arange(n, device=self.device) >= first[:, None]
+        if self.device.type != "cpu":
+            return mask[:, None, None], None
         windows: list[Window] = []
         for start in range(0, len(first), GROUP):
             rows = slice(start, start + GROUP)
@@ -314,10 +320,11 @@ class _Session:
 
 def in_bf16(policy: PreTrainedModel) -> PreTrainedModel:
     """A copy with its parameters in bf16. Buffers stay: rotary frequencies need their digits."""
-    rounded = copy.deepcopy(policy).requires_grad_(False)
-    for parameter in rounded.parameters():
-        parameter.data = parameter.data.bfloat16()
-    return rounded
+    rounded = {
+        id(p): torch.nn.Parameter(p.detach().to(torch.bfloat16, copy=True), requires_grad=False)
+        for p in policy.parameters()
+    }
+    return copy.deepcopy(policy, rounded)
 
 
 def choose(logits: torch.Tensor, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

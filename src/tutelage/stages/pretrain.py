@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from tutelage.datasets import read_texts
-from tutelage.models.forward import selected_logprobs
+from tutelage.models.forward import pass_tokens, selected_logprobs
 from tutelage.models.loading import device, save_model
 from tutelage.models.packing import MicroBatch
 from tutelage.models.tokens import PLAIN_TEMPLATE
@@ -75,10 +75,10 @@ def text_nll(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def text_loss(model: PreTrainedModel, rows: torch.Tensor, max_tokens: int = 2048) -> float:
+def text_loss(model: PreTrainedModel, rows: torch.Tensor, max_tokens: int | None = None) -> float:
     """Mean next-token loss in nats over rows: the figure behind the alignment tax."""
     model.eval()
-    groups = rows.split(max(1, max_tokens // rows.shape[1]))
+    groups = rows.split(max(1, (max_tokens or pass_tokens(model)) // rows.shape[1]))
     return float(sum(text_nll(model, group) for group in groups)) / (rows.shape[0] * (rows.shape[1] - 1))
 
 
