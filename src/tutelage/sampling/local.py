@@ -47,13 +47,13 @@ class _Window:
 
 
 class _Layer(CacheLayerMixin):
-    """Keys and values of one layer, (places, heads, slots, d), of which the first `rows` and a window are in use."""
+    """Keys and values of one layer, (places, heads, slots, d), of which the first rows and a window are in use."""
 
     is_sliding = False
 
     def __init__(self, window: _Window, places: int, slots: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.window, self.places, self.slots, self.dtype, self.rows = window, places, slots, dtype, 0
+        self.window, self.places, self.slots, self.dtype = window, places, slots, dtype
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         # Zeros, as a masked slot still enters the sums, times 0: what memory held before may be no number.
