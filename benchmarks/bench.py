@@ -24,7 +24,7 @@ from results import HEADER, Row, how, page
 from rich.console import Console
 from rich.table import Table
 from sampling_rows import sampling_row
-from training_rows import ppo_row, reward_row, sft_row
+from training_rows import ppo_row, reward_row, sft_rows
 from work import MEDIUM, SMALL, TINY, WIDE, Shape, Work, fixed, mixed
 
 HERE = Path(__file__).parent
@@ -75,7 +75,7 @@ def reward(b: Bench, rounds: int) -> list[Row]:
 def sft(b: Bench, shape: Shape, rounds: int) -> list[Row]:
     """Demonstrations of mixed lengths."""
     batch, lengths = (8, (8, 32)) if b.tiny else (64, (30, 128))
-    return [sft_row(b.scratch / f"sft-{shape}", b.shape(shape), batch, lengths, rounds)]
+    return sft_rows(b.scratch / f"sft-{shape}", b.shape(shape), batch, lengths, rounds)
 
 
 def memory(b: Bench, rounds: int) -> list[Row]:

@@ -21,7 +21,7 @@ from peers import PeerError, trl
 from resident import reset_peak, resident
 from results import Row
 from training_rows import metrics, ppo_config, ppo_settings
-from work import Work, make_models
+from work import Work, bf16_units, make_models
 
 from tutelage.stages import online
 from tutelage.stages.config import OnlineConfig
@@ -38,7 +38,8 @@ def memory_rows(folder: Path, work: Work, rounds: int) -> list[Row]:
     measures: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
     try:
         few = work.number // 8
-        ways = {f"{n} episodes, {kind}": (n, kind) for n, kind in ((work.number, "fp32"), (few, "fp32"), (few, "bf16"))}
+        settings = [(work.number, "fp32"), (few, "fp32"), *([(few, "bf16")] if bf16_units() else [])]
+        ways = {f"{n} episodes, {kind}": (n, kind) for n, kind in settings}
         tried = {name: peer(folder, work, *way) for name, way in ways.items()}
         best = min(tried, key=lambda name: tried[name][1])
         told = ", ".join(f"{name}: {peak - loaded:,.0f} of {peak:,.0f} MiB" for name, (loaded, peak) in tried.items())

@@ -37,7 +37,8 @@ class Row:
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
         if self.flops is not None:
             rates = [self.flops * statistics.median(side) for side in sides]
-            shares = [" / ".join(f"{rate / roof[kind]:.1%}" for rate in rates) for kind in ("bf16", "fp32")]
+            kinds = ("bf16", "fp32")
+            shares = [" / ".join(f"{r / roof[kind]:.1%}" for r in rates) if kind in roof else "–" for kind in kinds]
         return [self.work, *told, *["not available"] * (2 - len(told)), ratio, str(len(self.ours)), *shares]
 
 
@@ -52,10 +53,13 @@ def machine() -> str:
 
 def how(roof: dict[str, float]) -> str:
     """What the table's figures are."""
+    measured = f"{roof['fp32'] / 1e9:.0f} GFLOP/s in fp32 (no bf16 units on this machine: both sides in fp32)"
+    if "bf16" in roof:
+        measured = f"{roof['bf16'] / 1e9:.0f} GFLOP/s in bf16 and {roof['fp32'] / 1e9:.0f} in fp32"
     return (
         f"Medians over rounds, ours and peer in turn. {machine()}. Roof: the best matrix product of this run, "
-        f"{roof['bf16'] / 1e9:.0f} GFLOP/s in bf16 and {roof['fp32'] / 1e9:.0f} in fp32; the shares of it, ours / "
-        "peer, count useful operations only (no padding, nothing twice, logits only where they are wanted)."
+        f"{measured}; the shares of it, ours / peer, count useful operations only (no padding, nothing twice, logits "
+        "only where they are wanted)."
     )
 
 

@@ -11,14 +11,18 @@ import time
 from collections.abc import Sequence
 
 import torch
-from work import Shape, Work
+from work import Shape, Work, bf16_units
 
 SHAPES = ((2048, 2048, 2048), (8192, 256, 704), (4096, 1024, 1024))
 
 
 def measure(roof: dict[str, float], seconds: float) -> None:
-    """Raise the roof to the operations per second of the best of some matrix products, in fp32 and in bf16."""
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    """Raise the roof to the operations per second of the best of some matrix products, in fp32 and in bf16.
+
+    Without units for bf16 there is no roof of it.
+    """
+    kinds = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if bf16_units() else {})}
+    for name, dtype in kinds.items():
         best = roof.get(name, 0.0)
         for m, k, n in SHAPES:
             a, b, out = (torch.ones(s, dtype=dtype) for s in ((m, k), (k, n), (m, n)))

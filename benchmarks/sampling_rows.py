@@ -19,7 +19,7 @@ from results import Row
 from roof import sampling
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from work import TURN, Work, end_token, make_models, prompt_ids
+from work import TURN, Work, bf16_units, end_token, make_models, prompt_ids
 
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
@@ -120,8 +120,10 @@ def rate(call: Call, seeds: Sequence[int], lengths: list[int]) -> float:
 def fastest(batch: Batch, model: PreTrainedModel) -> tuple[str, Call, str]:
     """The peer's best way with its name, and what was tried. One that is far behind is not tried twice."""
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
-    rounded = ((f"{name}, bf16", call) for name, call in peers(batch, copy.deepcopy(model).bfloat16()))
-    calls, speeds, failed = {**dict(peers(batch, model)), **dict(rounded)}, dict[str, float](), []
+    calls, speeds, failed = dict(peers(batch, model)), dict[str, float](), []
+    if bf16_units():
+        rounded = peers(batch, copy.deepcopy(model).bfloat16())
+        calls |= {f"{name}, bf16": call for name, call in rounded}
     for name, call in calls.items():
         try:
             speeds[name] = rate(call, (0,), [])
@@ -150,7 +152,8 @@ def sampling_row(folder: Path, work: Work, rounds: int, copies: int = 1) -> Row:
     row.notes.append(f"greedily in fp32, {same} of {len(few.prompts)} prompts get the same tokens on both sides")
 
     best, peer, tried = fastest(batch, model)
-    row.notes.append(f"ours in bf16; peer is {best} (in the warm-up, tokens/s, fp32 unless said: {tried})")
+    own = "bf16" if sampler.bf16 else "fp32"
+    row.notes.append(f"ours in {own}; peer is {best} (in the warm-up, tokens/s, fp32 unless said: {tried})")
     ours = partial(batch.ours, sampler)
     ours(0)
     lengths: tuple[list[int], list[int]] = ([], [])

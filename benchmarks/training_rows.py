@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 import roof
-from peers import fastest, precisions, trl
+from peers import Peer, Ways, fastest, fastest_of_each, precisions, trl
 from results import Row
 from transformers import PreTrainedTokenizerBase
 from work import TURN, Shape, Work, first_tokens, make_models, words_of
@@ -211,12 +211,12 @@ def completions_of(rng: random.Random, tokenizer: PreTrainedTokenizerBase, lengt
     return [tokenizer.decode(each) for each in ids]
 
 
-def agree(row: Row, ours: list[float], peer: list[float]) -> None:
-    """Note both sides' losses. Raises AssertionError if they differ: it would not be the same work."""
+def agreement(ours: list[float], peer: list[float]) -> str:
+    """A note of both sides' losses. Raises AssertionError if they differ: it would not be the same work."""
     pairs = list(zip(ours, peer, strict=True))
     assert all(abs(a - b) < TOLERANCE for a, b in pairs), pairs
     told = ", ".join(f"{a:.6f} and {b:.6f}" for a, b in pairs)
-    row.notes.append(f"losses of the first {len(pairs)} steps in fp32, ours and peer: {told}")
+    return f"losses of the first {len(pairs)} steps in fp32, ours and peer: {told}"
 
 
 def reward_ours(folder: Path) -> list[dict[str, float]]:
@@ -250,10 +250,10 @@ def reward_row(folder: Path, work: Work, k: int, rounds: int) -> Row:
         parts = {"per_device_train_batch_size": pairs // 6, "gradient_accumulation_steps": 6}
         ways = precisions(whole=settings, sixths={**settings, **parts})
         peer, answers = fastest(stack, row, ("1.16", "trl_reward.py"), folder, ways, lambda answer: pairs)
-        if answers["fp32, whole"]:
+        if plain := answers["fp32, whole"][:2]:  # later our rate is a lower one
             with in_fp32():
                 ours = [line["loss/train"] for line in reward_ours(folder)]
-            agree(row, ours[:2], [answer[1] for answer in answers["fp32, whole"][:2]])  # later our rate is a lower one
+            row.notes.append(agreement(ours[:2], [answer[1] for answer in plain]))
         for _ in range(rounds):
             row.ours.append(pairs / statistics.mean(seconds_of(reward_ours(folder))))
             if peer:
@@ -306,46 +306,67 @@ def sft_ours(folder: Path, batch: int) -> list[dict[str, float]]:
         return metrics(sft.run, config)
 
 
-def sft_ways(batch: int) -> dict[str, dict[str, Any]]:
-    """TRL's settings to choose from. `nll` is as fast as its chunked loss at this vocabulary."""
+def sft_ways(batch: int) -> tuple[Ways, Ways]:
+    """TRL's settings to choose from: as its users make batches, and cut small or sorted so as to be fast here.
+
+    `nll` is as fast as its chunked loss at this vocabulary. Packing fills rows of `max_length` tokens, and a batch then
+    has as many of these as it would have demonstrations.
+    """
     plain = {
         "max_steps": 10**6, "per_device_train_batch_size": batch, "train_sampling_strategy": "sequential",
         "learning_rate": 9.65e-6, "adam_beta2": 0.95, "lr_scheduler_type": "constant", "logging_strategy": "no",
         "completion_only_loss": True, "max_length": 256, "loss_type": "nll", **TRL_SETTINGS,
     }  # fmt: skip
     eighths: dict[str, Any] = {**plain, "per_device_train_batch_size": batch // 8, "gradient_accumulation_steps": 8}
-    return precisions(
-        whole=plain,
+    usual = precisions(whole=plain, packed={**plain, "packing": True})
+    tuned = precisions(
         eighths_of_like_length={**eighths, "train_sampling_strategy": "group_by_length"},
         eighths_without_padding={**eighths, "padding_free": True, "max_length": None},
-        packed={**eighths, "packing": True, "packing_strategy": "bfd", "per_device_train_batch_size": 4},
+        packed_four_at_once={**eighths, "packing": True, "per_device_train_batch_size": 4},
     )
+    return usual, tuned
 
 
-def sft_row(folder: Path, shape: Shape, batch: int, lengths: tuple[int, int], rounds: int) -> Row:
-    """`sft.run` against TRL's SFTTrainer in the best of its settings; the figures count real tokens."""
+def sft_rows(folder: Path, shape: Shape, batch: int, lengths: tuple[int, int], rounds: int) -> list[Row]:
+    """`sft.run` against TRL's SFTTrainer in the best setting found, and in the better of its users' two.
+
+    The figures count real tokens. Ours is measured once a round, for both rows.
+    """
     low, high = lengths[0] // 2, lengths[1] // 2
     work = Work(shape, STEPS * batch, (low, high), high)
     make_models(folder, work, samples=False)
     steps = make_demonstrations(folder, work)
     tokens = [sum(map(sum, step)) for step in steps]
-    row = Row(f"SFT, {shape}, batch {batch}, {lengths[0]}–{lengths[1]} tokens", "real tokens/s")
     count = sum(
         roof.forward(shape, [p + c for p, c in step], sum(c for _, c in step)) for step in steps[1:]
     )  # fmt: skip
-    row.flops = 3 * count / sum(tokens[1:])
-    row.notes.append(precision_note(folder))
+    what = f"SFT, {shape}, batch {batch}, {lengths[0]}–{lengths[1]} tokens, against"
+    against = ("TRL's best found setting", "TRL's better of packing and no packing")
+    rows = [Row(f"{what} {peer}", "real tokens/s", flops=3 * count / sum(tokens[1:])) for peer in against]
+
+    def note(remark: str) -> None:
+        for row in rows:
+            row.notes.append(remark)
+
+    def rate(peer: Peer) -> float:
+        told = [peer() for _ in range(TURN)]
+        return sum(answer[2] for answer in told) / sum(answer[0] for answer in told)
+
+    note(precision_note(folder))
     with contextlib.ExitStack() as stack:
-        script = ("1.16", "trl_sft.py")
-        peer, answers = fastest(stack, row, script, folder, sft_ways(batch), lambda answer: answer[2])
+        usual, tuned = sft_ways(batch)
+        choices = list(zip(rows, ({**usual, **tuned}, usual), strict=True))
+        peers, answers = fastest_of_each(stack, choices, ("1.16", "trl_sft.py"), folder, lambda answer: answer[2])
         if plain := answers["fp32, whole"][:2]:
             with in_fp32():
                 ours = [line["loss/train"] for line in sft_ours(folder, batch)]
-            agree(row, ours[:2], [answer[1] for answer in plain])
+            note(agreement(ours[:2], [answer[1] for answer in plain]))
             assert [answer[2] for answer in plain] == tokens[:2]
         for _ in range(rounds):
-            row.ours.append(sum(tokens[1:]) / sum(seconds_of(sft_ours(folder, batch))))
-            if peer:
-                told = [peer() for _ in range(TURN)]
-                row.peer.append(sum(answer[2] for answer in told) / sum(answer[0] for answer in told))
-    return row
+            speed = sum(tokens[1:]) / sum(seconds_of(sft_ours(folder, batch)))
+            speeds = {peer: rate(peer) for peer in dict.fromkeys(peers) if peer}  # one way may be both rows' peer
+            for row, peer in zip(rows, peers, strict=True):
+                row.ours.append(speed)
+                if peer:
+                    row.peer.append(speeds[peer])
+    return rows

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import KINDS, STORIES, tiny_model
+from tutelage.models import llama
 from tutelage.models.forward import completion_logprobs
 from tutelage.records import Request, Sample
 from tutelage.sampling import local
@@ -127,42 +130,57 @@ def test_tiny_same_answer_in_any_batch(kind: str, tiny: Tiny) -> None:
     assert_same(together, [LocalSampler(policy).sample([r])[0] for r in requests])
 
 
-@pytest.mark.parametrize("slack", [0, 1, 7])
-def test_places_are_used_again_and_the_window_moves(slack: int, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = tiny("llama")
+@contextlib.contextmanager
+def watched(kind: str) -> Iterator[tuple[list[int], list[int]]]:
+    """How many prompts are read at a time, and how many rows take each step, by the memory of this kind of model."""
+    memory = llama.Memory if kind == "llama" else local.memory.Memory
+    read, steps = [], []
+
+    def reading(self: Any, prompts: Any, copies: Any, of: Any = memory.read) -> torch.Tensor:
+        read.append(len(copies))
+        return of(self, prompts, copies)
+
+    def stepping(self: Any, tokens: torch.Tensor, *where: torch.Tensor, of: Any = memory.step) -> torch.Tensor:
+        steps.append(len(tokens))
+        return of(self, tokens, *where)
+
+    with mock.patch.object(memory, "read", reading), mock.patch.object(memory, "step", stepping):
+        yield read, steps
+
+
+BOTH = pytest.mark.parametrize("kind", ["llama", "gpt_neox"])  # with our kernels, and by transformers' modules
+
+
+@BOTH
+def test_places_are_used_again(kind: str, tiny: Tiny) -> None:
+    policy = tiny(kind)
     requests = mixed_requests(60, policy.config.vocab_size)
     together = LocalSampler(policy).sample(requests)
-    monkeypatch.setattr(local, "SLACK", slack)
-    rows = []
-    hook = policy.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
-    assert_same(LocalSampler(policy, batch_tokens=5 * (72 + slack)).sample(requests), together)
-    hook.remove()
-    decoding = [b for b, length in rows if length == 1]
-    assert max(decoding) <= 5
-    assert sum(decoding) / len(decoding) > 3.5  # waiting requests take the places of finished ones
+    with watched(kind) as (_, steps):
+        assert_same(LocalSampler(policy, batch_tokens=5 * 72).sample(requests), together)
+    assert max(steps) <= 5
+    assert sum(steps) / len(steps) > 3.5  # waiting requests take the places of finished ones
 
 
-def test_what_memory_held_before_is_never_seen(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = tiny("llama")
+@BOTH
+def test_what_memory_held_before_is_never_seen(kind: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny(kind)
     requests = mixed_requests(24, policy.config.vocab_size)
     together = LocalSampler(policy).sample(requests)
+    full = torch.full
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype=None: full(size, 1, dtype=dtype).mul(float("nan")))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape, **how: self.new_full(shape, float("nan")))
     assert_same(LocalSampler(policy).sample(requests), together)
 
 
-def test_a_prompt_is_read_once_for_all_its_samples(tiny: Tiny) -> None:
-    policy = tiny("llama")
+@BOTH
+def test_a_prompt_is_read_once_for_all_its_samples(kind: str, tiny: Tiny) -> None:
+    policy = tiny(kind)
     prompts = [some_ids(n, policy.config.vocab_size) for n in (5, 30, 6)]
     requests = [Request(p, seed, 9, ()) for seed in range(8) for p in prompts]
-    read = []
-    hook = policy.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True
-    )
-    samples = LocalSampler(policy).sample(requests)
-    hook.remove()
-    assert sum(len(ids) for ids in read if ids.shape[1] > 1) == 3
+    with watched(kind) as (read, _):
+        samples = LocalSampler(policy).sample(requests)
+    assert sum(read) == 3
     assert_same(samples, [LocalSampler(policy).sample([r])[0] for r in requests])
 
 
@@ -215,20 +233,13 @@ def test_stop_ids_are_honoured_and_included(tiny: Tiny) -> None:
     assert_same([other], [free])
 
 
-def test_finished_rows_are_dropped(tiny: Tiny) -> None:
-    policy = tiny("llama")
-    fed = []
-
-    def count(module: Any, args: Any, kwargs: Any) -> None:
-        fed.append(kwargs["input_ids"].shape)
-
-    hook = policy.base_model.register_forward_pre_hook(count, with_kwargs=True)
+@pytest.mark.parametrize(("kind", "waste"), [("llama", 1.0), ("gpt_neox", 1.2)])
+def test_finished_rows_are_dropped(kind: str, waste: float, tiny: Tiny) -> None:
     budgets = list(range(1, 33))
-    LocalSampler(policy).sample([Request((5, 6), i, n, ()) for i, n in enumerate(budgets)])
-    hook.remove()
-    decoded = sum(rows for rows, length in fed if length == 1)
+    with watched(kind) as (_, steps):
+        LocalSampler(tiny(kind)).sample([Request((5, 6), i, n, ()) for i, n in enumerate(budgets)])
     needed = sum(n - 1 for n in budgets)
-    assert needed <= decoded < 1.2 * needed < len(budgets) * max(budgets)
+    assert needed <= sum(steps) <= waste * needed < len(budgets) * max(budgets)
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------
@@ -295,7 +306,7 @@ def test_logprobs_are_the_models_own(kind: str, temperature: float, tiny: Tiny) 
 
 
 def one_row(temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0) -> Any:
-    whole = {"index": 0, "seeds": seed, "top_k": top_k, "budget": 1, "step": 0, "position": 1}
+    whole = {"index": 0, "seeds": seed, "top_k": top_k, "budget": 1, "step": 0, "position": 1, "place": 0}
     columns = {**whole, "temperature": temperature, "top_p": top_p}
     return local._Rows(**{name: torch.tensor([value]) for name, value in columns.items()})
 

@@ -17,7 +17,30 @@ from dataclasses import dataclass
 
 import torch
 
-from tutelage.models.attention import Slots
+from tutelage.kernels import Trees
+
+
+@dataclass(frozen=True)
+class Flat:
+    """The tokens of a batch after each other, without padding.
+
+    `ids` and `positions` (n,); `trees` says what sees what; `index` (b, l) is where a token of the padded rows went.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    trees: Trees
+    index: torch.Tensor
+
+
+def _flat(ids: torch.Tensor, positions: torch.Tensor, real: torch.Tensor, cuts: list[list[int]]) -> Flat:
+    """Of padded rows (b, l), by where each row is cut."""
+    shifted, start = [], 0
+    for each in cuts:
+        shifted.append([start + cut for cut in each])
+        start = shifted[-1][-1]
+    index = real.flatten().cumsum(0).view(real.shape) - 1
+    return Flat(ids[real], positions[real], Trees.of(shifted), index)
 
 
 @dataclass(frozen=True)
@@ -30,6 +53,12 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         return MicroBatch(self.rows, self.ids.to(device), self.lengths.to(device))
+
+    def flat(self) -> Flat:
+        """The same without padding."""
+        positions = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+        cuts = [[0, n] for n in self.lengths.tolist()]
+        return _flat(self.ids, positions, positions < self.lengths[:, None], cuts)
 
     def completion_mask(self, prompt_lengths: Sequence[int]) -> torch.Tensor:
         """(b, l) true where the *next* token is a completion token: the positions that predict what is trained on."""
@@ -56,7 +85,8 @@ class TreeBatch:
     """Trees as rows: `groups` says which they are; `ids`, `positions` and `branch` (b, l).
 
     `branch` is 0 on the shared beginning, 1, 2, … on the branches and -1 on padding. `ends` (b, k) are the positions of
-    each sequence's last token in its row, -1 where a tree has fewer than k sequences; `slots` are for attention.
+    each sequence's last token in its row, -1 where a tree has fewer than k sequences; `cuts` are where each tree's
+    beginning starts and ends, and then each branch.
     """
 
     groups: list[int]
@@ -64,11 +94,20 @@ class TreeBatch:
     positions: torch.Tensor
     branch: torch.Tensor
     ends: torch.Tensor
-    slots: Slots
+    cuts: list[list[int]]
 
     def to(self, device: torch.device) -> TreeBatch:
         ids, positions, branch, ends = (x.to(device) for x in (self.ids, self.positions, self.branch, self.ends))
-        return TreeBatch(self.groups, ids, positions, branch, ends, self.slots.to(device))
+        return TreeBatch(self.groups, ids, positions, branch, ends, self.cuts)
+
+    def flat(self) -> Flat:
+        """The same without padding."""
+        return _flat(self.ids, self.positions, self.branch >= 0, self.cuts)
+
+    def padded_trees(self) -> Trees:
+        """What sees what, for tokens that lie with their padding."""
+        width = self.ids.shape[1]
+        return Trees.of([[row * width + cut for cut in each] for row, each in enumerate(self.cuts)])
 
     def mask(self) -> torch.Tensor:
         """(b, 1, l, l) true where a token may look: to its left, at the shared beginning or its own branch."""
@@ -88,6 +127,7 @@ def tree_batches(groups: Sequence[Sequence[Sequence[int]]], max_tokens: int, pad
         ids = torch.full((len(rows), length), pad_id)
         positions, branch = torch.zeros_like(ids), torch.full_like(ids, -1)
         ends = torch.full((len(rows), k), -1)
+        cuts = [[0, shared[g]] for g in rows]
         for row, g in enumerate(rows):
             start = shared[g]
             ids[row, :start] = torch.tensor(groups[g][0][:start], dtype=torch.long)
@@ -99,22 +139,10 @@ def tree_batches(groups: Sequence[Sequence[Sequence[int]]], max_tokens: int, pad
                 positions[row, start:end] = torch.arange(shared[g], len(sequence))
                 branch[row, start:end] = i + 1
                 ends[row, i] = end - 1 if end > start else shared[g] - 1
+                cuts[row].append(end)
                 start = end
-        out.append(TreeBatch(rows, ids, positions, branch, ends, _slots(branch, positions)))
+        out.append(TreeBatch(rows, ids, positions, branch, ends, cuts))
     return out
-
-
-def _slots(branch: torch.Tensor, positions: torch.Tensor) -> Slots:
-    """Slots of the tokens of trees, by branch (b, l) and position (b, l)."""
-    start = (branch == 0).sum(1, keepdim=True)
-    inside = torch.where(branch > 0, positions - start, 0)
-    shared, branches, width = int(start.max()), int(branch.max()), int(inside.max()) + 1
-    slot = torch.where(branch > 0, shared + (branch - 1) * width + inside, positions)
-    slot[branch < 0] = -1
-    token = torch.full((len(branch), shared + branches * width), -1)
-    row, column = (branch >= 0).nonzero(as_tuple=True)
-    token[row, slot[row, column]] = column
-    return Slots(shared, branches, width, token, slot)
 
 
 def _shared(group: Sequence[Sequence[int]]) -> int:

@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tutelage import kernels
+
 # Bytes of fp32 logits in one chunk. Each chunk reads the whole weight once, so an accelerator wants them larger than a
 # cache does.
 CPU_CHUNK_BYTES = 32 * 2**20
@@ -61,6 +63,10 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
     return (logits if bias is None else logits + bias) / temperature
 
 
+def _fused(hidden: Tensor, dtype: torch.dtype) -> bool:
+    return hidden.device.type == "cpu" and dtype in kernels.SUFFIX and kernels.available()
+
+
 class _ChunkedLogprobs(torch.autograd.Function):
     """For logits z, p = softmax(z), target y: log p_y = z_y − logsumexp(z), and ∂ log p_y / ∂z = onehot(y) − p."""
 
@@ -81,6 +87,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             product_weight = weight.to(dtype)
             for c in _chunks(len(targets), chunk):
+                if _fused(hidden, dtype):
+                    products = hidden[c].to(dtype) @ product_weight.T
+                    found = kernels.logprobs(products, _fp32(bias), targets[c], temperature, with_entropy)
+                    logprobs[c], logsumexp[c] = found[:2]
+                    if with_entropy:
+                        entropy[c] = found[2]
+                    continue
                 logits = _logits(hidden[c].to(dtype), product_weight, bias, temperature)
                 logsumexp[c] = logits.logsumexp(-1)
                 logprobs[c] = logits.gather(-1, targets[c, None]).squeeze(-1) - logsumexp[c]
@@ -105,17 +118,25 @@ class _ChunkedLogprobs(torch.autograd.Function):
             product_weight = weight.to(ctx.dtype)
             for c in _chunks(len(targets), ctx.chunk):
                 chunk = hidden[c].to(ctx.dtype)
-                p = (_logits(chunk, product_weight, bias, ctx.temperature) - logsumexp[c, None]).exp()
-                g = grad_logprobs[c, None] / ctx.temperature
-                grad_logits = p.mul_(-g).scatter_add_(-1, targets[c, None], g)
+                if _fused(hidden, ctx.dtype):
+                    given = (_fp32(bias), targets[c], ctx.temperature, logsumexp[c], grad_logprobs[c].contiguous())
+                    grad_logits = kernels.logprobs_backward_(chunk @ product_weight.T, *given)
+                else:
+                    p = (_logits(chunk, product_weight, bias, ctx.temperature) - logsumexp[c, None]).exp()
+                    g = grad_logprobs[c, None] / ctx.temperature
+                    grad_logits = p.mul_(-g).scatter_add_(-1, targets[c, None], g)
                 if grad_bias is not None:
-                    grad_bias += grad_logits.sum(0)
+                    grad_bias += grad_logits.sum(0, dtype=grad_bias.dtype)
                 grad_logits = grad_logits.to(ctx.dtype)
                 if grad_hidden is not None:
                     grad_hidden[c] = grad_logits @ product_weight
                 if grad_weight is not None:
                     grad_weight += grad_logits.T @ chunk
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _fp32(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float()
 
 
 def _chunks(n: int, size: int) -> list[slice]:

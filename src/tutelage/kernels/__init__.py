@@ -1,0 +1,208 @@
+"""Kernels for processors: what lies between the matrix products, each in one pass over memory (kernels.cpp).
+
+`available()` says whether there is a compiler to make them; callers have a way without. Tensors are contiguous, on the
+processor, in fp32 or bf16; the dtype of the first argument decides. Shapes: n tokens of d channels, h heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tutelage.kernels.build import library
+
+SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+LANES = 16  # as in kernels.cpp: keys of a cache lie in blocks of so many slots
+
+
+def available() -> bool:
+    """Whether the kernels are there, or could be compiled."""
+    return library() is not None
+
+
+def _call(name: str, dtypes: Sequence[torch.dtype], *arguments: Any) -> None:
+    pointers = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+    getattr(library(), f"{name}_{'_'.join(SUFFIX[dtype] for dtype in dtypes)}")(*pointers)
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """x / sqrt(mean x² + eps) · weight over the last dimension, in `dtype` (Zhang & Sennrich 2019)."""
+    return _RmsNorm.apply(x, weight, eps, dtype)
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        d = x.shape[-1]
+        y, scale = torch.empty_like(x, dtype=dtype), x.new_empty(x.numel() // d, dtype=torch.float32)
+        w = weight.float()
+        _call("rms_norm", (x.dtype, dtype), x, w, len(scale), d, eps, y, scale)
+        ctx.save_for_backward(x, w, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        grad = grad.contiguous()
+        parts = torch.get_num_threads()
+        dx, dw = torch.empty_like(x), weight.new_zeros(parts, len(weight))
+        _call("rms_norm_backward", (x.dtype, grad.dtype), x, weight, scale, grad, len(scale), len(weight), dx, dw, parts)
+        return dx, dw.sum(0), None, None
+
+
+# --- gated activation -------------------------------------------------------------------------------------------------
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up (Shazeer 2020)."""
+    return _Swiglu.apply(gate, up)
+
+
+class _Swiglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        out = torch.empty_like(gate)
+        _call("swiglu", (gate.dtype,), gate, up, gate.numel(), out)
+        ctx.save_for_backward(gate, up)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        gate, up = ctx.saved_tensors
+        dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+        _call("swiglu_backward", (gate.dtype,), gate, up, grad.contiguous(), gate.numel(), dgate, dup)
+        return dgate, dup
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Which tokens of a flat (n,) axis belong together: tree t is cut at `bounds[first[t]:first[t + 1]]`.
+
+    A token sees what is before it in its part and the whole first part of its tree; a row is a tree of one part.
+    """
+
+    bounds: Tensor  # (m,) int64, rising within a tree; the last of one tree and the first of the next are two entries
+    first: Tensor  # (trees + 1,) int64
+
+    @staticmethod
+    def of(cuts: Sequence[Sequence[int]]) -> Trees:
+        """By the cuts of each tree, those of its parts: beginning, end of the first part, …, end of the last."""
+        first = [0]
+        for each in cuts:
+            first.append(first[-1] + len(each))
+        return Trees(torch.tensor([b for each in cuts for b in each]), torch.tensor(first))
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, angles: tuple[Tensor, Tensor] | None, trees: Trees, scale: float
+) -> Tensor:
+    """(n, h, d) causal attention within trees; query (n, h, d), key and value (n, h', d) with h' dividing h.
+
+    `angles` are cosines and sines (n, d) in fp32 by which queries and keys are turned first (Su et al. 2021, the two
+    halves of a head's channels being the pairs), or None where they are ready.
+    """
+    return _Attention.apply(query, key, value, angles, trees, scale)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, angles: Any, trees: Trees, scale: float
+    ) -> Tensor:
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        n, h, d = query.shape
+        out, lse = torch.zeros_like(query), query.new_empty(n, h, dtype=torch.float32)
+        shape = (trees.bounds, trees.first, len(trees.first) - 1, h, key.shape[1], d, scale)
+        _call("attention", (query.dtype,), query, key, value, *(angles or (None, None)), *shape, out, lse)
+        ctx.save_for_backward(query, key, value, lse)
+        ctx.angles, ctx.how = angles, shape
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, lse = ctx.saved_tensors
+        grads = [torch.zeros_like(x) for x in (query, key, value)]  # what is in no tree gets none
+        given = (query, key, value, *(ctx.angles or (None, None)), *ctx.how, lse, grad.contiguous())
+        _call("attention_backward", (query.dtype,), *given, *grads)
+        return *grads, None, None, None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of one layer by place and slot: values (places, h', slots, d), keys in blocks of LANES slots."""
+
+    keys: Tensor  # (places, h', slots / LANES, d, LANES)
+    values: Tensor  # (places, h', slots, d)
+
+    @staticmethod
+    def empty(places: int, heads: int, slots: int, d: int, dtype: torch.dtype) -> Cache:
+        """Room for `places` sequences of at most `slots` tokens."""
+        blocks = -(-slots // LANES)
+        keys = torch.empty(places, heads, blocks, d, LANES, dtype=dtype)
+        return Cache(keys, torch.empty(places, heads, blocks * LANES, d, dtype=dtype))
+
+    def remember(
+        self, key: Tensor, value: Tensor, angles: tuple[Tensor, Tensor], source: Tensor, place: Tensor, slot: Tensor
+    ) -> None:
+        """Keep token `source[i]` of key and value (n, h', d) at `place[i]`, `slot[i]`; keys are turned by their angles."""
+        _, heads, slots, d = self.values.shape
+        where = (source, place, slot, len(source), heads, d, slots)
+        _call("remember", (key.dtype,), key, value, *angles, *where, self.keys, self.values)
+
+    def recall(
+        self, query: Tensor, angles: tuple[Tensor, Tensor], place: Tensor, length: Tensor, scale: float
+    ) -> Tensor:
+        """(b, h, d) attention of one query a row (b, h, d), which is turned here, over the first slots of its place."""
+        out = torch.empty_like(query)
+        _, heads, slots, d = self.values.shape
+        shape = (len(query), query.shape[1], heads, d, slots, scale)
+        _call("recall", (query.dtype,), query, *angles, place, length, self.keys, self.values, *shape, out)
+        return out
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def logprobs(
+    logits: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of softmax((logits + bias) / temperature), (n, v): log p(target), log Σ exp, and the entropy, (n,) each, in fp32."""
+    n, v = logits.shape
+    found, lse = logits.new_empty(2, n, dtype=torch.float32)
+    entropy = torch.empty_like(lse if with_entropy else lse[:0])
+    given = (logits, bias, targets, n, v, temperature)
+    _call("logprobs", (logits.dtype,), *given, found, lse, entropy if with_entropy else None)
+    return found, lse, entropy
+
+
+def logprobs_backward_(
+    logits: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, lse: Tensor, grad: Tensor
+) -> Tensor:
+    """Logits, in place, to the gradient of Σ grad · log p(target) with respect to them."""
+    _call("logprobs_backward", (logits.dtype,), logits, bias, targets, *logits.shape, temperature, lse, grad)
+    return logits
+
+
+def draw(
+    logits: Tensor, temperature: Tensor, seeds: Tensor, steps: Tensor, near_tie: float, near_tie_logit: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (b,), their log-probabilities, and which were close calls: `choose` of sampling/local.py without filters."""
+    b, v = logits.shape
+    chosen, found = torch.empty_like(seeds), torch.empty(b)
+    near = torch.empty(b, dtype=torch.bool)
+    _call("draw", (logits.dtype,), logits, temperature, seeds, steps, b, v, near_tie, near_tie_logit, chosen, found, near)
+    return chosen, found, near

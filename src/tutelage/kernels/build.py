@@ -1,0 +1,85 @@
+"""Compiles kernels.cpp for this machine on first use, which takes four seconds, and keeps the result in the user's cache.
+
+Without a C++ compiler (`c++`, or what CXX names) or with TUTELAGE_KERNELS=0, everything runs on torch alone, slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+# Not -ffast-math: NaN must stay NaN, so that a broken gradient is seen.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC")
+# Arguments of each function: p a pointer (or None), i a whole number, f a float, d a double.
+SIGNATURES = {
+    "rms_norm": "ppiifpp",
+    "rms_norm_backward": "ppppiippi",
+    "swiglu": "ppip",
+    "swiglu_backward": "pppipp",
+    "attention": "pppppppiiiifpp",
+    "attention_backward": "pppppppiiiifppppp",
+    "remember": "pppppppiiiipp",
+    "recall": "pppppppiiiiifp",
+    "logprobs": "pppiifppp",
+    "logprobs_backward": "pppiifpp",
+    "draw": "ppppiidfppp",
+}
+KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where there is no compiler or it cannot make them (said once, on standard error)."""
+    compiler = os.environ.get("CXX") or shutil.which("c++")
+    if os.environ.get("TUTELAGE_KERNELS") == "0" or not compiler or sys.platform == "win32":
+        return None
+    try:
+        found = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        print(f"kernels were not compiled, so this runs slower: {reason}", file=sys.stderr)
+        return None
+    for name, signature in SIGNATURES.items():
+        norm = name.startswith("rms_norm")
+        for suffix in ("f32_f32", "f32_bf16", "bf16_bf16") if norm else ("f32", "bf16"):
+            function = getattr(found, f"{name}_{suffix}")
+            function.argtypes, function.restype = [KINDS[letter] for letter in signature], None
+    return found
+
+
+def _compiled(compiler: str) -> Path:
+    """The shared library for this source, compiler and processor, made if it is not in the cache."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), version, platform.machine(), _features())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tutelage"
+    wanted = home / f"kernels-{hashlib.blake2b('|'.join(parts).encode(), digest_size=10).hexdigest()}.so"
+    if not wanted.exists():
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home) as scratch:
+            part, made = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
+            # Linked without -fopenmp: the threads must be those of the OpenMP that torch has loaded, not a second set.
+            openmp = () if sys.platform == "darwin" else ("-fopenmp",)
+            compile_ = [compiler, *FLAGS, *openmp, "-c", str(SOURCE), "-o", str(part)]
+            free = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+            for command in (compile_, [compiler, "-shared", *free, str(part), "-o", str(made)]):
+                subprocess.run(command, capture_output=True, text=True, check=True)
+            os.replace(made, wanted)
+    return wanted
+
+
+def _features() -> str:
+    """What the processor can do, as -march=native sees it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

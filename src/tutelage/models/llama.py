@@ -1,0 +1,152 @@
+"""Llama and its kin on a processor, with our kernels between the matrix products: the same numbers as transformers'
+modules, whose weights these are, in about half the time.
+
+Tokens lie on one flat axis without padding. In the last layer only the tokens whose hidden states are wanted go on past
+attention. For other architectures and devices, and where no kernels could be made, `forward.py` calls transformers' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tutelage import kernels
+from tutelage.kernels import Trees
+from tutelage.models import attention
+from tutelage.models.packing import Flat, MicroBatch
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ROTATIONS = ("default", "linear", "llama3", "yarn")  # others change with the length of what is read
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query (n, h, d), key and value (n, h', d) to (n, h, d)
+
+
+def supports(model: PreTrainedModel) -> bool:
+    """Whether this module can stand in for the model's own forward pass."""
+    config = model.config
+    known = (
+        config.model_type in FAMILIES
+        and config._attn_implementation == attention.NAME
+        and config.hidden_act == "silu"
+        and config.rope_parameters["rope_type"] in ROTATIONS
+        and not (model.training and config.attention_dropout)
+        and model.device.type == "cpu"
+        and model.dtype in kernels.SUFFIX
+        and kernels.available()
+    )
+    if not known:
+        return False
+    block = model.base_model.layers[0]  # adapters and shards replace these
+    parts = [getattr(part, name, None) for name in PROJECTIONS for part in (block.self_attn, block.mlp)]
+    return all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in parts if part is not None)
+
+
+def hidden_states(model: PreTrainedModel, tokens: Flat, wanted: Tensor) -> Tensor:
+    """(m, d) last hidden states, final norm included, of the wanted of n tokens (m,)."""
+    base = model.base_model
+    turned = angles(model, tokens.positions)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return kernels.attention(query, key, value, turned, tokens.trees, scaling(model))
+
+    x = base.embed_tokens(tokens.ids)
+    for number, layer in enumerate(base.layers, 1):
+        x = _block(layer, x, attend, wanted if number == len(base.layers) else None)
+    return _norm(base.norm, x)
+
+
+def angles(model: PreTrainedModel, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (n, d) of the rotations at positions (n,), in fp32."""
+    cos, sin = model.base_model.rotary_emb(torch.empty(0), positions[None])
+    return cos[0].contiguous(), sin[0].contiguous()
+
+
+def scaling(model: PreTrainedModel) -> float:
+    """Of the scores of attention."""
+    return float(model.base_model.layers[0].self_attn.scaling)
+
+
+def _norm(module: nn.Module, x: Tensor) -> Tensor:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return kernels.rms_norm(x, module.weight, module.variance_epsilon, dtype)
+
+
+def _block(layer: nn.Module, x: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+    """x (n, d) through one layer; past attention only the wanted tokens go on, None for all."""
+    of, mlp = layer.self_attn, layer.mlp
+    y = _norm(layer.input_layernorm, x)
+    query, key, value = (project(y).unflatten(-1, (-1, of.head_dim)) for project in (of.q_proj, of.k_proj, of.v_proj))
+    if hasattr(of, "q_norm"):
+        query, key = _norm(of.q_norm, query), _norm(of.k_norm, key)
+    mixed = attend(query, key, value).flatten(-2)
+    if wanted is not None:
+        x, mixed = x[wanted], mixed[wanted]
+    x = x + of.o_proj(mixed)
+    y = _norm(layer.post_attention_layernorm, x)
+    return x + mlp.down_proj(kernels.swiglu(mlp.gate_proj(y), mlp.up_proj(y)))
+
+
+class Memory:
+    """What a model has read, by place: prompts are read into places, then every place goes on a token at a time.
+
+    Rows may have any lengths and any places, so a finished row costs nothing from then on.
+    """
+
+    keep = 1.0  # rows are dropped as soon as one has finished
+
+    def __init__(self, model: PreTrainedModel, places: int, slots: int) -> None:
+        self.model, self.scaling = model, scaling(model)
+        self.angles = angles(model, torch.arange(slots))
+        config, head = model.config, model.base_model.layers[0].self_attn.head_dim
+        self.caches = [
+            kernels.Cache.empty(places, config.num_key_value_heads, slots, head, model.dtype)
+            for _ in range(config.num_hidden_layers)
+        ]
+
+    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.angles[0][positions], self.angles[1][positions]
+
+    def read(self, prompts: MicroBatch, copies: Sequence[Sequence[int]]) -> Tensor:
+        """(u, d) hidden states at the prompts' last tokens; the u-th prompt is kept in the places `copies[u]`."""
+        base, flat = self.model.base_model, prompts.flat()
+        turned = self._angles(flat.positions)
+        stretches = [
+            (row[:n], place)
+            for row, n, places in zip(flat.index, prompts.lengths.tolist(), copies, strict=True)
+            for place in places
+        ]
+        source = torch.cat([tokens for tokens, _ in stretches])
+        place = torch.cat([torch.full_like(tokens, place) for tokens, place in stretches])
+        slot = flat.positions[source]
+        last = flat.index[torch.arange(len(copies)), prompts.lengths - 1]
+        x = base.embed_tokens(flat.ids)
+        for number, (layer, cache) in enumerate(zip(base.layers, self.caches, strict=True), 1):
+
+            def attend(query: Tensor, key: Tensor, value: Tensor, cache: kernels.Cache = cache) -> Tensor:
+                cache.remember(key, value, turned, source, place, slot)
+                return kernels.attention(query, key, value, turned, flat.trees, self.scaling)
+
+            x = _block(layer, x, attend, last if number == len(base.layers) else None)
+        return _norm(base.norm, x)
+
+    def step(self, tokens: Tensor, positions: Tensor, place: Tensor) -> Tensor:
+        """(b, d) hidden states after one more token (b,) at its position (b,) in each place (b,)."""
+        base, turned = self.model.base_model, self._angles(positions)
+        every, length = torch.arange(len(tokens)), positions + 1
+        x = base.embed_tokens(tokens)
+        for layer, cache in zip(base.layers, self.caches, strict=True):
+
+            def attend(query: Tensor, key: Tensor, value: Tensor, cache: kernels.Cache = cache) -> Tensor:
+                cache.remember(key, value, turned, every, place, positions)
+                return cache.recall(query, turned, place, length, self.scaling)
+
+            x = _block(layer, x, attend)
+        return _norm(base.norm, x)
+
+    def close_ranks(self, place: Tensor) -> Tensor:
+        """Where the rows of these places are now: where they were."""
+        return place
