@@ -164,13 +164,23 @@ class Cache:
         _call("remember", (key.dtype,), key, value, *angles, *where, self.keys, self.values)
 
     def recall(
-        self, query: Tensor, angles: tuple[Tensor, Tensor], place: Tensor, length: Tensor, scale: float
+        self,
+        query: Tensor,
+        angles: tuple[Tensor, Tensor],
+        beginning: tuple[Tensor, Tensor],
+        place: Tensor,
+        length: Tensor,
+        scale: float,
     ) -> Tensor:
-        """(b, h, d) attention of one query a row (b, h, d), which is turned here, over the first slots of its place."""
+        """(b, h, d) attention of one query a row (b, h, d), which is turned here, over `length` (b,) slots of its place.
+
+        The first of these slots, as many as the second of `beginning` (b,) says, are read in the place that its first
+        (b,) names: rows may share it.
+        """
         out = torch.empty_like(query)
         _, heads, slots, d = self.values.shape
         shape = (len(query), query.shape[1], heads, d, slots, scale)
-        _call("recall", (query.dtype,), query, *angles, place, length, self.keys, self.values, *shape, out)
+        _call("recall", (query.dtype,), query, *angles, *beginning, place, length, self.keys, self.values, *shape, out)
         return out
 
 

@@ -28,7 +28,7 @@ SIGNATURES = {
     "attention": "pppppppiiiifpp",
     "attention_backward": "pppppppiiiifppppp",
     "remember": "pppppppiiiipp",
-    "recall": "pppppppiiiiifp",
+    "recall": "pppppppppiiiiifp",
     "logprobs": "pppiifppp",
     "logprobs_backward": "pppiifpp",
     "draw": "ppppiidfppp",

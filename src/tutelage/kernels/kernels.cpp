@@ -387,7 +387,7 @@ static void attention_backward(const T* q, const T* k, const T* v, const float* 
 // ---- attention of one new token a row, beside a cache -------------------------------------------------------------------
 //
 // Values lie as (places, kv_heads, slots, d), keys as (places, kv_heads, slots / LANES, d, LANES): so many keys' scores
-// come from one sweep over memory. A sequence has one place, its tokens the slots from 0 on.
+// come from one sweep over memory. A token of a sequence has the slot of its position.
 
 constexpr i64 LANES = 16;
 
@@ -408,32 +408,45 @@ static void remember(const T* k, const T* v, const float* cos, const float* sin,
     }
 }
 
-// out (b, heads, d) of queries (b, heads, d), row i of which sees the first length[i] slots of its place.
+// Scores of a query (d,) against keys of one head, from the block of slot `from` up to slot `to`; what stands at `to` and
+// after in its block is left as it was.
 template <class T>
-static void recall(const T* q, const float* cos, const float* sin, const i64* place, const i64* length, const T* keys,
-                   const T* values, i64 b, i64 heads, i64 kv_heads, i64 d, i64 slots, float scale, T* out) {
+static void score_keys(const float* query, const T* keys, i64 d, i64 from, i64 to, float* scores) {
     constexpr int V = LANES / W;
+    for (i64 s = from / LANES * LANES; s < to; s += LANES) {
+        const T* block = keys + s * d;
+        vec dots[V] = {}, more[V] = {};  // two sums each, as one alone would wait for itself
+        i64 j = 0;
+        for (; j + 1 < d; j += 2)
+            for (int r = 0; r < V; r++) {
+                dots[r] += query[j] * load(block + j * LANES + r * W);
+                more[r] += query[j + 1] * load(block + (j + 1) * LANES + r * W);
+            }
+        for (; j < d; j++) for (int r = 0; r < V; r++) dots[r] += query[j] * load(block + j * LANES + r * W);
+        float found[LANES];
+        for (int r = 0; r < V; r++) store(found + r * W, dots[r] + more[r]);
+        memcpy(scores + s, found, std::min(LANES, to - s) * sizeof(float));
+    }
+}
+
+// out (b, heads, d) of queries (b, heads, d). Row i sees length[i] slots: the first shared[i] in the place home[i], which
+// other rows may share, and those after them in its own place.
+template <class T>
+static void recall(const T* q, const float* cos, const float* sin, const i64* home, const i64* shared, const i64* place,
+                   const i64* length, const T* keys, const T* values, i64 b, i64 heads, i64 kv_heads, i64 d, i64 slots,
+                   float scale, T* out) {
     #pragma omp parallel for collapse(2) schedule(dynamic, 8)
     for (i64 i = 0; i < b; i++)
         for (i64 h = 0; h < heads; h++) {
-            const i64 n = length[i], at = (place[i] * kv_heads + h / (heads / kv_heads)) * slots * d, pd = up(d, W);
+            const i64 n = length[i], split = shared[i], pd = up(d, W), g = h / (heads / kv_heads);
+            const i64 at_home = (home[i] * kv_heads + g) * slots * d, at_own = (place[i] * kv_heads + g) * slots * d;
             static thread_local Scratch scratch;
             float *query = scratch.of(2 * pd + up(n, LANES)), *sums = query + pd, *scores = sums + pd;
             rotate(q + (i * heads + h) * d, cos + i * d, sin + i * d, d, scale, query);
             std::fill(sums, sums + pd, 0.0f);
             vec most = all(-INFINITY);
-            for (i64 s = 0; s < n; s += LANES) {
-                const T* block = keys + at + s * d;
-                vec dots[V] = {}, more[V] = {};
-                i64 j = 0;
-                for (; j + 1 < d; j += 2)
-                    for (int r = 0; r < V; r++) {
-                        dots[r] += query[j] * load(block + j * LANES + r * W);
-                        more[r] += query[j + 1] * load(block + (j + 1) * LANES + r * W);
-                    }
-                for (; j < d; j++) for (int r = 0; r < V; r++) dots[r] += query[j] * load(block + j * LANES + r * W);
-                for (int r = 0; r < V; r++) store(scores + s + r * W, dots[r] + more[r]);
-            }
+            score_keys(query, keys + at_own, d, split, n, scores);
+            score_keys(query, keys + at_home, d, 0, split, scores);
             for (i64 j = n; j < up(n, LANES); j++) scores[j] = -INFINITY;
             for (i64 s = 0; s < n; s += W) most = larger(load(scores + s), most);
             float top = most[0];
@@ -444,20 +457,19 @@ static void recall(const T* q, const float* cos, const float* sin, const i64* pl
                 store(scores + s, e);
                 added += e;
             }
-            const T* v = values + at;
-            if (d % (2 * W) == 0 && d <= 8 * W)  // few enough sums for the registers
+            const T *first = values + at_home, *then = values + at_own;
+            if (d % (2 * W) == 0)
                 for (i64 j = 0; j < d; j += 2 * W) {
-                    vec s0 = {}, s1 = {}, s2 = {}, s3 = {};
-                    i64 s = 0;
-                    for (; s + 1 < n; s += 2) {
-                        s0 += scores[s] * load(v + s * d + j), s1 += scores[s] * load(v + s * d + j + W);
-                        s2 += scores[s + 1] * load(v + (s + 1) * d + j), s3 += scores[s + 1] * load(v + (s + 1) * d + j + W);
+                    vec s0 = {}, s1 = {};
+                    for (i64 s = 0; s < n; s++) {
+                        const T* v = (s < split ? first : then) + s * d + j;
+                        s0 += scores[s] * load(v), s1 += scores[s] * load(v + W);
                     }
-                    if (s < n) s0 += scores[s] * load(v + s * d + j), s1 += scores[s] * load(v + s * d + j + W);
-                    store(sums + j, s0 + s2), store(sums + j + W, s1 + s3);
+                    store(sums + j, s0), store(sums + j + W, s1);
                 }
             else
-                for (i64 s = 0; s < n; s++) for (i64 j = 0; j < d; j++) sums[j] += scores[s] * get(v[s * d + j]);
+                for (i64 s = 0; s < n; s++)
+                    for (i64 j = 0; j < d; j++) sums[j] += scores[s] * get((s < split ? first : then)[s * d + j]);
             const float whole = sum(added);
             for (i64 j = 0; j < d; j++) put(out[(i * heads + h) * d + j], sums[j] / whole);
         }
@@ -602,9 +614,10 @@ static void draw(const T* logits, const float* temperature, const i64* seeds, co
     extern "C" void remember_##SUFFIX(const T* k, const T* v, const float* cos, const float* sin, const i64* source, \
         const i64* place, const i64* slot, i64 n, i64 kv_heads, i64 d, i64 slots, T* keys, T* values) { \
         remember(k, v, cos, sin, source, place, slot, n, kv_heads, d, slots, keys, values); } \
-    extern "C" void recall_##SUFFIX(const T* q, const float* cos, const float* sin, const i64* place, const i64* length, \
-        const T* keys, const T* values, i64 b, i64 heads, i64 kv_heads, i64 d, i64 slots, float scale, T* out) { \
-        recall(q, cos, sin, place, length, keys, values, b, heads, kv_heads, d, slots, scale, out); } \
+    extern "C" void recall_##SUFFIX(const T* q, const float* cos, const float* sin, const i64* home, const i64* shared, \
+        const i64* place, const i64* length, const T* keys, const T* values, i64 b, i64 heads, i64 kv_heads, i64 d, \
+        i64 slots, float scale, T* out) { \
+        recall(q, cos, sin, home, shared, place, length, keys, values, b, heads, kv_heads, d, slots, scale, out); } \
     extern "C" void logprobs_##SUFFIX(const T* logits, const float* bias, const i64* targets, i64 n, i64 v, \
         float temperature, float* found, float* lse, float* entropy) { \
         logprobs(logits, bias, targets, n, v, temperature, found, lse, entropy); } \

@@ -8,6 +8,7 @@ attention. For other architectures and devices, and where no kernels could be ma
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -91,9 +92,10 @@ def _block(layer: nn.Module, x: Tensor, attend: Attend, wanted: Tensor | None = 
 
 
 class Memory:
-    """What a model has read, by place: prompts are read into places, then every place goes on a token at a time.
+    """What a model has read, by place: prompts are read, then every row goes on a token at a time in its own place.
 
-    Rows may have any lengths and any places, so a finished row costs nothing from then on.
+    Rows may have any lengths and any places, so a finished row costs nothing from then on; those that go on from the
+    same prompt share the place of the first of them for it.
     """
 
     keep = 1.0  # rows are dropped as soon as one has finished
@@ -101,52 +103,54 @@ class Memory:
     def __init__(self, model: PreTrainedModel, places: int, slots: int) -> None:
         self.model, self.scaling = model, scaling(model)
         self.angles = angles(model, torch.arange(slots))
+        self.home, self.shared = torch.zeros(2, places, dtype=torch.long)  # where a row's prompt is, and its length
         config, head = model.config, model.base_model.layers[0].self_attn.head_dim
         self.caches = [
             kernels.Cache.empty(places, config.num_key_value_heads, slots, head, model.dtype)
             for _ in range(config.num_hidden_layers)
         ]
 
-    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.angles[0][positions], self.angles[1][positions]
+    def free(self, place: Tensor) -> list[int]:
+        """Places that rows in these places leave."""
+        taken = {*place.tolist(), *self.home[place].tolist()}
+        return [p for p in range(len(self.home)) if p not in taken]
 
     def read(self, prompts: MicroBatch, copies: Sequence[Sequence[int]]) -> Tensor:
-        """(u, d) hidden states at the prompts' last tokens; the u-th prompt is kept in the places `copies[u]`."""
-        base, flat = self.model.base_model, prompts.flat()
-        turned = self._angles(flat.positions)
-        stretches = [
-            (row[:n], place)
-            for row, n, places in zip(flat.index, prompts.lengths.tolist(), copies, strict=True)
-            for place in places
-        ]
-        source = torch.cat([tokens for tokens, _ in stretches])
-        place = torch.cat([torch.full_like(tokens, place) for tokens, place in stretches])
-        slot = flat.positions[source]
-        last = flat.index[torch.arange(len(copies)), prompts.lengths - 1]
-        x = base.embed_tokens(flat.ids)
-        for number, (layer, cache) in enumerate(zip(base.layers, self.caches, strict=True), 1):
+        """(u, d) hidden states at the prompts' last tokens; the rows in the places `copies[u]` go on from the u-th."""
+        flat = prompts.flat()
+        for places, n in zip(copies, prompts.lengths, strict=True):
+            self.home[places], self.shared[places] = places[0], n
+        place = torch.tensor([places[0] for places in copies]).repeat_interleave(prompts.lengths)
+        turned, every = self._angles(flat.positions), torch.arange(len(flat.ids))
 
-            def attend(query: Tensor, key: Tensor, value: Tensor, cache: kernels.Cache = cache) -> Tensor:
-                cache.remember(key, value, turned, source, place, slot)
-                return kernels.attention(query, key, value, turned, flat.trees, self.scaling)
+        def attend(cache: kernels.Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            cache.remember(key, value, turned, every, place, flat.positions)
+            return kernels.attention(query, key, value, turned, flat.trees, self.scaling)
 
-            x = _block(layer, x, attend, last if number == len(base.layers) else None)
-        return _norm(base.norm, x)
+        return self._through(flat.ids, attend, flat.index[torch.arange(len(copies)), prompts.lengths - 1])
 
     def step(self, tokens: Tensor, positions: Tensor, place: Tensor) -> Tensor:
         """(b, d) hidden states after one more token (b,) at its position (b,) in each place (b,)."""
-        base, turned = self.model.base_model, self._angles(positions)
-        every, length = torch.arange(len(tokens)), positions + 1
-        x = base.embed_tokens(tokens)
-        for layer, cache in zip(base.layers, self.caches, strict=True):
+        turned, every = self._angles(positions), torch.arange(len(tokens))
+        beginning, length = (self.home[place], self.shared[place]), positions + 1
 
-            def attend(query: Tensor, key: Tensor, value: Tensor, cache: kernels.Cache = cache) -> Tensor:
-                cache.remember(key, value, turned, every, place, positions)
-                return cache.recall(query, turned, place, length, self.scaling)
+        def attend(cache: kernels.Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            cache.remember(key, value, turned, every, place, positions)
+            return cache.recall(query, turned, beginning, place, length, self.scaling)
 
-            x = _block(layer, x, attend)
-        return _norm(base.norm, x)
+        return self._through(tokens, attend, None)
 
     def close_ranks(self, place: Tensor) -> Tensor:
         """Where the rows of these places are now: where they were."""
         return place
+
+    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.angles[0][positions], self.angles[1][positions]
+
+    def _through(self, ids: Tensor, attend: Callable[..., Tensor], wanted: Tensor | None) -> Tensor:
+        """Hidden states of tokens (n,), or of the wanted ones, with a cache for each layer's attention."""
+        base = self.model.base_model
+        x = base.embed_tokens(ids)
+        for number, (layer, cache) in enumerate(zip(base.layers, self.caches, strict=True), 1):
+            x = _block(layer, x, partial(attend, cache), wanted if number == len(base.layers) else None)
+        return _norm(base.norm, x)

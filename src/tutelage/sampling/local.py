@@ -99,7 +99,8 @@ class _Session:
         self.policy, self.requests, self.device = policy, requests, policy.device
         self.exact = policy.dtype == torch.float32
         # From the end, those with the longest way to go are taken first, so that the last are not left alone.
-        self.waiting = sorted(range(len(requests)), key=lambda i: (requests[i].max_new_tokens, len(requests[i].prompt_ids)))
+        order = [(r.max_new_tokens, len(r.prompt_ids), r.prompt_ids) for r in requests]  # and samples of a prompt together
+        self.waiting = sorted(range(len(requests)), key=order.__getitem__)
         slots = max(len(r.prompt_ids) + r.max_new_tokens for r in requests)
         self.places = min(len(requests), max(1, batch_tokens // slots))
         kind = llama.Memory if llama.supports(policy) else memory.Memory
@@ -112,7 +113,7 @@ class _Session:
         self.stop_ids = torch.tensor(padded, device=self.device).view(len(requests), stops)
 
     def run(self) -> list[Sample]:
-        rows, hidden = self._admit(None)
+        rows, hidden = self._admit(list(range(self.places)))
         while True:
             # 1. Everybody's next token.
             weight, bias = output_head(self.policy)
@@ -139,15 +140,14 @@ class _Session:
                 rows.position += rows.budget > 0  # a finished row stays: the model may have no position after its last
             else:
                 hidden = hidden[:0]
-            if self.waiting and len(rows.index) <= ADMIT * self.places:
-                new, first_hidden = self._admit(rows)
+            room = self.waiting and len(rows.index) <= ADMIT * self.places
+            if room and (free := self.memory.free(rows.place)):
+                new, first_hidden = self._admit(free)
                 rows, hidden = rows.join(new), torch.cat([hidden, first_hidden])
 
-    def _admit(self, rows: _Rows | None) -> tuple[_Rows, torch.Tensor]:
-        """Fill the places that these rows leave free: read each distinct prompt once; the hidden states (b, d) that
-        predict the first tokens."""
-        taken = set() if rows is None else set(rows.place.tolist())
-        free = [place for place in range(self.places) if place not in taken]
+    def _admit(self, free: list[int]) -> tuple[_Rows, torch.Tensor]:
+        """Let requests into free places: read each distinct prompt once; the hidden states (b, d) that predict the first
+        tokens."""
         new = [self.waiting.pop() for _ in free[: len(self.waiting)]]
         members: dict[tuple[int, ...], list[int]] = {}
         for k, i in enumerate(new):

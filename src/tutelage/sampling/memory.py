@@ -73,12 +73,16 @@ class Memory:
     keep = 0.75  # move up once fewer than this share of the rows go on
 
     def __init__(self, model: PreTrainedModel, places: int, slots: int) -> None:
-        self.model = model
+        self.model, self.places = model, places
         self.layers = [_Layer(places, slots) for _ in range(model.config.num_hidden_layers)]
         self.cache = Cache(layers=self.layers)
 
+    def free(self, place: torch.Tensor) -> list[int]:
+        """Places that rows in these places leave."""
+        return sorted(set(range(self.places)) - set(place.tolist()))
+
     def read(self, prompts: MicroBatch, copies: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(u, d) hidden states at the prompts' last tokens; the u-th prompt is kept in the places `copies[u]`."""
+        """(u, d) hidden states at the prompts' last tokens; the rows in the places `copies[u]` go on from the u-th."""
         read = DynamicCache()
         out = self.model.base_model(input_ids=prompts.ids, past_key_values=read, use_cache=True).last_hidden_state
         for layer, given in zip(self.layers, read.layers, strict=True):

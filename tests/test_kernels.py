@@ -1,0 +1,239 @@
+"""Each kernel against the same in plain torch, in fp32 and bf16, at widths that do and do not fill its registers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from tutelage import kernels
+from tutelage.kernels import build
+from tutelage.objectives.logprobs import token_logprobs
+from tutelage.sampling import local
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    assert kernels.available(), "these tests need a C++ compiler"
+    torch.manual_seed(0)
+
+
+def assert_alike(found: Tensor, expected: Tensor, roundings: int = 1) -> None:
+    """bf16 may be off by its own rounding, or by several."""
+    error = 1e-6 if found.dtype == torch.float32 else 4e-3 * roundings
+    assert (found.double() - expected).norm() <= error * expected.norm() + 1e-12
+
+
+def compare(ours: Callable[..., Tensor], exact: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+    """Values and gradients of ours against those of an exact formula in fp64."""
+    mine = [x.clone().requires_grad_() for x in inputs]
+    theirs = [x.double().requires_grad_() for x in inputs]
+    found, expected = ours(*mine), exact(*theirs)
+    assert_alike(found, expected)
+    grad = torch.randn(expected.shape).to(found.dtype)
+    found.backward(grad)
+    expected.backward(grad.double())
+    for a, b in zip(mine, theirs, strict=True):
+        assert_alike(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("d", [3, 16, 100])
+@pytest.mark.parametrize("kinds", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16)])
+def test_rms_norm(kinds: tuple[torch.dtype, torch.dtype], d: int) -> None:
+    compare(
+        lambda x, w: kernels.rms_norm(x, w, 1e-5, kinds[1]),
+        lambda x, w: x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w,
+        [torch.randn(37, d).to(kinds[0]), torch.randn(d)],
+    )
+
+
+def test_rms_norm_of_a_rounded_model() -> None:
+    x, w = torch.randn(5, 40).bfloat16(), torch.randn(40).bfloat16()
+    expected = torch.nn.functional.rms_norm(x.double(), (40,), w.double(), 1e-5)
+    assert_alike(kernels.rms_norm(x, w, 1e-5, torch.bfloat16), expected)
+
+
+@DTYPES
+@pytest.mark.parametrize("n", [1, 16, 999])
+def test_swiglu(n: int, dtype: torch.dtype) -> None:
+    compare(kernels.swiglu, lambda g, u: g * g.sigmoid() * u, [(4 * torch.randn(n)).to(dtype) for _ in range(2)])
+
+
+def turned(x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    """By rotary positions, as transformers writes it."""
+    if angles is None:
+        return x
+    a, b = x.chunk(2, -1)
+    return x * angles[0].to(x)[:, None] + torch.cat([-b, a], -1) * angles[1].to(x)[:, None]
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, angles: tuple[Tensor, Tensor] | None, cuts: list[list[int]], scale: float
+) -> Tensor:
+    """By a mask of what each token sees."""
+    sees = torch.zeros(len(q), len(q), dtype=torch.bool)
+    for tree in cuts:
+        for start, end in zip(tree, tree[1:], strict=False):
+            sees[start:end, start:end] = torch.ones(end - start, end - start).tril().bool()
+            if start > tree[0]:
+                sees[start:end, tree[0] : tree[1]] = True
+    groups = q.shape[1] // k.shape[1]
+    k, v = turned(k, angles).repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = torch.einsum("qhd,khd->hqk", turned(q, angles), k) * scale
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~sees, -torch.inf).softmax(-1), v)
+
+
+def some_angles(n: int, d: int) -> tuple[Tensor, Tensor]:
+    theta = torch.randn(n, d // 2).repeat(1, 2)
+    return theta.cos(), theta.sin()
+
+
+@DTYPES
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize(
+    ("d", "heads", "kv_heads", "cuts"),
+    [
+        (32, 4, 4, [[0, 40], [40, 41], [41, 130]]),
+        (8, 4, 2, [[0, 5], [5, 12, 20, 27, 27, 60], [60, 60, 63, 90]]),  # a branch, and a beginning, without a token
+        (20, 6, 2, [[0, 150, 200, 230], [230, 260]]),
+    ],
+)
+def test_attention(
+    d: int, heads: int, kv_heads: int, cuts: list[list[int]], rotary: bool, dtype: torch.dtype
+) -> None:
+    n = cuts[-1][-1]
+    angles = some_angles(n, d) if rotary else None
+    compare(
+        lambda q, k, v: kernels.attention(q, k, v, angles, kernels.Trees.of(cuts), 0.3),
+        lambda q, k, v: plain_attention(q, k, v, angles, cuts, 0.3),
+        [torch.randn(n, h, d).to(dtype) for h in (heads, kv_heads, kv_heads)],
+    )
+
+
+def test_a_broken_gradient_stays_broken() -> None:
+    q, k, v = (torch.randn(9, 2, 8, requires_grad=True) for _ in range(3))
+    out = kernels.attention(q, k, v, None, kernels.Trees.of([[0, 4], [4, 9]]), 1.0)
+    grad = torch.zeros_like(out)
+    grad[5, 1, 3] = torch.nan
+    out.backward(grad)
+    assert q.grad[5, 1].isnan().all()
+    assert not q.grad[:4].isnan().any()
+    x = torch.full((3, 16), torch.nan)
+    assert kernels.swiglu(x, x).isnan().all()
+    assert kernels.rms_norm(x, torch.ones(16), 1e-5, torch.float32).isnan().all()
+    assert kernels.logprobs(x, None, torch.zeros(3, dtype=torch.long), 1.0, True)[0].isnan().all()
+
+
+@DTYPES
+@pytest.mark.parametrize(("d", "heads", "kv_heads"), [(32, 4, 4), (20, 6, 2), (8, 2, 1)])
+def test_a_cache_is_attention(d: int, heads: int, kv_heads: int, dtype: torch.dtype) -> None:
+    """Prompts of several lengths, one of them shared by two rows, then a token at a time, in places out of order."""
+    lengths, places, new = [5, 20, 1, 16], {0: [3], 1: [0, 4], 2: [1], 3: [5]}, 18
+    keys, values = (torch.randn(len(lengths), 40, kv_heads, d).to(dtype) for _ in range(2))
+    angles, scale = some_angles(40, d), 0.4
+    cache = kernels.Cache.empty(6, kv_heads, 40, d, dtype)
+    cache.keys.fill_(torch.nan), cache.values.fill_(torch.nan)
+    for row, n in enumerate(lengths):
+        slots, turn = torch.arange(n), (angles[0][:n].contiguous(), angles[1][:n].contiguous())
+        where = torch.full((n,), places[row][0])
+        cache.remember(keys[row, :n].contiguous(), values[row, :n].contiguous(), turn, slots, where, slots)
+    of = torch.tensor([row for row in places for _ in places[row]])
+    place = torch.tensor([p for each in places.values() for p in each])
+    beginning = (torch.tensor([places[int(row)][0] for row in of]), torch.tensor(lengths)[of])
+    for step in range(new):
+        at = torch.tensor(lengths)[of] + step
+        turn = (angles[0][at], angles[1][at])
+        cache.remember(keys[of, at], values[of, at], turn, torch.arange(len(of)), place, at)
+        query = torch.randn(len(of), heads, d).to(dtype)
+        found = cache.recall(query, turn, beginning, place, at + 1, scale)
+        for i, (row, n) in enumerate(zip(of.tolist(), (at + 1).tolist(), strict=True)):
+            q = torch.zeros(n, heads, d, dtype=torch.float64)
+            q[-1] = query[i]
+            sofar = (angles[0][:n], angles[1][:n])
+            exact = plain_attention(q, keys[row, :n].double(), values[row, :n].double(), sofar, [[0, n]], scale)
+            assert_alike(found[i], exact[-1], roundings=3)  # keys are rounded once more when they have been turned
+
+
+@DTYPES
+@pytest.mark.parametrize("biased", [False, True])
+def test_log_probabilities(biased: bool, dtype: torch.dtype) -> None:
+    """As without kernels; a bias of -inf rules a token out of probability and entropy."""
+    hidden, weight, targets = torch.randn(50, 24), torch.randn(301, 24), torch.randint(0, 300, (50,))
+    bias = torch.randn(301) if biased else None
+    if bias is not None:
+        bias[300] = -torch.inf
+    found = []
+    for there in (True, False):
+        given = [x.clone().requires_grad_() for x in (hidden, weight, *([bias] if biased else []))]
+        with (
+            mock.patch.object(kernels, "available", return_value=there),
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+        ):
+            logprobs, entropy = token_logprobs(
+                *given[:2], targets, bias=given[2] if biased else None, temperature=0.7, chunk_tokens=16
+            )
+        (logprobs * torch.linspace(-1, 1, 50)).sum().backward()
+        found.append([logprobs.detach(), entropy, *(x.grad for x in given)])
+    rounding = 2e-6 if dtype == torch.float32 else 0.01
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() <= rounding * b.norm()
+
+
+@DTYPES
+def test_draws_are_those_without_kernels(dtype: torch.dtype) -> None:
+    """The same tokens but where either calls it close; and greedily, the likeliest."""
+    n, v = 4000, 301
+    logits = (3 * torch.randn(n, v)).to(dtype)
+    whole = {"index": 0, "top_k": 0, "budget": 1, "position": 1, "place": 0}
+    columns = {name: torch.full((n,), value) for name, value in whole.items()}
+    temperature = torch.tensor([0.0, 0.5, 1.0, 1.7]).repeat(n // 4)
+    rows = local._Rows(
+        seeds=torch.randint(0, 2**62, (n,)), step=torch.arange(n), temperature=temperature, top_p=torch.ones(n), **columns
+    )
+    found = local.choose(logits, rows)
+    with mock.patch.object(kernels, "available", return_value=False):
+        expected = local.choose(logits, rows)
+    close = found[2] | expected[2]
+    assert close.float().mean() < (0.01 if dtype == torch.float32 else 0.05)
+    assert torch.equal(found[0][~close], expected[0][~close])
+    assert_close(found[1][~close], expected[1][~close], rtol=0, atol=1e-4)
+    assert (found[0].bincount(minlength=v) > 0).all()
+    greedy = (temperature == 0) & ~close
+    assert torch.equal(found[0][greedy], logits.float().argmax(1)[greedy])
+
+
+def test_the_kernels_are_made_once_and_kept(tmp_path: Path) -> None:
+    """In the user's cache, private; a second process loads them; without a compiler it is said how it will be."""
+    code = "from tutelage import kernels; print(kernels.available())"
+
+    def told(**environment: str) -> tuple[str, str]:
+        given = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=given)
+        return done.stdout.strip(), done.stderr.strip()
+
+    assert told() == ("True", "")
+    (made,) = (tmp_path / "tutelage").iterdir()
+    assert (tmp_path / "tutelage").stat().st_mode & 0o077 == 0
+    before = made.stat().st_mtime_ns
+    assert told() == ("True", "")
+    assert [p.stat().st_mtime_ns for p in (tmp_path / "tutelage").iterdir()] == [before]
+    assert told(TUTELAGE_KERNELS="0") == ("False", "")
+    available, complaint = told(CXX="false")
+    assert available == "False"
+    assert complaint.startswith("kernels were not compiled, so this runs slower")
+
+
+def test_every_function_has_a_signature() -> None:
+    names = set(build.SIGNATURES)
+    called = {line.split('"')[1] for line in Path(kernels.__file__).read_text().splitlines() if "_call(\"" in line}
+    assert names == called
