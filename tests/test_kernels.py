@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -83,7 +84,7 @@ def plain_attention(
     """By a mask of what each token sees."""
     sees = torch.zeros(len(q), len(q), dtype=torch.bool)
     for tree in cuts:
-        for start, end in zip(tree, tree[1:], strict=False):
+        for start, end in pairwise(tree):
             sees[start:end, start:end] = torch.ones(end - start, end - start).tril().bool()
             if start > tree[0]:
                 sees[start:end, tree[0] : tree[1]] = True
@@ -108,9 +109,7 @@ def some_angles(n: int, d: int) -> tuple[Tensor, Tensor]:
         (20, 6, 2, [[0, 150, 200, 230], [230, 260]]),
     ],
 )
-def test_attention(
-    d: int, heads: int, kv_heads: int, cuts: list[list[int]], rotary: bool, dtype: torch.dtype
-) -> None:
+def test_attention(d: int, heads: int, kv_heads: int, cuts: list[list[int]], rotary: bool, dtype: torch.dtype) -> None:
     n = cuts[-1][-1]
     angles = some_angles(n, d) if rotary else None
     compare(
@@ -198,7 +197,11 @@ def test_draws_are_those_without_kernels(dtype: torch.dtype) -> None:
     columns = {name: torch.full((n,), value) for name, value in whole.items()}
     temperature = torch.tensor([0.0, 0.5, 1.0, 1.7]).repeat(n // 4)
     rows = local._Rows(
-        seeds=torch.randint(0, 2**62, (n,)), step=torch.arange(n), temperature=temperature, top_p=torch.ones(n), **columns
+        seeds=torch.randint(0, 2**62, (n,)),
+        step=torch.arange(n),
+        temperature=temperature,
+        top_p=torch.ones(n),
+        **columns,
     )
     found = local.choose(logits, rows)
     with mock.patch.object(kernels, "available", return_value=False):
@@ -235,5 +238,5 @@ def test_the_kernels_are_made_once_and_kept(tmp_path: Path) -> None:
 
 def test_every_function_has_a_signature() -> None:
     names = set(build.SIGNATURES)
-    called = {line.split('"')[1] for line in Path(kernels.__file__).read_text().splitlines() if "_call(\"" in line}
+    called = {line.split('"')[1] for line in Path(kernels.__file__).read_text().splitlines() if '_call("' in line}
     assert names == called

@@ -55,7 +55,9 @@ class _RmsNorm(torch.autograd.Function):
         grad = grad.contiguous()
         parts = torch.get_num_threads()
         dx, dw = torch.empty_like(x), weight.new_zeros(parts, len(weight))
-        _call("rms_norm_backward", (x.dtype, grad.dtype), x, weight, scale, grad, len(scale), len(weight), dx, dw, parts)
+        _call(
+            "rms_norm_backward", (x.dtype, grad.dtype), x, weight, scale, grad, len(scale), len(weight), dx, dw, parts
+        )
         return dx, dw.sum(0), None, None
 
 
@@ -119,9 +121,7 @@ def attention(
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, angles: Any, trees: Trees, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, angles: Any, trees: Trees, scale: float) -> Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         n, h, d = query.shape
         out, lse = torch.zeros_like(query), query.new_empty(n, h, dtype=torch.float32)
@@ -158,7 +158,7 @@ class Cache:
     def remember(
         self, key: Tensor, value: Tensor, angles: tuple[Tensor, Tensor], source: Tensor, place: Tensor, slot: Tensor
     ) -> None:
-        """Keep token `source[i]` of key and value (n, h', d) at `place[i]`, `slot[i]`; keys are turned by their angles."""
+        """Keep token `source[i]` of key and value (n, h', d) at `place[i]`, `slot[i]`; keys are turned here."""
         _, heads, slots, d = self.values.shape
         where = (source, place, slot, len(source), heads, d, slots)
         _call("remember", (key.dtype,), key, value, *angles, *where, self.keys, self.values)
@@ -172,7 +172,7 @@ class Cache:
         length: Tensor,
         scale: float,
     ) -> Tensor:
-        """(b, h, d) attention of one query a row (b, h, d), which is turned here, over `length` (b,) slots of its place.
+        """(b, h, d) attention of one query a row (b, h, d), turned here, over `length` (b,) slots of its place.
 
         The first of these slots, as many as the second of `beginning` (b,) says, are read in the place that its first
         (b,) names: rows may share it.
@@ -190,7 +190,7 @@ class Cache:
 def logprobs(
     logits: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of softmax((logits + bias) / temperature), (n, v): log p(target), log Σ exp, and the entropy, (n,) each, in fp32."""
+    """Of softmax((logits + bias) / temperature), (n, v): log p(target), log Σ exp and entropy, (n,) each, in fp32."""
     n, v = logits.shape
     found, lse = logits.new_empty(2, n, dtype=torch.float32)
     entropy = torch.empty_like(lse if with_entropy else lse[:0])
@@ -210,9 +210,11 @@ def logprobs_backward_(
 def draw(
     logits: Tensor, temperature: Tensor, seeds: Tensor, steps: Tensor, near_tie: float, near_tie_logit: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (b,), their log-probabilities, and which were close calls: `choose` of sampling/local.py without filters."""
+    """Tokens (b,), their log-probabilities, which were close calls: `choose` of sampling/local.py without filters."""
     b, v = logits.shape
     chosen, found = torch.empty_like(seeds), torch.empty(b)
     near = torch.empty(b, dtype=torch.bool)
-    _call("draw", (logits.dtype,), logits, temperature, seeds, steps, b, v, near_tie, near_tie_logit, chosen, found, near)
+    _call(
+        "draw", (logits.dtype,), logits, temperature, seeds, steps, b, v, near_tie, near_tie_logit, chosen, found, near
+    )
     return chosen, found, near

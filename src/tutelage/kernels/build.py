@@ -1,4 +1,4 @@
-"""Compiles kernels.cpp for this machine on first use, which takes four seconds, and keeps the result in the user's cache.
+"""Compiles kernels.cpp for this machine on first use, in four seconds, and keeps the result in the user's cache.
 
 Without a C++ compiler (`c++`, or what CXX names) or with TUTELAGE_KERNELS=0, everything runs on torch alone, slower.
 """
@@ -38,7 +38,7 @@ KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ct
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where there is no compiler or it cannot make them (said once, on standard error)."""
+    """The compiled kernels, or None without a compiler that can make them (its complaint goes to standard error)."""
     compiler = os.environ.get("CXX") or shutil.which("c++")
     if os.environ.get("TUTELAGE_KERNELS") == "0" or not compiler or sys.platform == "win32":
         return None

@@ -2,20 +2,20 @@
 modules, whose weights these are, in about half the time.
 
 Tokens lie on one flat axis without padding. In the last layer only the tokens whose hidden states are wanted go on past
-attention. For other architectures and devices, and where no kernels could be made, `forward.py` calls transformers' own.
+attention. For other architectures and devices, and where no kernels can be made, `forward.py` calls transformers' own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tutelage import kernels
-from tutelage.kernels import Trees
 from tutelage.models import attention
 from tutelage.models.packing import Flat, MicroBatch
 
@@ -71,12 +71,12 @@ def scaling(model: PreTrainedModel) -> float:
     return float(model.base_model.layers[0].self_attn.scaling)
 
 
-def _norm(module: nn.Module, x: Tensor) -> Tensor:
+def _norm(module: Any, x: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return kernels.rms_norm(x, module.weight, module.variance_epsilon, dtype)
 
 
-def _block(layer: nn.Module, x: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+def _block(layer: Any, x: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
     """x (n, d) through one layer; past attention only the wanted tokens go on, None for all."""
     of, mlp = layer.self_attn, layer.mlp
     y = _norm(layer.input_layernorm, x)

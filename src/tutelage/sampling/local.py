@@ -99,7 +99,9 @@ class _Session:
         self.policy, self.requests, self.device = policy, requests, policy.device
         self.exact = policy.dtype == torch.float32
         # From the end, those with the longest way to go are taken first, so that the last are not left alone.
-        order = [(r.max_new_tokens, len(r.prompt_ids), r.prompt_ids) for r in requests]  # and samples of a prompt together
+        order = [
+            (r.max_new_tokens, len(r.prompt_ids), r.prompt_ids) for r in requests
+        ]  # and samples of a prompt together
         self.waiting = sorted(range(len(requests)), key=order.__getitem__)
         slots = max(len(r.prompt_ids) + r.max_new_tokens for r in requests)
         self.places = min(len(requests), max(1, batch_tokens // slots))
@@ -146,8 +148,8 @@ class _Session:
                 rows, hidden = rows.join(new), torch.cat([hidden, first_hidden])
 
     def _admit(self, free: list[int]) -> tuple[_Rows, torch.Tensor]:
-        """Let requests into free places: read each distinct prompt once; the hidden states (b, d) that predict the first
-        tokens."""
+        """Requests into free places, each distinct prompt read once; and the hidden states (b, d) that predict their
+        first tokens."""
         new = [self.waiting.pop() for _ in free[: len(self.waiting)]]
         members: dict[tuple[int, ...], list[int]] = {}
         for k, i in enumerate(new):
