@@ -306,11 +306,11 @@ def sft_ours(folder: Path, batch: int) -> list[dict[str, float]]:
         return metrics(sft.run, config)
 
 
-def sft_ways(batch: int) -> tuple[Ways, Ways]:
+def sft_ways(batch: int, tokens: int) -> tuple[Ways, Ways]:
     """TRL's settings to choose from: as its users make batches, and cut small or sorted so as to be fast here.
 
     `nll` is as fast as its chunked loss at this vocabulary. Packing fills rows of `max_length` tokens, and a batch then
-    has as many of these as it would have demonstrations.
+    has as many of these as hold the tokens that it has without.
     """
     plain = {
         "max_steps": 10**6, "per_device_train_batch_size": batch, "train_sampling_strategy": "sequential",
@@ -318,7 +318,8 @@ def sft_ways(batch: int) -> tuple[Ways, Ways]:
         "completion_only_loss": True, "max_length": 256, "loss_type": "nll", **TRL_SETTINGS,
     }  # fmt: skip
     eighths: dict[str, Any] = {**plain, "per_device_train_batch_size": batch // 8, "gradient_accumulation_steps": 8}
-    usual = precisions(whole=plain, packed={**plain, "packing": True})
+    packed = {**plain, "packing": True, "per_device_train_batch_size": max(1, batch * tokens // plain["max_length"])}
+    usual = precisions(whole=plain, packed=packed)
     tuned = precisions(
         eighths_of_like_length={**eighths, "train_sampling_strategy": "group_by_length"},
         eighths_without_padding={**eighths, "padding_free": True, "max_length": None},
@@ -354,7 +355,7 @@ def sft_rows(folder: Path, shape: Shape, batch: int, lengths: tuple[int, int], r
 
     note(precision_note(folder))
     with contextlib.ExitStack() as stack:
-        usual, tuned = sft_ways(batch)
+        usual, tuned = sft_ways(batch, sum(lengths) // 2)
         choices = list(zip(rows, ({**usual, **tuned}, usual), strict=True))
         peers, answers = fastest_of_each(stack, choices, ("1.16", "trl_sft.py"), folder, lambda answer: answer[2])
         if plain := answers["fp32, whole"][:2]:

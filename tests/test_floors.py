@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "tutelage"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
+    {"cache"},
     {"kernels"},
     {"records", "objectives", "config"},
     {"models", "runs", "datasets", "intervals"},

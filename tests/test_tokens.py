@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from conftest import SENTENCES, STORIES
+from tutelage.models import tokens
 from tutelage.models.tokens import (
     PLAIN_TEMPLATE,
     decode_completion,
@@ -164,3 +165,29 @@ def test_same_tokens() -> None:
 def test_a_continuation_of_a_string_keeps_the_space_at_the_seam(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt_ids, ids = encode_pair(tokenizer, "Tom has", " a ball.")
     assert decode_continuation(tokenizer, prompt_ids, ids) == " a ball."
+
+
+def test_many_pairs_are_encoded_as_each_alone(any_tokenizer: PreTrainedTokenizerBase) -> None:
+    pairs = [(prompt, text, ended) for prompt in PROMPTS for text in ("blue", " is", "") for ended in (True, False)]
+    assert tokens.encode_pairs(any_tokenizer, pairs) == [encode_pair(any_tokenizer, *pair) for pair in pairs]
+    assert tokens.encode_pairs(any_tokenizer, []) == []
+
+
+def test_ids_of_many_texts_are_kept(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made once, for these texts and this tokenizer; few are not kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    texts = ["The cat sat.", "", "two\0three", "The cat sat."]
+    expected = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    assert tokens.encode_all(tokenizer, texts, specials=False) == expected
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(tokens, "KEPT_CHARACTERS", 10)
+    assert tokens.encode_all(tokenizer, texts, specials=False) == expected
+    (kept,) = (tmp_path / "tutelage" / "tokens").iterdir()
+    before = kept.stat().st_mtime_ns
+    assert tokens.encode_all(tokenizer, texts, specials=False) == expected
+    assert [p.stat().st_mtime_ns for p in kept.parent.iterdir()] == [before]
+    changed = [*texts[:2], "twothree", "\0The cat sat."]  # the same characters, cut elsewhere
+    assert tokens.encode_all(tokenizer, changed, specials=False) != expected
+    assert len(list(kept.parent.iterdir())) == 2

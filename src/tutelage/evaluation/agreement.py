@@ -19,7 +19,7 @@ from tutelage.labeling.agreement import Measures, by_labeler, panels, scores_agr
 from tutelage.labeling.candidates import read_asked, read_completions
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import context_length, load_scalar
-from tutelage.models.tokens import encode_pair, load_tokenizer
+from tutelage.models.tokens import encode_rankings, load_tokenizer
 from tutelage.records import Ranking
 from tutelage.runs import inputs_of, open_run
 
@@ -56,8 +56,7 @@ def score(folder: str, rankings: Sequence[Ranking]) -> tuple[list[Ranking], list
     context = context_length(model)
     place: dict[tuple[int, ...], int] = {}
     kept, places = [], []
-    for r in rankings:
-        pairs = [encode_pair(tokenizer, r.prompt.text, c.text, ended=c.finish != "length") for c in r.completions]
+    for r, pairs in zip(rankings, encode_rankings(tokenizer, rankings), strict=True):
         sequences = [(*prompt, *completion) for prompt, completion in pairs]
         if max(map(len, sequences)) <= context:
             kept.append(r)

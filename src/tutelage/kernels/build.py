@@ -16,6 +16,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from tutelage.cache import cache_folder
+
 SOURCE = Path(__file__).with_name("kernels.cpp")
 # Not -ffast-math: NaN must stay NaN, so that a broken gradient is seen.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC")
@@ -60,10 +62,9 @@ def _compiled(compiler: str) -> Path:
     """The shared library for this source, compiler and processor, made if it is not in the cache."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), version, platform.machine(), _features())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tutelage"
-    wanted = home / f"kernels-{hashlib.blake2b('|'.join(parts).encode(), digest_size=10).hexdigest()}.so"
+    home = cache_folder("kernels")
+    wanted = home / f"{hashlib.blake2b('|'.join(parts).encode(), digest_size=10).hexdigest()}.so"
     if not wanted.exists():
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home) as scratch:
             part, made = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
             # Linked without -fopenmp: the threads must be those of the OpenMP that torch has loaded, not a second set.

@@ -226,7 +226,7 @@ static inline void rotate_back(const float* y, const float* cos, const float* si
 // A token sees itself and what is before it in its part, and all of the first part. A row is a tree of one part.
 // Work goes by tree and key head; scores are held for a few queries at a time, and made again in the backward pass.
 
-constexpr i64 QUERIES = 24;
+constexpr i64 QUERIES = 48;
 
 struct Sight {  // what some queries of a part see: `shared` keys from 0, then own keys from `start`
     i64 shared, start, own, padded_shared;
@@ -429,6 +429,26 @@ static void score_keys(const float* query, const T* keys, i64 d, i64 from, i64 t
     }
 }
 
+// sums (d,) += Σ score · value over slots from..to of one head.
+template <class T>
+static void add_values(const float* scores, const T* values, i64 d, i64 from, i64 to, float* sums) {
+    constexpr int N = 4;
+    i64 j = 0;
+    for (; j + N * W <= d; j += N * W) {
+        vec even[N], odd[N] = {};
+        for (int r = 0; r < N; r++) even[r] = load(sums + j + r * W);
+        i64 s = from;
+        for (; s + 1 < to; s += 2)
+            for (int r = 0; r < N; r++) {
+                even[r] += scores[s] * load(values + s * d + j + r * W);
+                odd[r] += scores[s + 1] * load(values + (s + 1) * d + j + r * W);
+            }
+        for (; s < to; s++) for (int r = 0; r < N; r++) even[r] += scores[s] * load(values + s * d + j + r * W);
+        for (int r = 0; r < N; r++) store(sums + j + r * W, even[r] + odd[r]);
+    }
+    for (i64 s = from; s < to; s++) for (i64 i = j; i < d; i++) sums[i] += scores[s] * get(values[s * d + i]);
+}
+
 // out (b, heads, d) of queries (b, heads, d). Row i sees length[i] slots: the first shared[i] in the place home[i], which
 // other rows may share, and those after them in its own place.
 template <class T>
@@ -457,19 +477,8 @@ static void recall(const T* q, const float* cos, const float* sin, const i64* ho
                 store(scores + s, e);
                 added += e;
             }
-            const T *first = values + at_home, *then = values + at_own;
-            if (d % (2 * W) == 0)
-                for (i64 j = 0; j < d; j += 2 * W) {
-                    vec s0 = {}, s1 = {};
-                    for (i64 s = 0; s < n; s++) {
-                        const T* v = (s < split ? first : then) + s * d + j;
-                        s0 += scores[s] * load(v), s1 += scores[s] * load(v + W);
-                    }
-                    store(sums + j, s0), store(sums + j + W, s1);
-                }
-            else
-                for (i64 s = 0; s < n; s++)
-                    for (i64 j = 0; j < d; j++) sums[j] += scores[s] * get((s < split ? first : then)[s * d + j]);
+            add_values(scores, values + at_home, d, 0, split, sums);
+            add_values(scores, values + at_own, d, split, n, sums);
             const float whole = sum(added);
             for (i64 j = 0; j < d; j++) put(out[(i * heads + h) * d + j], sums[j] / whole);
         }

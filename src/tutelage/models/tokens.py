@@ -6,13 +6,21 @@ base model has none. A completion ends with the end-of-text token, always.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tutelage.cache import cache_folder
 from tutelage.config import is_hub_id
-from tutelage.records import Text
+from tutelage.records import Ranking, Text
+
+KEPT_CHARACTERS = 8_000_000  # three seconds' work
 
 # The words of a bare conversation, for base models without a template of their own. Line breaks are expressions, as a
 # bare one after a block tag is trimmed.
@@ -56,14 +64,16 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: str | None = None) -> str:
     """The string that a prompt (and its completion, without the end token) makes."""
     if isinstance(prompt, str):
-        return prompt + (completion or "")
-    messages = [{"role": m.role, "content": m.content} for m in prompt]
-    opened = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    if completion is None:
-        return opened
-    spaced = (
-        " " if opened[-1:] == ":" else ""
-    )  # "Assistant:" wants a space before the words; templates end as they like
+        opened = prompt
+    else:
+        messages = [{"role": m.role, "content": m.content} for m in prompt]
+        opened = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return opened if completion is None else _joined(prompt, opened, completion)
+
+
+def _joined(prompt: Text, opened: str, completion: str) -> str:
+    # "Assistant:" wants a space before the words; templates end as they like
+    spaced = " " if not isinstance(prompt, str) and opened[-1:] == ":" else ""
     return opened + spaced + completion
 
 
@@ -84,16 +94,64 @@ def encode_pair(
     The completion ends with end-of-text unless it is known to have been cut off, so that a reward model reads the same
     final token here as in reinforcement learning.
     """
-    prompt_ids = encode_prompt(tokenizer, prompt)
-    specials = _wants_specials(tokenizer, prompt)
-    whole = tokenizer.encode(render(tokenizer, prompt, completion), add_special_tokens=specials)
-    if whole[: len(prompt_ids)] == prompt_ids:
-        ids = whole[len(prompt_ids) :]
-    else:  # the seam fell inside a token: encode the completion alone, as sampling would have to produce it
-        ids = tokenizer.encode(completion, add_special_tokens=False)
-    if ended and ids[-1:] != [tokenizer.eos_token_id]:
-        ids = [*ids, tokenizer.eos_token_id]
-    return prompt_ids, ids
+    return encode_pairs(tokenizer, [(prompt, completion, ended)])[0]
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Text, str, bool]]
+) -> list[tuple[list[int], list[int]]]:
+    """`encode_pair` of many (prompt, completion, ended) at once, each distinct text read once: ten times as fast."""
+    plain: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}  # ids of texts, with special tokens and without
+    heads = {id(prompt): render(tokenizer, prompt) for prompt, _, _ in pairs}
+    read = []
+    for prompt, completion, _ in pairs:
+        head, known = heads[id(prompt)], plain[_wants_specials(tokenizer, prompt)]
+        whole = _joined(prompt, head, completion)
+        known[head] = known[whole] = []
+        read.append((head, whole, known))
+    for specials, known in plain.items():
+        known.update(zip(known, encode_all(tokenizer, list(known), specials), strict=True))
+    found = []
+    for (_, completion, ended), (head, whole, known) in zip(pairs, read, strict=True):
+        prompt_ids, ids = known[head], known[whole]
+        if ids[: len(prompt_ids)] == prompt_ids:
+            ids = ids[len(prompt_ids) :]
+        else:  # the seam fell inside a token: encode the completion alone, as sampling would have to produce it
+            ids = tokenizer.encode(completion, add_special_tokens=False)
+        if ended and ids[-1:] != [tokenizer.eos_token_id]:
+            ids = [*ids, tokenizer.eos_token_id]
+        found.append((prompt_ids, ids))
+    return found
+
+
+def encode_rankings(
+    tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking]
+) -> list[list[tuple[list[int], list[int]]]]:
+    """(prompt ids, completion ids) of each completion of each ranking."""
+    pairs = [(r.prompt.text, c.text, c.finish != "length") for r in rankings for c in r.completions]
+    encoded = iter(encode_pairs(tokenizer, pairs))
+    return [list(islice(encoded, len(r.completions))) for r in rankings]
+
+
+def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], specials: bool) -> list[list[int]]:
+    """Ids of many texts. From `KEPT_CHARACTERS` on they are kept in the user's cache, by what tokenizer and texts are,
+    so that a run that is started again need not make them again.
+    """
+    if sum(map(len, texts)) < KEPT_CHARACTERS:
+        return tokenizer(list(texts), add_special_tokens=specials)["input_ids"] if texts else []
+    digest = hashlib.blake2b(f"{specials}{tokenizer.backend_tokenizer.to_str()}".encode(), digest_size=16)
+    for text in texts:
+        digest.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
+    file = cache_folder("tokens") / f"{digest.hexdigest()}.safetensors"
+    if not file.exists():
+        ids = tokenizer(list(texts), add_special_tokens=specials)["input_ids"]
+        flat = torch.tensor([i for each in ids for i in each], dtype=torch.int32)
+        scratch = file.with_suffix(f".{os.getpid()}")
+        save_file({"ids": flat, "lengths": torch.tensor([len(each) for each in ids])}, scratch)
+        os.replace(scratch, file)
+        return ids
+    kept = load_file(file)
+    return [each.tolist() for each in kept["ids"].split(kept["lengths"].tolist())]
 
 
 def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: list[int] | tuple[int, ...]) -> str:

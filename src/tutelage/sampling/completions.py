@@ -11,7 +11,7 @@ from tutelage.models.loading import context_length
 from tutelage.models.tokens import (
     decode_completion,
     decode_continuation,
-    encode_pair,
+    encode_pairs,
     encode_prompt,
     render,
     same_tokens,
@@ -92,11 +92,8 @@ def scored_ids(
     """
     if not writer.examples and same_tokens(writer.tokenizer, reader):
         return [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
-    pairs = [
-        encode_pair(reader, p.text, c.text, ended=c.finish != "length")
-        for p, c in zip(prompts, completions, strict=True)
-    ]
-    return [a + b for a, b in pairs]
+    pairs = [(p.text, c.text, c.finish != "length") for p, c in zip(prompts, completions, strict=True)]
+    return [a + b for a, b in encode_pairs(reader, pairs)]
 
 
 def fits(writer: Writer, prompt: Prompt, max_prompt_tokens: int, max_new_tokens: int) -> bool:

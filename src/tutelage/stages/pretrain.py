@@ -23,7 +23,7 @@ from tutelage.datasets import read_texts
 from tutelage.models.forward import pass_tokens, selected_logprobs
 from tutelage.models.loading import device, save_model
 from tutelage.models.packing import MicroBatch
-from tutelage.models.tokens import PLAIN_TEMPLATE
+from tutelage.models.tokens import PLAIN_TEMPLATE, encode_all
 from tutelage.objectives.sft import nll_sum
 from tutelage.runs import inputs_of, open_run
 from tutelage.stages.config import PretrainConfig
@@ -55,11 +55,7 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: in
     Raises:
         ValueError: if the texts do not fill one row.
     """
-    ids = [
-        i
-        for encoded in tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        for i in [*encoded, tokenizer.eos_token_id]
-    ]
+    ids = [i for encoded in encode_all(tokenizer, texts, specials=False) for i in [*encoded, tokenizer.eos_token_id]]
     count = len(ids) // length
     if not count:
         raise ValueError(f"the pretraining text has {len(ids)} tokens, fewer than one row of {length}")

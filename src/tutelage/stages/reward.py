@@ -22,7 +22,7 @@ from tutelage.intervals import bootstrap
 from tutelage.models.forward import all_scores, final_hidden, tree_scores
 from tutelage.models.loading import context_length, new_scalar, save_model
 from tutelage.models.packing import micro_batches, tree_batches
-from tutelage.models.tokens import encode_pair, load_tokenizer
+from tutelage.models.tokens import encode_pairs, encode_rankings, load_tokenizer
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
 from tutelage.records import Ranking
 from tutelage.runs import inputs_of, open_run
@@ -43,8 +43,7 @@ def encode(
 ) -> tuple[list[Element], int]:
     """Rankings as ids, and how many were too long and dropped."""
     elements, dropped = [], 0
-    for r in rankings:
-        pairs = [encode_pair(tokenizer, r.prompt.text, c.text, ended=c.finish != "length") for c in r.completions]
+    for r, pairs in zip(rankings, encode_rankings(tokenizer, rankings), strict=True):
         if len(pairs[0][0]) > max_prompt_tokens or max(len(p) + len(c) for p, c in pairs) > context:
             dropped += 1
             continue
@@ -151,7 +150,7 @@ def run(config: RewardConfig) -> None:
     demonstrations: list[list[int]] = []
     if config.demonstrations:
         read = read_demonstrations(config.demonstrations).records
-        pairs_of = [encode_pair(tokenizer, d.prompt.text, d.completion) for d in read]
+        pairs_of = encode_pairs(tokenizer, [(d.prompt.text, d.completion, True) for d in read])
         demonstrations = [p + c for p, c in pairs_of if len(p) + len(c) <= context]
         if not demonstrations:
             raise ValueError(

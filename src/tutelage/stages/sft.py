@@ -18,7 +18,7 @@ from tutelage.datasets import read_demonstrations, read_texts
 from tutelage.models.forward import all_scores, selected_logprobs
 from tutelage.models.loading import context_length, load_policy, load_scalar, save_model
 from tutelage.models.packing import micro_batches
-from tutelage.models.tokens import encode_pair, load_tokenizer, require_same_tokens
+from tutelage.models.tokens import encode_pairs, load_tokenizer, require_same_tokens
 from tutelage.objectives.sft import nll_sum
 from tutelage.records import Demonstration, Request
 from tutelage.runs import inputs_of, open_run
@@ -42,8 +42,9 @@ def encode(
 ) -> tuple[list[Example], dict[str, int]]:
     """Demonstrations as ids within (prompt, completion, whole) limits, and how many were too long and dropped."""
     kept, dropped = [], 0
-    for d in demonstrations:
-        prompt_ids, completion_ids = encode_pair(tokenizer, d.prompt.text, d.completion)
+    for prompt_ids, completion_ids in encode_pairs(
+        tokenizer, [(d.prompt.text, d.completion, True) for d in demonstrations]
+    ):
         long = len(prompt_ids) > limits[0] or len(completion_ids) > limits[1]
         if long or len(prompt_ids) + len(completion_ids) > limits[2]:
             dropped += 1
