@@ -21,8 +21,9 @@ from peers import PeerError, trl
 from resident import reset_peak, resident
 from results import Row
 from training_rows import metrics, ppo_config, ppo_settings
-from work import Work, bf16_units, make_models
+from work import Work, make_models
 
+from tutelage.models.loading import has_bf16_units
 from tutelage.stages import online
 from tutelage.stages.config import OnlineConfig
 
@@ -38,7 +39,7 @@ def memory_rows(folder: Path, work: Work, rounds: int) -> list[Row]:
     measures: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
     try:
         few = work.number // 8
-        settings = [(work.number, "fp32"), (few, "fp32"), *([(few, "bf16")] if bf16_units() else [])]
+        settings = [(work.number, "fp32"), (few, "fp32"), *([(few, "bf16")] if has_bf16_units() else [])]
         ways = {f"{n} episodes, {kind}": (n, kind) for n, kind in settings}
         tried = {name: peer(folder, work, *way) for name, way in ways.items()}
         best = min(tried, key=lambda name: tried[name][1])

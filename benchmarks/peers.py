@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from results import Row
-from work import bf16_units
+
+from tutelage.models.loading import has_bf16_units
 
 HERE = Path(__file__).parent
 Peer = Callable[[], list[float]]  # goes on by one step and tells the step's seconds, and what else its script tells
@@ -69,7 +70,7 @@ def trl(version: str, script: str, folder: Path, settings: dict[str, Any]) -> It
 
 def precisions(**ways: dict[str, Any]) -> Ways:
     """Settings by name, each in fp32 and, where there are units for it, in bf16."""
-    kinds = ("fp32", "bf16") if bf16_units() else ("fp32",)
+    kinds = ("fp32", "bf16") if has_bf16_units() else ("fp32",)
     return {f"{kind}, {name}": {**way, "bf16": kind == "bf16"} for name, way in ways.items() for kind in kinds}
 
 

@@ -11,7 +11,9 @@ import time
 from collections.abc import Sequence
 
 import torch
-from work import Shape, Work, bf16_units
+from work import Shape, Work
+
+from tutelage.models.loading import has_bf16_units
 
 SHAPES = ((2048, 2048, 2048), (8192, 256, 704), (4096, 1024, 1024))
 
@@ -21,7 +23,7 @@ def measure(roof: dict[str, float], seconds: float) -> None:
 
     Without units for bf16 there is no roof of it.
     """
-    kinds = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if bf16_units() else {})}
+    kinds = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if has_bf16_units() else {})}
     for name, dtype in kinds.items():
         best = roof.get(name, 0.0)
         for m, k, n in SHAPES:

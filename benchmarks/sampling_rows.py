@@ -19,9 +19,9 @@ from results import Row
 from roof import sampling
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from work import TURN, Work, bf16_units, end_token, make_models, prompt_ids
+from work import TURN, Work, end_token, make_models, prompt_ids
 
-from tutelage.models.loading import load_policy
+from tutelage.models.loading import has_bf16_units, load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.records import Request
 from tutelage.sampling.local import LocalSampler
@@ -121,7 +121,7 @@ def fastest(batch: Batch, model: PreTrainedModel) -> tuple[str, Call, str]:
     """The peer's best way with its name, and what was tried. One that is far behind is not tried twice."""
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
     calls, speeds, failed = dict(peers(batch, model)), dict[str, float](), []
-    if bf16_units():
+    if has_bf16_units():
         rounded = peers(batch, copy.deepcopy(model).bfloat16())
         calls |= {f"{name}, bf16": call for name, call in rounded}
     for name, call in calls.items():

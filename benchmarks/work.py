@@ -96,13 +96,6 @@ def mixed(shape: Shape, number: int) -> Work:
     return Work(shape, number, (16, 128), 96, 24) if shape != TINY else Work(shape, number, (4, 16), 24, 6)
 
 
-def bf16_units() -> bool:
-    """Whether the processor has units for bf16, as `trains_in_bf16` asks; without, such products take a hundred times
-    as long as in fp32, so that nothing is worth trying in it.
-    """
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def words_of(rng: random.Random, number: int) -> list[str]:
     """Random words, enough of them for as many tokens."""
     return ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 7))) for _ in range(number)]

@@ -124,7 +124,7 @@ def test_models_under_autocast_are_as_with_torchs_own(kind: str) -> None:
     def outcome(name: str, bf16: bool) -> torch.Tensor:
         model.set_attn_implementation(name)
         model.zero_grad()
-        with mock.patch("tutelage.models.loading.trains_in_bf16", return_value=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             hidden = hidden_at(model, batch, row, column).float()
         weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
         (hidden * weights).sum().backward()

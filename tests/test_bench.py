@@ -67,7 +67,7 @@ def test_without_bf16_units(modules: None, monkeypatch: pytest.MonkeyPatch) -> N
 
     def share(units: bool) -> tuple[list[str], dict[str, float], str]:
         for module in (peers, roof):
-            monkeypatch.setattr(module, "bf16_units", lambda: units)
+            monkeypatch.setattr(module, "has_bf16_units", lambda: units)
         monkeypatch.setattr(roof, "SHAPES", ((8, 8, 8),))
         measured: dict[str, float] = {}
         roof.measure(measured, 0.01)

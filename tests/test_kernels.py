@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -25,9 +25,13 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def two_threads() -> Iterator[None]:
+    """So that a race would show."""
     assert kernels.available(), "these tests need a C++ compiler"
     torch.manual_seed(0)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 def assert_alike(found: Tensor, expected: Tensor, roundings: int = 1) -> None:
@@ -235,6 +239,35 @@ def test_the_kernels_are_made_once_and_kept(tmp_path: Path) -> None:
     available, complaint = told(CXX="false")
     assert available == "False"
     assert complaint.startswith("kernels were not compiled, so this runs slower")
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Memory that is not its own is never read: shapes, dtypes and layouts are looked at before."""
+    x = torch.randn(6, 16)
+    assert_alike(
+        kernels.rms_norm(x.T, torch.ones(6), 1e-5, torch.float32), torch.rms_norm(x.T, (6,), eps=1e-5).double()
+    )
+    gate, up = torch.randn(5, 32).chunk(2, -1)
+    assert_alike(kernels.swiglu(gate, up), (torch.nn.functional.silu(gate) * up).double())
+    with pytest.raises(AssertionError):
+        kernels.swiglu(x, x.bfloat16())
+    logits, bias = torch.randn(3, 8), torch.randn(8)
+    for targets in (torch.tensor([1, 2, 7], dtype=torch.int32), torch.tensor([1, 0, 2, 0, 7, 0])[::2]):
+        found = kernels.logprobs(logits, bias[None].expand(2, 8)[0], targets, 1.0, False)[0]
+        assert_alike(found, (logits + bias).double().log_softmax(1)[torch.arange(3), targets.long()])
+    for wrong in (-100, 8):
+        with pytest.raises(IndexError, match=f"{wrong}"):
+            kernels.logprobs(logits, None, torch.tensor([0, 1, wrong]), 1.0, False)
+    with pytest.raises(AssertionError):
+        kernels.logprobs(logits, bias[:7], torch.tensor([0, 1, 2]), 1.0, False)
+
+
+def test_nan_in_any_form_stays_one() -> None:
+    odd = torch.tensor([0x7FC00001, 0x7FFFFFFF, -1, 0x7F800001], dtype=torch.int64).to(torch.int32).view(torch.float32)
+    x = odd.repeat(8).view(2, 16)
+    assert kernels.swiglu(x, x).isnan().all()
+    assert kernels.rms_norm(x, torch.ones(16), 1e-5, torch.bfloat16).isnan().all()
+    assert kernels.logprobs(x, None, torch.zeros(2, dtype=torch.long), 1.0, True)[0].isnan().all()
 
 
 def test_every_function_has_a_signature() -> None:

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import KINDS, STORIES, tiny_model
-from tutelage.models import llama
+from tutelage import kernels
+from tutelage.models import llama, loading
 from tutelage.models.forward import completion_logprobs
 from tutelage.records import Request, Sample
 from tutelage.sampling import local
@@ -133,7 +134,7 @@ def test_tiny_same_answer_in_any_batch(kind: str, tiny: Tiny) -> None:
 @contextlib.contextmanager
 def watched(kind: str) -> Iterator[tuple[list[int], list[int]]]:
     """How many prompts are read at a time, and how many rows take each step, by the memory of this kind of model."""
-    memory = llama.Memory if kind == "llama" else local.memory.Memory
+    memory = llama.Memory if kind == "llama" and kernels.available() else local.memory.Memory
     read, steps = [], []
 
     def reading(self: Any, prompts: Any, copies: Any, of: Any = memory.read) -> torch.Tensor:
@@ -182,6 +183,37 @@ def test_a_prompt_is_read_once_for_all_its_samples(kind: str, tiny: Tiny) -> Non
         samples = LocalSampler(policy).sample(requests)
     assert sum(read) == 3
     assert_same(samples, [LocalSampler(policy).sample([r])[0] for r in requests])
+
+
+def test_a_shared_prompt_outlives_the_sample_that_holds_it(tiny: Tiny) -> None:
+    """The first of four samples of a prompt ends at once; waiting requests must not take the place of their prompt."""
+    policy = tiny("llama")
+    every = tuple(range(policy.config.vocab_size))
+    shared = [Request((5, 6, 7, 8, 9, 10), k, 20, every if k == 3 else ()) for k in range(4)]
+    requests = [*[Request((30 + i, 31, 32, 33, 34, 35), i, 18, ()) for i in range(4)], *shared]
+    together = LocalSampler(policy, batch_tokens=4 * 26).sample(requests)
+    assert_same(together, [LocalSampler(policy).sample([r])[0] for r in requests])
+
+
+@BOTH
+def test_without_kernels(kind: str, tiny: Tiny) -> None:
+    policy = tiny(kind)
+    requests = mixed_requests(24, policy.config.vocab_size)
+    together = LocalSampler(policy).sample(requests)
+    with mock.patch.object(kernels, "available", return_value=False):
+        assert_same(LocalSampler(policy).sample(requests), together)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fp32_is_exact_where_training_is_in_bf16(kind: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a row gets by itself, which decides close calls, is in fp32 too."""
+    policy = tiny(kind)
+    requests = mixed_requests(24, policy.config.vocab_size)
+    expected = LocalSampler(policy).sample(requests)
+    monkeypatch.setattr(local, "NEAR_TIE", 2e-2)
+    for module in (loading, local):
+        monkeypatch.setattr(module, "trains_in_bf16", lambda _: True)
+    assert_same(LocalSampler(policy).sample(requests), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -180,14 +180,23 @@ def test_ids_of_many_texts_are_kept(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     texts = ["The cat sat.", "", "two\0three", "The cat sat."]
     expected = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    assert tokens.encode_all(tokenizer, texts, specials=False) == expected
+    monkeypatch.setattr(tokens, "KEPT_CHARACTERS", 1000)
+    assert tokens.encode_all(tokenizer, texts, specials=False, keep=True) == expected
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(tokens, "KEPT_CHARACTERS", 10)
-    assert tokens.encode_all(tokenizer, texts, specials=False) == expected
+    assert tokens.encode_all(tokenizer, texts, specials=False, keep=True) == expected
     (kept,) = (tmp_path / "tutelage" / "tokens").iterdir()
     before = kept.stat().st_mtime_ns
-    assert tokens.encode_all(tokenizer, texts, specials=False) == expected
+    assert tokens.encode_all(tokenizer, texts, specials=False, keep=True) == expected
     assert [p.stat().st_mtime_ns for p in kept.parent.iterdir()] == [before]
+    kept.write_bytes(b"broken")  # is made again
+    assert tokens.encode_all(tokenizer, texts, specials=False, keep=True) == expected
+    assert kept.stat().st_size > 100
     changed = [*texts[:2], "twothree", "\0The cat sat."]  # the same characters, cut elsewhere
-    assert tokens.encode_all(tokenizer, changed, specials=False) != expected
+    assert tokens.encode_all(tokenizer, changed, specials=False, keep=True) != expected
     assert len(list(kept.parent.iterdir())) == 2
+    monkeypatch.setattr(tokens, "KEPT_CHARACTERS", 0)
+    kept.parent.chmod(0o777)  # where others may write nothing is read, nor written
+    before_folder = sorted(kept.parent.iterdir())
+    assert tokens.encode_all(tokenizer, ["A new text."], specials=False, keep=True)
+    assert sorted(kept.parent.iterdir()) == before_folder

@@ -1,7 +1,7 @@
 """Kernels for processors: what lies between the matrix products, each in one pass over memory (kernels.cpp).
 
-`available()` says whether there is a compiler to make them; callers have a way without. Tensors are contiguous, on the
-processor, in fp32 or bf16; the dtype of the first argument decides. Shapes: n tokens of d channels, h heads.
+`available()` says whether there is a compiler to make them; callers have a way without. Tensors are on the processor,
+in fp32 or bf16; the dtype of the first argument decides. Shapes: n tokens of d channels, h heads.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tutelage.kernels.build import library
+from tutelage.kernels.build import SIGNATURES, library
 
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+OTHERS = {"F": torch.float32, "I": torch.int64, "B": torch.bool}
 LANES = 16  # as in kernels.cpp: keys of a cache lie in blocks of so many slots
 
 
@@ -26,8 +27,16 @@ def available() -> bool:
 
 
 def _call(name: str, dtypes: Sequence[torch.dtype], *arguments: Any) -> None:
-    pointers = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
-    getattr(library(), f"{name}_{'_'.join(SUFFIX[dtype] for dtype in dtypes)}")(*pointers)
+    wanted = {**OTHERS, "T": dtypes[0], "U": dtypes[-1]}
+    given = []
+    for kind, x in zip(SIGNATURES[name], arguments, strict=True):
+        if isinstance(x, Tensor):
+            assert x.dtype is wanted[kind], (name, kind, x.dtype)
+            assert x.is_contiguous(), (name, x.stride())
+            assert x.is_cpu, (name, x.device)
+            x = x.data_ptr()
+        given.append(x)
+    getattr(library(), f"{name}_{'_'.join(SUFFIX[dtype] for dtype in dtypes)}")(*given)
 
 
 # --- normalisation ----------------------------------------------------------------------------------------------------
@@ -41,9 +50,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        d = x.shape[-1]
+        d, x = x.shape[-1], x.contiguous()
         y, scale = torch.empty_like(x, dtype=dtype), x.new_empty(x.numel() // d, dtype=torch.float32)
-        w = weight.float()
+        w = weight.float().contiguous()
         _call("rms_norm", (x.dtype, dtype), x, w, len(scale), d, eps, y, scale)
         ctx.save_for_backward(x, w, scale)
         return y
@@ -72,6 +81,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
         out = torch.empty_like(gate)
         _call("swiglu", (gate.dtype,), gate, up, gate.numel(), out)
         ctx.save_for_backward(gate, up)
@@ -190,8 +200,13 @@ class Cache:
 def logprobs(
     logits: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of softmax((logits + bias) / temperature), (n, v): log p(target), log Σ exp and entropy, (n,) each, in fp32."""
+    """Of softmax((logits + bias) / temperature), (n, v): log p(target), log Σ exp and entropy, (n,) each, in fp32.
+
+    Raises:
+        IndexError: if a target (n,) is not below v.
+    """
     n, v = logits.shape
+    bias, targets = _given(bias, targets, n, v)
     found, lse = logits.new_empty(2, n, dtype=torch.float32)
     entropy = torch.empty_like(lse if with_entropy else lse[:0])
     given = (logits, bias, targets, n, v, temperature)
@@ -203,8 +218,18 @@ def logprobs_backward_(
     logits: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, lse: Tensor, grad: Tensor
 ) -> Tensor:
     """Logits, in place, to the gradient of Σ grad · log p(target) with respect to them."""
+    bias, targets = _given(bias, targets, *logits.shape)
+    grad = grad.contiguous()
     _call("logprobs_backward", (logits.dtype,), logits, bias, targets, *logits.shape, temperature, lse, grad)
     return logits
+
+
+def _given(bias: Tensor | None, targets: Tensor, n: int, v: int) -> tuple[Tensor | None, Tensor]:
+    assert targets.shape == (n,)
+    assert bias is None or bias.shape == (v,)
+    if n and not 0 <= int(targets.min()) <= int(targets.max()) < v:
+        raise IndexError(f"targets are from {int(targets.min())} to {int(targets.max())}, logits of {v} tokens")
+    return None if bias is None else bias.float().contiguous(), targets.long().contiguous()
 
 
 def draw(

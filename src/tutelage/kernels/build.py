@@ -1,6 +1,6 @@
-"""Compiles kernels.cpp for this machine on first use, in four seconds, and keeps the result in the user's cache.
+"""Compiles the kernels for this machine on first use, in four seconds, and keeps the result in the user's cache.
 
-Without a C++ compiler (`c++`, or what CXX names) or with TUTELAGE_KERNELS=0, everything runs on torch alone, slower.
+Without a C++ compiler (`g++`, `c++`, or what CXX names), or with TUTELAGE_KERNELS=0, everything runs on torch alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,50 +19,58 @@ from pathlib import Path
 
 from tutelage.cache import cache_folder
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.h", "numbers.h")]
 # Not -ffast-math: NaN must stay NaN, so that a broken gradient is seen.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC")
-# Arguments of each function: p a pointer (or None), i a whole number, f a float, d a double.
+# Arguments of each function. Tensors (or None): T of its dtype, U of its second dtype, F in fp32, I int64, B bool;
+# numbers: i a whole one, f a float, d a double.
 SIGNATURES = {
-    "rms_norm": "ppiifpp",
-    "rms_norm_backward": "ppppiippi",
-    "swiglu": "ppip",
-    "swiglu_backward": "pppipp",
-    "attention": "pppppppiiiifpp",
-    "attention_backward": "pppppppiiiifppppp",
-    "remember": "pppppppiiiipp",
-    "recall": "pppppppppiiiiifp",
-    "logprobs": "pppiifppp",
-    "logprobs_backward": "pppiifpp",
-    "draw": "ppppiidfppp",
+    "rms_norm": "TFiifUF",
+    "rms_norm_backward": "TFFUiiTFi",
+    "swiglu": "TTiT",
+    "swiglu_backward": "TTTiTT",
+    "attention": "TTTFFIIiiiifTF",
+    "attention_backward": "TTTFFIIiiiifFTTTT",
+    "remember": "TTFFIIIiiiiTT",
+    "recall": "TFFIIIITTiiiiifT",
+    "logprobs": "TFIiifFFF",
+    "logprobs_backward": "TFIiifFF",
+    "draw": "TFIIiidfIFB",
 }
-KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
+NUMBERS = {"i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None without a compiler that can make them (its complaint goes to standard error)."""
-    compiler = os.environ.get("CXX") or shutil.which("c++")
+    compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "")
     if os.environ.get("TUTELAGE_KERNELS") == "0" or not compiler or sys.platform == "win32":
         return None
     try:
         found = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        said = [*(getattr(error, "stderr", None) or "").splitlines(), str(error)]
+        reason = next((line for line in said if "error" in line), said[-1])
         print(f"kernels were not compiled, so this runs slower: {reason}", file=sys.stderr)
         return None
     for name, signature in SIGNATURES.items():
         norm = name.startswith("rms_norm")
         for suffix in ("f32_f32", "f32_bf16", "bf16_bf16") if norm else ("f32", "bf16"):
             function = getattr(found, f"{name}_{suffix}")
-            function.argtypes, function.restype = [KINDS[letter] for letter in signature], None
+            function.argtypes, function.restype = [NUMBERS.get(letter, ctypes.c_void_p) for letter in signature], None
     return found
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: list[str]) -> Path:
     """The shared library for this source, compiler and processor, made if it is not in the cache."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), version, platform.machine(), _features())
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = (
+        *(source.read_text(encoding="utf-8") for source in SOURCES),
+        " ".join(FLAGS),
+        version,
+        platform.machine(),
+        _features(),
+    )
     home = cache_folder("kernels")
     wanted = home / f"{hashlib.blake2b('|'.join(parts).encode(), digest_size=10).hexdigest()}.so"
     if not wanted.exists():
@@ -69,9 +78,9 @@ def _compiled(compiler: str) -> Path:
             part, made = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
             # Linked without -fopenmp: the threads must be those of the OpenMP that torch has loaded, not a second set.
             openmp = () if sys.platform == "darwin" else ("-fopenmp",)
-            compile_ = [compiler, *FLAGS, *openmp, "-c", str(SOURCE), "-o", str(part)]
+            compile_ = [*compiler, *FLAGS, *openmp, "-c", str(SOURCES[0]), "-o", str(part)]
             free = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
-            for command in (compile_, [compiler, "-shared", *free, str(part), "-o", str(made)]):
+            for command in (compile_, [*compiler, "-shared", *free, str(part), "-o", str(made)]):
                 subprocess.run(command, capture_output=True, text=True, check=True)
             os.replace(made, wanted)
     return wanted

@@ -38,7 +38,9 @@ def attention(
     """
     b, _, length, d = query.shape
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
-    usual = not dropout and kwargs.get("is_causal") is not False and d == value.shape[-1]
+    is_causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    usual = not dropout and causal and d == value.shape[-1]
     usual &= not any(kwargs.get(name) is not None for name in UNUSUAL)
     usual &= trees is not None or (attention_mask is None and 1 < length == key.shape[2])
     if query.device.type != "cpu" or dtype not in kernels.SUFFIX or not usual or not kernels.available():

@@ -17,15 +17,14 @@ def hidden_at(
     model: PreTrainedModel, batch: MicroBatch | TreeBatch, row: torch.Tensor, column: torch.Tensor
 ) -> torch.Tensor:
     """(…, d) last hidden states, final norm included, of the batch's tokens at rows (…) and columns (…)."""
-    with autocast(model):
-        if llama.supports(model):
-            flat = batch.flat()
-            wanted = flat.index[row, column]
-            return llama.hidden_states(model, flat, wanted.flatten()).unflatten(0, wanted.shape)
-        tree = {}
-        if isinstance(batch, TreeBatch):
-            tree = {"position_ids": batch.positions, "attention_mask": batch.mask(), "trees": batch.padded_trees()}
-        return model.base_model(input_ids=batch.ids, use_cache=False, **tree).last_hidden_state[row, column]
+    if llama.supports(model):
+        flat = batch.flat()
+        wanted = flat.index[row, column]
+        return llama.hidden_states(model, flat, wanted.flatten()).unflatten(0, wanted.shape)
+    tree = {}
+    if isinstance(batch, TreeBatch):
+        tree = {"position_ids": batch.positions, "attention_mask": batch.mask(), "trees": batch.padded_trees()}
+    return model.base_model(input_ids=batch.ids, use_cache=False, **tree).last_hidden_state[row, column]
 
 
 def selected_logprobs(
@@ -36,23 +35,25 @@ def selected_logprobs(
     with_entropy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities (m,) of the tokens after the m masked positions, row by row, and entropies (m,) if wanted."""
-    hidden = hidden_at(policy, batch, *mask.nonzero(as_tuple=True))
-    weight, bias = output_head(policy)
-    targets = batch.ids.roll(-1, 1)[mask]
     with autocast(policy):
+        hidden = hidden_at(policy, batch, *mask.nonzero(as_tuple=True))
+        weight, bias = output_head(policy)
+        targets = batch.ids.roll(-1, 1)[mask]
         return token_logprobs(hidden, weight, targets, bias=bias, temperature=temperature, with_entropy=with_entropy)
 
 
 def selected_values(value_model: PreTrainedModel, batch: MicroBatch, mask: torch.Tensor) -> torch.Tensor:
     """Values (m,) of the states at the masked positions, those before each completion token."""
-    hidden = hidden_at(value_model, batch, *mask.nonzero(as_tuple=True))
+    with autocast(value_model):
+        hidden = hidden_at(value_model, batch, *mask.nonzero(as_tuple=True))
     return value_model.score(hidden.float()).squeeze(-1)
 
 
 def final_hidden(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     """(b, d) hidden states of each row's final token: what a scalar head reads."""
     rows = torch.arange(len(batch.rows), device=batch.ids.device)
-    return hidden_at(model, batch, rows, batch.lengths - 1).float()
+    with autocast(model):
+        return hidden_at(model, batch, rows, batch.lengths - 1).float()
 
 
 def scores(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
@@ -63,7 +64,9 @@ def scores(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
 def tree_scores(model: PreTrainedModel, batch: TreeBatch) -> torch.Tensor:
     """(b, k) scores of the sequences of each tree; what stands where `ends` is -1 means nothing."""
     rows = torch.arange(len(batch.groups), device=batch.ids.device)[:, None].expand_as(batch.ends)
-    return model.score(hidden_at(model, batch, rows, batch.ends).float()).squeeze(-1)
+    with autocast(model):
+        hidden = hidden_at(model, batch, rows, batch.ends)
+    return model.score(hidden.float()).squeeze(-1)
 
 
 def pass_tokens(model: PreTrainedModel) -> int:

@@ -40,8 +40,12 @@ def trains_in_bf16(model: PreTrainedModel) -> bool:
     """
     if model.device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return has_units and model.config.hidden_size >= 128
+    return has_bf16_units() and model.config.hidden_size >= 128
+
+
+def has_bf16_units() -> bool:
+    """Whether this processor multiplies in bf16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def autocast(model: PreTrainedModel) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ base model has none. A completion ends with the end-of-text token, always.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -133,25 +135,28 @@ def encode_rankings(
     return [list(islice(encoded, len(r.completions))) for r in rankings]
 
 
-def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], specials: bool) -> list[list[int]]:
-    """Ids of many texts. From `KEPT_CHARACTERS` on they are kept in the user's cache, by what tokenizer and texts are,
-    so that a run that is started again need not make them again.
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], specials: bool, keep: bool = False
+) -> list[list[int]]:
+    """Ids of many texts. With `keep`, those of `KEPT_CHARACTERS` or more lie in the user's cache, by what tokenizer and
+    texts are, so that a run that is started again need not make them again (not for what people wrote: they may want it
+    erased).
     """
-    if sum(map(len, texts)) < KEPT_CHARACTERS:
+    if not keep or not tokenizer.is_fast or sum(map(len, texts)) < KEPT_CHARACTERS:
         return tokenizer(list(texts), add_special_tokens=specials)["input_ids"] if texts else []
     digest = hashlib.blake2b(f"{specials}{tokenizer.backend_tokenizer.to_str()}".encode(), digest_size=16)
     for text in texts:
         digest.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
-    file = cache_folder("tokens") / f"{digest.hexdigest()}.safetensors"
-    if not file.exists():
-        ids = tokenizer(list(texts), add_special_tokens=specials)["input_ids"]
-        flat = torch.tensor([i for each in ids for i in each], dtype=torch.int32)
-        scratch = file.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError, SafetensorError):  # none, or a broken one, which is then replaced
+        kept = load_file(cache_folder("tokens") / f"{digest.hexdigest()}.safetensors")
+        return [each.tolist() for each in kept["ids"].split(kept["lengths"].tolist())]
+    ids = tokenizer(list(texts), add_special_tokens=specials)["input_ids"]
+    flat = torch.tensor([i for each in ids for i in each], dtype=torch.int32)
+    with contextlib.suppress(OSError, SafetensorError):  # a cache that cannot be written is no reason to stop
+        scratch = cache_folder("tokens") / f"{digest.hexdigest()}.{os.getpid()}"
         save_file({"ids": flat, "lengths": torch.tensor([len(each) for each in ids])}, scratch)
-        os.replace(scratch, file)
-        return ids
-    kept = load_file(file)
-    return [each.tolist() for each in kept["ids"].split(kept["lengths"].tolist())]
+        os.replace(scratch, scratch.with_suffix(".safetensors"))
+    return ids
 
 
 def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: list[int] | tuple[int, ...]) -> str:

@@ -89,7 +89,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             for c in _chunks(len(targets), chunk):
                 if _fused(hidden, dtype):
                     products = hidden[c].to(dtype) @ product_weight.T
-                    found = kernels.logprobs(products, _fp32(bias), targets[c], temperature, with_entropy)
+                    found = kernels.logprobs(products, bias, targets[c], temperature, with_entropy)
                     logprobs[c], logsumexp[c] = found[:2]
                     if with_entropy:
                         entropy[c] = found[2]
@@ -119,7 +119,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             for c in _chunks(len(targets), ctx.chunk):
                 chunk = hidden[c].to(ctx.dtype)
                 if _fused(hidden, ctx.dtype):
-                    given = (_fp32(bias), targets[c], ctx.temperature, logsumexp[c], grad_logprobs[c].contiguous())
+                    given = (bias, targets[c], ctx.temperature, logsumexp[c], grad_logprobs[c])
                     grad_logits = kernels.logprobs_backward_(chunk @ product_weight.T, *given)
                 else:
                     p = (_logits(chunk, product_weight, bias, ctx.temperature) - logsumexp[c, None]).exp()
@@ -133,10 +133,6 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 if grad_weight is not None:
                     grad_weight += grad_logits.T @ chunk
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
-
-
-def _fp32(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.float()
 
 
 def _chunks(n: int, size: int) -> list[slice]:

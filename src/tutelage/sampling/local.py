@@ -1,6 +1,6 @@
 """The local engine: samples from any Hugging Face causal model, on this machine, without its `generate`.
 
-Each distinct prompt is read once, whatever the number of its samples. Rows then go on together, one token each: a
+A prompt is read once for all its samples that start together. Rows then go on together, one token each: a
 finished row's place is taken by a waiting request (continuous batching), in a cache that is allocated once. One pair of
 uniform numbers a row and step decides.
 
@@ -98,10 +98,9 @@ class _Session:
     def __init__(self, policy: PreTrainedModel, requests: Sequence[Request], batch_tokens: int) -> None:
         self.policy, self.requests, self.device = policy, requests, policy.device
         self.exact = policy.dtype == torch.float32
-        # From the end, those with the longest way to go are taken first, so that the last are not left alone.
-        order = [
-            (r.max_new_tokens, len(r.prompt_ids), r.prompt_ids) for r in requests
-        ]  # and samples of a prompt together
+        # Taken from the end: those with the longest way to go first, so that the last are not left alone, and samples
+        # of a prompt together, so that it is read once.
+        order = [(r.max_new_tokens, len(r.prompt_ids), r.prompt_ids) for r in requests]
         self.waiting = sorted(range(len(requests)), key=order.__getitem__)
         slots = max(len(r.prompt_ids) + r.max_new_tokens for r in requests)
         self.places = min(len(requests), max(1, batch_tokens // slots))
@@ -125,7 +124,7 @@ class _Session:
             going = rows.budget > 0
             self.tokens[rows.index[going], rows.step[going]] = chosen[going]
             self.logprobs[rows.index[going], rows.step[going]] = logprobs[going]
-            # 2. Who has ended? They keep computing until enough places are worth giving away.
+            # 2. Who has ended? They keep computing until enough of them are worth dropping (`memory.keep`).
             rows.step += going
             rows.budget -= going.long()
             rows.budget[(self.stop_ids[rows.index] == chosen[:, None]).any(1)] = 0

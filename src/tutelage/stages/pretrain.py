@@ -55,7 +55,11 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: in
     Raises:
         ValueError: if the texts do not fill one row.
     """
-    ids = [i for encoded in encode_all(tokenizer, texts, specials=False) for i in [*encoded, tokenizer.eos_token_id]]
+    ids = [
+        i
+        for encoded in encode_all(tokenizer, texts, specials=False, keep=True)
+        for i in [*encoded, tokenizer.eos_token_id]
+    ]
     count = len(ids) // length
     if not count:
         raise ValueError(f"the pretraining text has {len(ids)} tokens, fewer than one row of {length}")

@@ -1,0 +1,102 @@
+// Vectors of the processor's own width, bf16, e^x, and small matrix products.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float vec __attribute__((vector_size(W * 4)));
+typedef int32_t ivec __attribute__((vector_size(W * 4)));
+typedef uint32_t uvec __attribute__((vector_size(W * 4)));
+typedef uint16_t hvec __attribute__((vector_size(W * 2)));
+struct bf16 { uint16_t bits; };
+using i64 = int64_t;
+
+// ---- numbers -------------------------------------------------------------------------------------------------------
+
+static inline vec all(float x) { return x - vec{}; }
+static inline vec load(const float* p) { vec x; memcpy(&x, p, sizeof x); return x; }
+static inline vec load(const bf16* p) {
+    hvec h; memcpy(&h, p, sizeof h);
+    return (vec)(__builtin_convertvector(h, uvec) << 16);
+}
+static inline void store(float* p, vec x) { memcpy(p, &x, sizeof x); }
+static inline void store(bf16* p, vec x) {  // to the nearest, ties to even; NaN stays one
+    uvec u = (uvec)x, rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
+    hvec h = __builtin_convertvector(x == x ? rounded : (u >> 16) | 0x40, hvec);
+    memcpy(p, &h, sizeof h);
+}
+static inline float get(float x) { return x; }
+static inline float get(bf16 x) { uint32_t u = (uint32_t)x.bits << 16; float f; memcpy(&f, &u, 4); return f; }
+static inline void put(float& to, float x) { to = x; }
+static inline void put(bf16& to, float x) {
+    uint32_t u; memcpy(&u, &x, 4);
+    to.bits = x == x ? (u + 0x7FFF + ((u >> 16) & 1)) >> 16 : (u >> 16) | 0x40;
+}
+static inline float sum(vec x) { float s = 0; for (int i = 0; i < W; i++) s += x[i]; return s; }
+static inline vec larger(vec a, vec b) { return a > b ? a : b; }
+
+// e^x to two units in the last place, exactly 0 below -87; NaN stays NaN. x = n ln 2 + r, and 2^n goes into the exponent.
+static inline vec exponential(vec x) {
+    vec c = x < -87.0f ? all(-87.0f) : x;
+    c = c > 88.0f ? all(88.0f) : c;
+    const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, held in the low bits
+    vec t = c * 1.44269504f + magic, n = t - magic;
+    vec r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
+    vec p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    vec y = (vec)((ivec)p + ((ivec)t << 23));
+    y = x < -87.0f ? vec{} : y;
+    return x == x ? y : x;
+}
+static inline float exponential(float x) { return exponential(all(x))[0]; }
+
+static inline i64 up(i64 n, i64 to) { return (n + to - 1) / to * to; }
+
+// ---- small matrix products, from and to the cores' own caches ---------------------------------------------------------
+
+constexpr int ROWS = 6, COLUMNS = 2 * W;  // of C at once: 12 registers of sums, of 16
+
+template <int R>
+static inline void product_tile(i64 k, const float* a, i64 rs, i64 cs, const float* b, i64 ldb, float* c, i64 ldc, bool add) {
+    vec s[R][2];
+    for (int r = 0; r < R; r++)
+        for (int h = 0; h < 2; h++) s[r][h] = add ? load(c + r * ldc + h * W) : vec{};
+    for (i64 l = 0; l < k; l++) {
+        vec b0 = load(b + l * ldb), b1 = load(b + l * ldb + W);
+        #pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+            float x = a[r * rs + l * cs];
+            s[r][0] += x * b0;
+            s[r][1] += x * b1;
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int h = 0; h < 2; h++) store(c + r * ldc + h * W, s[r][h]);
+}
+
+// C (m, n) = A (m, k) B (k, n), or C += A B; A[i, l] = a[i rs + l cs]; n is rounded up to COLUMNS, for which there is room.
+static void product(i64 m, i64 n, i64 k, const float* a, i64 rs, i64 cs, const float* b, i64 ldb, float* c, i64 ldc, bool add) {
+    for (i64 j = 0; j < n; j += COLUMNS) {
+        i64 i = 0;
+        for (; i + ROWS <= m; i += ROWS) product_tile<ROWS>(k, a + i * rs, rs, cs, b + j, ldb, c + i * ldc + j, ldc, add);
+        if (i + 3 <= m) { product_tile<3>(k, a + i * rs, rs, cs, b + j, ldb, c + i * ldc + j, ldc, add); i += 3; }
+        for (; i < m; i++) product_tile<1>(k, a + i * rs, rs, cs, b + j, ldb, c + i * ldc + j, ldc, add);
+    }
+}
