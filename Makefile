@@ -1,5 +1,6 @@
 # Five commands: demo, test, check, bench, screenshots. Each makes .venv and installs on first use.
-# A C++ compiler (g++) makes it faster. Tests of the labeling pages want a browser and PostgreSQL: apt-get install chromium postgresql (skipped if missing).
+# A C++ compiler (g++) makes it faster. Tests of the labeling pages want a browser and PostgreSQL (skipped if missing):
+# apt-get install g++ chromium postgresql
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/demo

@@ -34,7 +34,7 @@ def both(
         given = [x.detach().to(x.dtype if mine else torch.float32).requires_grad_() for x in inputs]
         with mock.patch.object(kernels._Attention, "apply", wraps=kernels._Attention.apply) as seen:
             out = function(module, *given, mask, **settings)[0].float()
-        assert seen.called == mine
+        assert seen.called == (mine and kernels.available())
         if real is not None:
             out = out * real[:, :, None, None]
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))

@@ -27,7 +27,9 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
     """So that a race would show."""
-    assert kernels.available(), "these tests need a C++ compiler"
+    if not kernels.available() and not os.environ.get("CI"):
+        pytest.skip("no C++ compiler")
+    assert kernels.available()
     torch.manual_seed(0)
     torch.set_num_threads(2)
     yield

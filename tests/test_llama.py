@@ -86,7 +86,7 @@ TAKEN: list[tuple[Families, dict[str, Any]]] = [
 @pytest.mark.parametrize(("family", "settings"), TAKEN)
 def test_the_same_as_transformers(family: Families, settings: dict[str, Any]) -> None:
     model = model_of(family, **settings)
-    found = outcome(model, ours=True)
+    found = outcome(model, ours=kernels.available())
     model.set_attn_implementation("sdpa")
     expected = outcome(model, ours=False)
     assert len(found) == len(expected) > 10
