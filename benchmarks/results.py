@@ -57,7 +57,8 @@ def how(roof: dict[str, float]) -> str:
     if "bf16" in roof:
         measured = f"{roof['bf16'] / 1e9:.0f} GFLOP/s in bf16 and {roof['fp32'] / 1e9:.0f} in fp32"
     return (
-        f"Medians over rounds, ours and peer in turn. {machine()}. Roof: the best matrix product of this run, "
+        f"Medians over rounds, ours and peer in turn (the ratio is the median of the rounds' ratios, not that of the "
+        f"medians). {machine()}. Roof: the best matrix product of this run, "
         f"{measured}; the shares of it, ours / peer, count useful operations only (no padding, nothing twice, logits "
         "only where they are wanted)."
     )

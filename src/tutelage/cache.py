@@ -20,5 +20,5 @@ def cache_folder(name: str) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
         if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-            raise OSError(f"{folder}: belongs to somebody else, or others may write there")
+            raise OSError(f"{folder}: belongs to somebody else, or others may write there; set XDG_CACHE_HOME")
     return home / name

@@ -36,7 +36,7 @@ class Training(StageConfig):
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm (ours; the paper is silent)."""
     micro_batch_tokens: Count = 2048
-    """Tokens, padding included, in one forward and backward pass: memory's dial; results are equal up to rounding.
+    """Tokens of one forward and backward pass, with padding where a model needs it: memory's dial, no result's.
 
     The default suits processors' caches; accelerators want 16384 and more."""
     checkpoint_seconds: Positive = 20.0
