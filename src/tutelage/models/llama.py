@@ -1,5 +1,5 @@
 """Llama and its kin on a processor, with our kernels between the matrix products: the same numbers as transformers'
-modules, whose weights these are, in three quarters of the time or less.
+modules, whose weights these are, in about three quarters of the time.
 
 Tokens lie on one flat axis without padding. In the last layer only the tokens whose hidden states are wanted go on past
 attention. For other architectures and devices, and where no kernels can be made, `forward.py` calls transformers' own.

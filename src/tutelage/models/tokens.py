@@ -102,7 +102,7 @@ def encode_pair(
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Text, str, bool]]
 ) -> list[tuple[list[int], list[int]]]:
-    """`encode_pair` of many (prompt, completion, ended) at once, each distinct text read once: ten times as fast."""
+    """`encode_pair` of many (prompt, completion, ended) at once, each distinct text read once: four times as fast."""
     plain: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}  # ids of texts, with special tokens and without
     heads = {id(prompt): render(tokenizer, prompt) for prompt, _, _ in pairs}
     read = []
