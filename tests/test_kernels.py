@@ -181,14 +181,12 @@ def test_log_probabilities(biased: bool, dtype: torch.dtype) -> None:
     found = []
     for there in (True, False):
         given = [x.clone().requires_grad_() for x in (hidden, weight, *([bias] if biased else []))]
-        with (
-            mock.patch.object(kernels, "available", return_value=there),
-            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
-        ):
-            logprobs, entropy = token_logprobs(
-                *given[:2], targets, bias=given[2] if biased else None, temperature=0.7, chunk_tokens=16
-            )
-        (logprobs * torch.linspace(-1, 1, 50)).sum().backward()
+        with mock.patch.object(kernels, "available", return_value=there):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                logprobs, entropy = token_logprobs(
+                    *given[:2], targets, bias=given[2] if biased else None, temperature=0.7, chunk_tokens=16
+                )
+            (logprobs * torch.linspace(-1, 1, 50)).sum().backward()
         found.append([logprobs.detach(), entropy, *(x.grad for x in given)])
     rounding = 2e-6 if dtype == torch.float32 else 0.01
     for a, b in zip(*found, strict=True):
@@ -269,7 +267,9 @@ def test_nan_in_any_form_stays_one() -> None:
     x = odd.repeat(8).view(2, 16)
     assert kernels.swiglu(x, x).isnan().all()
     assert kernels.rms_norm(x, torch.ones(16), 1e-5, torch.bfloat16).isnan().all()
-    assert kernels.logprobs(x, None, torch.zeros(2, dtype=torch.long), 1.0, True)[0].isnan().all()
+    logits = torch.zeros(4, 16)
+    logits[:, 5] = odd  # not the target
+    assert kernels.logprobs(logits, None, torch.zeros(4, dtype=torch.long), 1.0, True)[0].isnan().all()
 
 
 def test_every_function_has_a_signature() -> None:
