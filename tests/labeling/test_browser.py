@@ -74,6 +74,11 @@ def order_of(workspace: Workspace) -> list[int]:
         return connection.execute(select(assignments.c.order)).scalars().first()
 
 
+def note_of_draft(workspace: Workspace) -> str:
+    with workspace.read() as connection:
+        return connection.execute(select(assignments.c.draft)).scalars().one()["note"]
+
+
 def ranks_of(page: Page) -> list[int]:
     """The ranks that are chosen, by position shown; 0 is none."""
     return page.evaluate(
@@ -258,6 +263,10 @@ def test_a_reload_keeps_the_draft(sqlite: Workspace, visit: Visit) -> None:
     assert (ranks_of(page), current(page)) == ([2, 1, 0], "A")  # A and B have no quality yet
     page.locator("[name=note]").fill("On the way out")
     page.goto("/")  # before the second is over
+    for _ in range(500):  # the browser does not wait for what it sends when a page is left
+        if note_of_draft(sqlite) == "On the way out":
+            break
+        time.sleep(0.01)
     page.go_back()
     page.wait_for_selector("form.scripted")
     expect(page.locator("[name=note]")).to_have_value("On the way out")

@@ -64,6 +64,7 @@ if (form.dataset.draft) {
     clearTimeout(timer);
     timer = setTimeout(save, SETTLE);
   });
+  window.addEventListener("beforeunload", saveOnLeaving); // ahead of the next page, so that coming back at once finds it
   window.addEventListener("pagehide", saveOnLeaving);
   setInterval(() => { if (!document.hidden) save(); }, RENEW);
 }
