@@ -108,6 +108,7 @@ class Trees:
 
     bounds: Tensor  # (m,) int64, rising within a tree; the last of one tree and the first of the next are two entries
     first: Tensor  # (trees + 1,) int64
+    tokens: int  # in all trees
 
     @staticmethod
     def of(cuts: Sequence[Sequence[int]]) -> Trees:
@@ -115,7 +116,8 @@ class Trees:
         first = [0]
         for each in cuts:
             first.append(first[-1] + len(each))
-        return Trees(torch.tensor([b for each in cuts for b in each]), torch.tensor(first))
+        tokens = sum(each[-1] - each[0] for each in cuts)
+        return Trees(torch.tensor([b for each in cuts for b in each]), torch.tensor(first), tokens)
 
 
 def attention(
@@ -134,18 +136,21 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, angles: Any, trees: Trees, scale: float) -> Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         n, h, d = query.shape
-        out, lse = torch.zeros_like(query), query.new_empty(n, h, dtype=torch.float32)
+        new = (
+            torch.empty_like if trees.tokens == n else torch.zeros_like
+        )  # a token in no tree gets nothing, nor a gradient
+        out, lse = new(query), query.new_empty(n, h, dtype=torch.float32)
         shape = (trees.bounds, trees.first, len(trees.first) - 1, h, key.shape[1], d, scale)
         _call("attention", (query.dtype,), query, key, value, *(angles or (None, None)), *shape, out, lse)
         ctx.save_for_backward(query, key, value, lse)
-        ctx.angles, ctx.how = angles, shape
+        ctx.angles, ctx.how, ctx.new = angles, shape, new
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, lse = ctx.saved_tensors
-        grads = [torch.zeros_like(x) for x in (query, key, value)]  # what is in no tree gets none
+        grads = [ctx.new(x) for x in (query, key, value)]
         given = (query, key, value, *(ctx.angles or (None, None)), *ctx.how, lse, grad.contiguous())
         _call("attention_backward", (query.dtype,), *given, *grads)
         return *grads, None, None, None

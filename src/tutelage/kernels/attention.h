@@ -56,36 +56,41 @@ static inline void rotate_back(const float* y, const float* cos, const float* si
 
 constexpr i64 QUERIES = 48;
 
-struct Sight {  // what some queries of a part see: `shared` keys from 0, then own keys from `start`
-    i64 shared, start, own, padded_shared;
-    i64 width() const { return padded_shared + up(own, COLUMNS); }
+struct Sight {  // what m queries of a part see: `shared` keys from 0, then own keys from `start`, the last query all `own`
+    i64 m, shared, start, own, padded_shared;
+    i64 before() const { return own - m; }  // own keys that all of them see
+    i64 seen(i64 i) const { return padded_shared + before() + i + 1; }  // where what query i sees ends
+    // Where its scores end: a tile of ROWS queries or keys that holds one that is seen is worked on as a whole.
+    i64 width(i64 i) const { return padded_shared + up(std::min(own, before() + i + ROWS), COLUMNS); }
 };
 
-static inline Sight sight(i64 shared, i64 part, i64 end) { return {shared, part, end - part, up(shared, COLUMNS)}; }
+static inline Sight sight(i64 m, i64 shared, i64 part, i64 end) {
+    return {m, shared, part, end - part, up(shared, COLUMNS)};
+}
 
 // S (m, width) = A (m, d) times columns of B (d, ldb) at the keys that are seen, as shared and own ones beside each other.
-static void against_keys(const Sight& s, i64 m, i64 d, const float* a, i64 lda, const float* b, i64 ldb, float* out, i64 ldo) {
-    product(m, s.shared, d, a, lda, 1, b, ldb, out, ldo, false);
-    product(m, s.own, d, a, lda, 1, b + s.start, ldb, out + s.padded_shared, ldo, false);
+static void against_keys(const Sight& s, i64 d, const float* a, i64 lda, const float* b, i64 ldb, float* out, i64 ldo) {
+    product(s.m, s.shared, d, a, lda, 1, b, ldb, out, ldo, false);
+    product<LOWER_C>(s.m, s.own, d, a, lda, 1, b + s.start, ldb, out + s.padded_shared, ldo, false, s.before());
 }
 
 // C (m, d) = S (m, width) times rows of B (keys, ldb).
-static void over_keys(const Sight& s, i64 m, i64 d, const float* a, i64 lda, const float* b, i64 ldb, float* c, i64 ldc) {
-    product(m, d, s.shared, a, lda, 1, b, ldb, c, ldc, false);
-    product(m, d, s.own, a + s.padded_shared, lda, 1, b + s.start * ldb, ldb, c, ldc, true);
+static void over_keys(const Sight& s, i64 d, const float* a, i64 lda, const float* b, i64 ldb, float* c, i64 ldc) {
+    product(s.m, d, s.shared, a, lda, 1, b, ldb, c, ldc, false);
+    product<LOWER_A>(s.m, d, s.own, a + s.padded_shared, lda, 1, b + s.start * ldb, ldb, c, ldc, true, s.before());
 }
 
 // Rows of C (keys, ldc) += Sᵀ times A (m, d).
-static void back_to_keys(const Sight& s, i64 m, i64 d, const float* a, i64 lda, const float* b, i64 ldb, float* c, i64 ldc) {
-    product(s.shared, d, m, a, 1, lda, b, ldb, c, ldc, true);
-    product(s.own, d, m, a + s.padded_shared, 1, lda, b, ldb, c + s.start * ldc, ldc, true);
+static void back_to_keys(const Sight& s, i64 d, const float* a, i64 lda, const float* b, i64 ldb, float* c, i64 ldc) {
+    product(s.shared, d, s.m, a, 1, lda, b, ldb, c, ldc, true);
+    product<UPPER_A>(s.own, d, s.m, a + s.padded_shared, 1, lda, b, ldb, c + s.start * ldc, ldc, true, s.before());
 }
 
-// -inf where query i of m, the last of which sees all own keys, does not look, and in the padding.
-static void hide(const Sight& s, i64 m, float* scores, i64 ld) {
-    for (i64 i = 0; i < m; i++) {
-        for (i64 j = s.shared; j < s.padded_shared; j++) scores[i * ld + j] = -INFINITY;
-        for (i64 j = s.padded_shared + s.own - m + 1 + i; j < s.width(); j++) scores[i * ld + j] = -INFINITY;
+// A value where a query does not look, as far as its scores go.
+static void hide(const Sight& s, float value, float* scores, i64 ld) {
+    for (i64 i = 0; i < s.m; i++) {
+        for (i64 j = s.shared; j < s.padded_shared; j++) scores[i * ld + j] = value;
+        for (i64 j = s.seen(i); j < s.width(i); j++) scores[i * ld + j] = value;
     }
 }
 
@@ -94,12 +99,24 @@ struct Scratch {  // memory of a thread, kept from task to task; what it holds i
     float* of(i64 n) { if ((i64)held.size() < n) held.resize(n); return held.data(); }
 };
 
+// Ask for a row that is worked on soon: those of a head lie too far apart for the processor to see it coming.
+template <class T>
+static inline void fetch(const T* row, i64 d) {
+    for (i64 j = 0; j < d; j += 64 / (i64)sizeof(T)) __builtin_prefetch(row + j);
+}
+template <class T>
+static inline void fetch_to_write(T* row, i64 d) {
+    for (i64 j = 0; j < d; j += 64 / (i64)sizeof(T)) __builtin_prefetch(row + j, 1);
+}
+constexpr i64 AHEAD = 12;  // rows
+
 // The keys and values of one head: (n, pd) rows and (d, ld) columns, as wanted.
 template <class T>
 static void gather(const T* x, i64 stride, const float* cos, const float* sin, i64 n, i64 d, float* rows, i64 pd,
                    float* columns, i64 ld, float* one) {
     for (i64 i = 0; i < n; i++) {
         float* to = rows ? rows + i * pd : one;
+        fetch(x + (i + AHEAD) * stride, d);
         rotate(x + i * stride, cos ? cos + i * d : nullptr, sin ? sin + i * d : nullptr, d, 1, to);
         if (columns) for (i64 j = 0; j < d; j++) columns[j * ld + i] = to[j];
     }
@@ -126,20 +143,23 @@ static void attention(const T* q, const T* k, const T* v, const float* cos, cons
                 for (i64 h = g * (heads / kv_heads); h < (g + 1) * (heads / kv_heads); h++)
                     for (i64 b = cut[p] - from; b < cut[p + 1] - from; b += QUERIES) {
                         const i64 end = std::min(b + QUERIES, cut[p + 1] - from), m = end - b;
-                        const Sight seen = sight(p ? cut[1] - from : 0, cut[p] - from, end);
-                        for (i64 i = 0; i < m; i++)
+                        const Sight seen = sight(m, p ? cut[1] - from : 0, cut[p] - from, end);
+                        for (i64 i = 0; i < m; i++) {
+                            fetch(q + ((from + b + i + AHEAD) * heads + h) * d, d);
+                            fetch_to_write(out + ((from + b + i) * heads + h) * d, d);
                             rotate(q + ((from + b + i) * heads + h) * d, c ? c + (b + i) * d : nullptr,
                                    s ? s + (b + i) * d : nullptr, d, scale, queries + i * pd);
-                        against_keys(seen, m, d, queries, pd, columns, ld, scores, wide);
-                        hide(seen, m, scores, wide);
+                        }
+                        against_keys(seen, d, queries, pd, columns, ld, scores, wide);
+                        hide(seen, -INFINITY, scores, wide);
                         float total[QUERIES];
                         for (i64 i = 0; i < m; i++) {
                             float* row = scores + i * wide;
+                            const i64 width = seen.width(i);
                             vec most = all(-INFINITY), added = {};
-                            for (i64 j = 0; j < seen.width(); j += W) most = larger(load(row + j), most);
-                            float top = most[0];
-                            for (int j = 1; j < W; j++) top = most[j] > top ? most[j] : top;
-                            for (i64 j = 0; j < seen.width(); j += W) {
+                            for (i64 j = 0; j < width; j += W) most = larger(load(row + j), most);
+                            const float top = largest(most);
+                            for (i64 j = 0; j < width; j += W) {
                                 vec e = exponential(load(row + j) - top);
                                 store(row + j, e);
                                 added += e;
@@ -147,7 +167,7 @@ static void attention(const T* q, const T* k, const T* v, const float* cos, cons
                             total[i] = sum(added);
                             lse[(from + b + i) * heads + h] = top + std::log(total[i]);
                         }
-                        over_keys(seen, m, d, scores, wide, values, pd, sums, pd);
+                        over_keys(seen, d, scores, wide, values, pd, sums, pd);
                         for (i64 i = 0; i < m; i++)
                             rotate_back(sums + i * pd, nullptr, nullptr, d, 1 / total[i], out + ((from + b + i) * heads + h) * d);
                     }
@@ -177,35 +197,42 @@ static void attention_backward(const T* q, const T* k, const T* v, const float* 
                 for (i64 h = g * (heads / kv_heads); h < (g + 1) * (heads / kv_heads); h++)
                     for (i64 b = cut[p] - from; b < cut[p + 1] - from; b += QUERIES) {
                         const i64 end = std::min(b + QUERIES, cut[p + 1] - from), m = end - b;
-                        const Sight seen = sight(p ? cut[1] - from : 0, cut[p] - from, end);
+                        const Sight seen = sight(m, p ? cut[1] - from : 0, cut[p] - from, end);
                         for (i64 i = 0; i < m; i++) {
                             const i64 at = ((from + b + i) * heads + h) * d;
+                            fetch(q + at + AHEAD * heads * d, d);
+                            fetch(dout + at + AHEAD * heads * d, d);
+                            fetch_to_write(dq + at, d);
                             rotate(q + at, c ? c + (b + i) * d : nullptr, s ? s + (b + i) * d : nullptr, d, scale, queries + i * pd);
                             rotate(dout + at, nullptr, nullptr, d, 1, grads + i * pd);
                         }
-                        against_keys(seen, m, d, queries, pd, key_columns, ld, weights, wide);
-                        hide(seen, m, weights, wide);
-                        against_keys(seen, m, d, grads, pd, value_columns, ld, score_grads, wide);
+                        against_keys(seen, d, queries, pd, key_columns, ld, weights, wide);
+                        hide(seen, -INFINITY, weights, wide);
+                        against_keys(seen, d, grads, pd, value_columns, ld, score_grads, wide);
+                        hide(seen, 0, score_grads, wide);
                         for (i64 i = 0; i < m; i++) {  // p = softmax; ds = p (dp - Σ p dp)
+                            const i64 width = seen.width(i);
                             float *w = weights + i * wide, *z = score_grads + i * wide, top = lse[(from + b + i) * heads + h];
                             vec dots = {};
-                            for (i64 j = 0; j < seen.width(); j += W) {
+                            for (i64 j = 0; j < width; j += W) {
                                 vec e = exponential(load(w + j) - top);
                                 store(w + j, e);
                                 dots += e * load(z + j);
                             }
                             float dot = sum(dots);
-                            for (i64 j = 0; j < seen.width(); j += W) store(z + j, load(w + j) * (load(z + j) - dot));
+                            for (i64 j = 0; j < width; j += W) store(z + j, load(w + j) * (load(z + j) - dot));
                         }
-                        over_keys(seen, m, d, score_grads, wide, keys, pd, query_grads, pd);
-                        back_to_keys(seen, m, d, score_grads, wide, queries, pd, key_grads, pd);
-                        back_to_keys(seen, m, d, weights, wide, grads, pd, value_grads, pd);
+                        over_keys(seen, d, score_grads, wide, keys, pd, query_grads, pd);
+                        back_to_keys(seen, d, score_grads, wide, queries, pd, key_grads, pd);
+                        back_to_keys(seen, d, weights, wide, grads, pd, value_grads, pd);
                         for (i64 i = 0; i < m; i++)
                             rotate_back(query_grads + i * pd, c ? c + (b + i) * d : nullptr, s ? s + (b + i) * d : nullptr,
                                         d, scale, dq + ((from + b + i) * heads + h) * d);
                     }
             for (i64 i = 0; i < n; i++) {
                 const i64 at = ((from + i) * kv_heads + g) * d;
+                fetch_to_write(dk + at + AHEAD * kv_heads * d, d);
+                fetch_to_write(dv + at + AHEAD * kv_heads * d, d);
                 rotate_back(key_grads + i * pd, c ? c + i * d : nullptr, s ? s + i * d : nullptr, d, 1, dk + at);
                 rotate_back(value_grads + i * pd, nullptr, nullptr, d, 1, dv + at);
             }
@@ -297,8 +324,7 @@ static void recall(const T* q, const float* cos, const float* sin, const i64* ho
             score_keys(query, keys + at_home, d, 0, split, scores);
             for (i64 j = n; j < up(n, LANES); j++) scores[j] = -INFINITY;
             for (i64 s = 0; s < n; s += W) most = larger(load(scores + s), most);
-            float top = most[0];
-            for (int j = 1; j < W; j++) top = most[j] > top ? most[j] : top;
+            const float top = largest(most);
             vec added = {};
             for (i64 s = 0; s < n; s += W) {
                 vec e = exponential(load(scores + s) - top);

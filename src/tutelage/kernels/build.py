@@ -37,6 +37,7 @@ SIGNATURES = {
     "logprobs_backward": "TFIiifFF",
     "draw": "TFIIiidfIFB",
 }
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 NUMBERS = {"i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 
 
@@ -53,6 +54,7 @@ def library() -> ctypes.CDLL | None:
         reason = next((line for line in said if "error" in line), said[-1])
         print(f"kernels were not compiled, so this runs slower: {reason}", file=sys.stderr)
         return None
+    _keep_freed_memory()
     for name, signature in SIGNATURES.items():
         norm = name.startswith("rms_norm")
         for suffix in ("f32_f32", "f32_bf16", "bf16_bf16") if norm else ("f32", "bf16"):
@@ -61,12 +63,19 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
+def _keep_freed_memory() -> None:
+    """Let the C library keep up to a GiB of what is freed: every pass takes it again, at a page fault for each 4 KiB."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that it takes
+
+
 def _compiled(compiler: list[str]) -> Path:
     """The shared library for this source, compiler and processor, made if it is not in the cache."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     parts = (
         *(source.read_text(encoding="utf-8") for source in SOURCES),
-        " ".join(FLAGS),
+        " ".join((*compiler, *FLAGS)),
         version,
         platform.machine(),
         _features(),

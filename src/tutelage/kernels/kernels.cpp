@@ -103,7 +103,7 @@ static void logprobs(const T* logits, const float* bias, const i64* targets, i64
         i64 j = 0;
         for (; j + W <= v; j += W) most = larger(logit(z, bias, j, inverse), most);
         for (; j < v; j++) top = std::max(top, one_logit(z, bias, j, inverse));
-        for (int l = 0; l < W; l++) top = most[l] > top ? most[l] : top;
+        top = std::max(top, largest(most));
         for (j = 0; j + W <= v; j += W) {
             vec x = logit(z, bias, j, inverse) - top, e = exponential(x);
             added += e;
@@ -176,7 +176,7 @@ static void draw(const T* logits, const float* temperature, const i64* seeds, co
         float top = -INFINITY, second = -INFINITY;
         for (j = 0; j + W <= v; j += W) most = larger(load(p + j), most);
         for (; j < v; j++) top = std::max(top, p[j]);
-        for (int l = 0; l < W; l++) top = std::max(top, most[l]);
+        top = std::max(top, largest(most));
         if (temperature[i] == 0) {
             for (best = 0; p[best] != top && best < v - 1; best++) {}
             for (j = 0; j < v; j++) if (j != best) second = std::max(second, p[j]);

@@ -44,8 +44,17 @@ static inline void put(bf16& to, float x) {
     uint32_t u; memcpy(&u, &x, 4);
     to.bits = x == x ? (u + 0x7FFF + ((u >> 16) & 1)) >> 16 : (u >> 16) | 0x40;
 }
-static inline float sum(vec x) { float s = 0; for (int i = 0; i < W; i++) s += x[i]; return s; }
 static inline vec larger(vec a, vec b) { return a > b ? a : b; }
+static inline float sum(vec x) {
+    float a[W]; store(a, x);
+    for (int w = W / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] += a[i + w];
+    return a[0];
+}
+static inline float largest(vec x) {
+    float a[W]; store(a, x);
+    for (int w = W / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
+    return a[0];
+}
 
 // e^x to two units in the last place, exactly 0 below -87; NaN stays NaN. x = n ln 2 + r, and 2^n goes into the exponent.
 static inline vec exponential(vec x) {
@@ -91,12 +100,25 @@ static inline void product_tile(i64 k, const float* a, i64 rs, i64 cs, const flo
         for (int h = 0; h < 2; h++) store(c + r * ldc + h * W, s[r][h]);
 }
 
+// What of a product counts, by the diagonal of a square that is given: C up to it, A up to it, Aᵀ up to it, so that tiles
+// wholly beyond it are left out, or all.
+enum Part { WHOLE, LOWER_C, LOWER_A, UPPER_A };
+
 // C (m, n) = A (m, k) B (k, n), or C += A B; A[i, l] = a[i rs + l cs]; n is rounded up to COLUMNS, for which there is room.
-static void product(i64 m, i64 n, i64 k, const float* a, i64 rs, i64 cs, const float* b, i64 ldb, float* c, i64 ldc, bool add) {
-    for (i64 j = 0; j < n; j += COLUMNS) {
-        i64 i = 0;
-        for (; i + ROWS <= m; i += ROWS) product_tile<ROWS>(k, a + i * rs, rs, cs, b + j, ldb, c + i * ldc + j, ldc, add);
-        if (i + 3 <= m) { product_tile<3>(k, a + i * rs, rs, cs, b + j, ldb, c + i * ldc + j, ldc, add); i += 3; }
-        for (; i < m; i++) product_tile<1>(k, a + i * rs, rs, cs, b + j, ldb, c + i * ldc + j, ldc, add);
-    }
+// Row i of a lower triangle ends with column `diagonal` + i; row i of an upper one begins with column i - `diagonal`.
+template <Part part = WHOLE>
+static void product(i64 m, i64 n, i64 k, const float* a, i64 rs, i64 cs, const float* b, i64 ldb, float* c, i64 ldc, bool add,
+                    i64 diagonal = 0) {
+    for (i64 j = 0; j < n; j += COLUMNS)
+        for (i64 i = 0, rows; i < m; i += rows) {
+            rows = m - i >= ROWS ? ROWS : m - i >= 3 ? 3 : 1;
+            if (part == LOWER_C && j >= diagonal + i + rows) continue;
+            const i64 from = part == UPPER_A ? std::max(i64(0), i - diagonal) : 0;
+            const i64 depth = (part == LOWER_A ? std::min(k, diagonal + i + rows) : k) - from;
+            const float *x = a + i * rs + from * cs, *y = b + from * ldb + j;
+            float* z = c + i * ldc + j;
+            if (rows == ROWS) product_tile<ROWS>(depth, x, rs, cs, y, ldb, z, ldc, add);
+            else if (rows == 3) product_tile<3>(depth, x, rs, cs, y, ldb, z, ldc, add);
+            else product_tile<1>(depth, x, rs, cs, y, ldb, z, ldc, add);
+        }
 }
