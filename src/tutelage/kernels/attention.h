@@ -76,8 +76,8 @@ static void against_keys(const Sight& s, i64 d, const float* a, i64 lda, const f
 
 // C (m, d) = S (m, width) times rows of B (keys, ldb).
 static void over_keys(const Sight& s, i64 d, const float* a, i64 lda, const float* b, i64 ldb, float* c, i64 ldc) {
-    product(s.m, d, s.shared, a, lda, 1, b, ldb, c, ldc, false);
-    product<LOWER_A>(s.m, d, s.own, a + s.padded_shared, lda, 1, b + s.start * ldb, ldb, c, ldc, true, s.before());
+    if (s.shared) product(s.m, d, s.shared, a, lda, 1, b, ldb, c, ldc, false);
+    product<LOWER_A>(s.m, d, s.own, a + s.padded_shared, lda, 1, b + s.start * ldb, ldb, c, ldc, s.shared > 0, s.before());
 }
 
 // Rows of C (keys, ldc) += Sᵀ times A (m, d).
@@ -110,17 +110,27 @@ static inline void fetch_to_write(T* row, i64 d) {
 }
 constexpr i64 AHEAD = 12;  // rows
 
-// The keys and values of one head: (n, pd) rows and (d, ld) columns, as wanted.
+// The keys or values of one head, as (n, pd) rows and, if wanted, (d, ld) columns.
 template <class T>
 static void gather(const T* x, i64 stride, const float* cos, const float* sin, i64 n, i64 d, float* rows, i64 pd,
-                   float* columns, i64 ld, float* one) {
+                   float* columns, i64 ld) {
     for (i64 i = 0; i < n; i++) {
-        float* to = rows ? rows + i * pd : one;
         fetch(x + (i + AHEAD) * stride, d);
-        rotate(x + i * stride, cos ? cos + i * d : nullptr, sin ? sin + i * d : nullptr, d, 1, to);
-        if (columns) for (i64 j = 0; j < d; j++) columns[j * ld + i] = to[j];
+        rotate(x + i * stride, cos ? cos + i * d : nullptr, sin ? sin + i * d : nullptr, d, 1, rows + i * pd);
     }
-    if (columns) for (i64 j = 0; j < d; j++) std::fill(columns + j * ld + n, columns + (j + 1) * ld, 0.0f);
+    if (!columns) return;
+    const i64 whole = n / W * W;
+    for (i64 j = 0; j < d; j++) {
+        if (j % W == 0 && j + W <= d)
+            for (i64 i = 0; i < whole; i += W) {
+                vec square[W];
+                for (int r = 0; r < W; r++) square[r] = load(rows + (i + r) * pd + j);
+                transpose(square);
+                for (int r = 0; r < W; r++) store(columns + (j + r) * ld + i, square[r]);
+            }
+        for (i64 i = j < d / W * W ? whole : 0; i < n; i++) columns[j * ld + i] = rows[i * pd + j];
+        std::fill(columns + j * ld + n, columns + (j + 1) * ld, 0.0f);
+    }
 }
 
 template <class T>
@@ -133,12 +143,12 @@ static void attention(const T* q, const T* k, const T* v, const float* cos, cons
             const i64 pd = up(d, COLUMNS), ld = up(n, COLUMNS) + COLUMNS, wide = up(n, COLUMNS) + 2 * COLUMNS;
             const float *c = cos ? cos + from * d : nullptr, *s = sin ? sin + from * d : nullptr;
             static thread_local Scratch scratch;
-            float* columns = scratch.of(d * ld + (n + 2 * QUERIES + 1) * pd + QUERIES * wide);
-            float *values = columns + d * ld, *queries = values + n * pd, *sums = queries + QUERIES * pd;
-            float *one = sums + QUERIES * pd, *scores = one + pd;
+            float* columns = scratch.of(d * ld + (2 * n + 2 * QUERIES) * pd + QUERIES * wide);
+            float *keys = columns + d * ld, *values = keys + n * pd, *queries = values + n * pd;
+            float *sums = queries + QUERIES * pd, *scores = sums + QUERIES * pd;
             if (d < pd) std::fill(values, scores, 0.0f);  // the padding of rows enters products
-            gather(k + (from * kv_heads + g) * d, kv_heads * d, c, s, n, d, (float*)nullptr, pd, columns, ld, one);
-            gather(v + (from * kv_heads + g) * d, kv_heads * d, nullptr, nullptr, n, d, values, pd, (float*)nullptr, ld, one);
+            gather(k + (from * kv_heads + g) * d, kv_heads * d, c, s, n, d, keys, pd, columns, ld);
+            gather(v + (from * kv_heads + g) * d, kv_heads * d, nullptr, nullptr, n, d, values, pd, nullptr, ld);
             for (i64 p = 0; p < parts; p++)
                 for (i64 h = g * (heads / kv_heads); h < (g + 1) * (heads / kv_heads); h++)
                     for (i64 b = cut[p] - from; b < cut[p + 1] - from; b += QUERIES) {
@@ -191,8 +201,8 @@ static void attention_backward(const T* q, const T* k, const T* v, const float* 
             float *key_columns = query_grads + QUERIES * pd, *value_columns = key_columns + d * ld;
             float *weights = value_columns + d * ld, *score_grads = weights + QUERIES * wide;
             std::fill(d < pd ? keys : key_grads, d < pd ? key_columns : queries, 0.0f);
-            gather(k + (from * kv_heads + g) * d, kv_heads * d, c, s, n, d, keys, pd, key_columns, ld, (float*)nullptr);
-            gather(v + (from * kv_heads + g) * d, kv_heads * d, nullptr, nullptr, n, d, values, pd, value_columns, ld, (float*)nullptr);
+            gather(k + (from * kv_heads + g) * d, kv_heads * d, c, s, n, d, keys, pd, key_columns, ld);
+            gather(v + (from * kv_heads + g) * d, kv_heads * d, nullptr, nullptr, n, d, values, pd, value_columns, ld);
             for (i64 p = 0; p < parts; p++)
                 for (i64 h = g * (heads / kv_heads); h < (g + 1) * (heads / kv_heads); h++)
                     for (i64 b = cut[p] - from; b < cut[p + 1] - from; b += QUERIES) {

@@ -64,7 +64,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep up to a GiB of what is freed: every pass takes it again, at a page fault for each 4 KiB."""
+    """Let the C library keep up to a GiB of what is freed: each pass takes it again, at a page fault for each 4 KiB."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
         mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that it takes

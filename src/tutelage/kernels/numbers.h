@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX512F__)
@@ -75,6 +76,24 @@ static inline vec exponential(vec x) {
     return x == x ? y : x;
 }
 static inline float exponential(float x) { return exponential(all(x))[0]; }
+
+// Of two rows of blocks of S numbers: the first row's odd blocks change places with the second's even ones.
+template <int S, int... l>
+static inline void exchange(vec& a, vec& b, std::integer_sequence<int, l...>) {
+#ifdef __clang__
+    vec low = __builtin_shufflevector(a, b, (l & S ? W + l - S : l)...), high = __builtin_shufflevector(a, b, (l & S ? W + l : l + S)...);
+#else
+    vec low = __builtin_shuffle(a, b, ivec{(l & S ? W + l - S : l)...}), high = __builtin_shuffle(a, b, ivec{(l & S ? W + l : l + S)...});
+#endif
+    a = low, b = high;
+}
+
+// W rows of W numbers to columns: blocks beside the diagonal change places, from the widest on.
+template <int S = W / 2>
+static inline void transpose(vec* x) {
+    for (int i = 0; i < W; i++) if (!(i & S)) exchange<S>(x[i], x[i + S], std::make_integer_sequence<int, W>());
+    if constexpr (S > 1) transpose<S / 2>(x);
+}
 
 static inline i64 up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 
