@@ -65,6 +65,22 @@ def test_rms_norm(kinds: tuple[torch.dtype, torch.dtype], d: int) -> None:
     )
 
 
+@pytest.mark.parametrize("d", [3, 16, 100])
+@pytest.mark.parametrize("wanted", [(1.0, 0.0), (0.0, 1.0), (0.7, 0.5)], ids=["sum", "norm", "both"])
+def test_a_sum_and_its_rms_norm(wanted: tuple[float, float], d: int) -> None:
+    both = torch.tensor(wanted)
+
+    def exact(x: Tensor, more: Tensor, w: Tensor) -> Tensor:
+        total = x + more
+        return both[0] * total + both[1] * total / (total.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w
+
+    def ours(x: Tensor, more: Tensor, w: Tensor) -> Tensor:
+        total, y = kernels.add_rms_norm(x, more, w, 1e-5, torch.float32)
+        return sum(part * z for part, z in zip(both, (total, y), strict=True) if part)
+
+    compare(ours, exact, [torch.randn(37, d), torch.randn(37, d), torch.randn(d)])
+
+
 def test_rms_norm_of_a_rounded_model() -> None:
     x, w = torch.randn(5, 40).bfloat16(), torch.randn(40).bfloat16()
     expected = torch.nn.functional.rms_norm(x.double(), (40,), w.double(), 1e-5)

@@ -44,30 +44,39 @@ def _call(name: str, dtypes: Sequence[torch.dtype], *arguments: Any) -> None:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """x / sqrt(mean x² + eps) · weight over the last dimension, in `dtype` (Zhang & Sennrich 2019)."""
-    return _RmsNorm.apply(x, weight, eps, dtype)
+    return _RmsNorm.apply(x, None, weight, eps, dtype)[1]
+
+
+def add_rms_norm(x: Tensor, more: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x + more, in the dtype of x, and its `rms_norm`."""
+    return _RmsNorm.apply(x, more.to(x.dtype), weight, eps, dtype)
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        d, x = x.shape[-1], x.contiguous()
+    def forward(
+        ctx: Any, x: Tensor, more: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Tensor]:
+        d, x, more = x.shape[-1], x.contiguous(), None if more is None else more.contiguous()
         y, scale = torch.empty_like(x, dtype=dtype), x.new_empty(x.numel() // d, dtype=torch.float32)
-        w = weight.float().contiguous()
-        _call("rms_norm", (x.dtype, dtype), x, w, len(scale), d, eps, y, scale)
-        ctx.save_for_backward(x, w, scale)
-        return y
+        w, total = weight.float().contiguous(), None if more is None else torch.empty_like(x)
+        _call("rms_norm", (x.dtype, dtype), x, more, w, len(scale), d, eps, total, y, scale)
+        ctx.save_for_backward(x if total is None else total, w, scale)
+        ctx.set_materialize_grads(False)  # the sum may be wanted for nothing else
+        ctx.dtype = dtype
+        return total, y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        grad = grad.contiguous()
+    def backward(ctx: Any, dtotal: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+        t, weight, scale = ctx.saved_tensors
+        dy = torch.zeros_like(t, dtype=ctx.dtype) if dy is None else dy.contiguous()
+        dtotal = None if dtotal is None else dtotal.contiguous()
         parts = torch.get_num_threads()
-        dx, dw = torch.empty_like(x), weight.new_zeros(parts, len(weight))
-        _call(
-            "rms_norm_backward", (x.dtype, grad.dtype), x, weight, scale, grad, len(scale), len(weight), dx, dw, parts
-        )
-        return dx, dw.sum(0), None, None
+        dx, dw = torch.empty_like(t), weight.new_zeros(parts, len(weight))
+        given = (t, weight, scale, dtotal, dy, len(scale), len(weight), dx, dw, parts)
+        _call("rms_norm_backward", (t.dtype, dy.dtype), *given)
+        return dx, dx if ctx.needs_input_grad[1] else None, dw.sum(0), None, None
 
 
 # --- gated activation -------------------------------------------------------------------------------------------------

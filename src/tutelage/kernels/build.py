@@ -25,8 +25,8 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping
 # Arguments of each function. Tensors (or None): T of its dtype, U of its second dtype, F in fp32, I int64, B bool;
 # numbers: i a whole one, f a float, d a double.
 SIGNATURES = {
-    "rms_norm": "TFiifUF",
-    "rms_norm_backward": "TFFUiiTFi",
+    "rms_norm": "TTFiifTUF",
+    "rms_norm_backward": "TFFTUiiTFi",
     "swiglu": "TTiT",
     "swiglu_backward": "TTTiTT",
     "attention": "TTTFFIIiiiifTF",

@@ -7,17 +7,23 @@
 
 #include "attention.h"
 
-// ---- normalisation: y = x / sqrt(mean x² + eps) * w, (n, d) ------------------------------------------------------------
+// ---- normalisation: t = x + more, y = t / sqrt(mean t² + eps) * w, (n, d) ------------------------------------------------
 
+// Without `more` t is x, and `total` is not written.
 template <class X, class Y>
-static void rms_norm(const X* x, const float* w, i64 n, i64 d, float eps, Y* y, float* scale) {
+static void rms_norm(const X* x, const X* more, const float* w, i64 n, i64 d, float eps, X* total, Y* y, float* scale) {
     #pragma omp parallel for if (n * d > 8192)
     for (i64 i = 0; i < n; i++) {
         const X* a = x + i * d;
         vec squares = {};
         float s = 0;
         i64 j = 0;
-        for (; j + W <= d; j += W) { vec v = load(a + j); squares += v * v; }
+        if (more) {
+            for (; j + W <= d; j += W) store(total + i * d + j, load(a + j) + load(more + i * d + j));
+            for (; j < d; j++) put(total[i * d + j], get(a[j]) + get(more[i * d + j]));
+            a = total + i * d;
+        }
+        for (j = 0; j + W <= d; j += W) { vec v = load(a + j); squares += v * v; }
         for (; j < d; j++) s += get(a[j]) * get(a[j]);
         float r = 1 / std::sqrt((s + sum(squares)) / d + eps);
         scale[i] = r;
@@ -26,14 +32,15 @@ static void rms_norm(const X* x, const float* w, i64 n, i64 d, float eps, Y* y, 
     }
 }
 
-// dx = r (w dy - x r² mean(x w dy)); dw = Σ dy x r, summed for each block of rows into (blocks, d).
+// dx = r (w dy - t r² mean(t w dy)), and dt more where t has a gradient of its own; dw = Σ dy t r, summed for each block
+// of rows into (blocks, d).
 template <class X, class Y>
-static void rms_norm_backward(const X* x, const float* w, const float* scale, const Y* dy, i64 n, i64 d, X* dx,
+static void rms_norm_backward(const X* t, const float* w, const float* scale, const X* dt, const Y* dy, i64 n, i64 d, X* dx,
                               float* dw, i64 blocks) {
     #pragma omp parallel for
     for (i64 b = 0; b < blocks; b++)
         for (i64 i = n * b / blocks; i < n * (b + 1) / blocks; i++) {
-            const X* a = x + i * d;
+            const X *a = t + i * d, *own = dt ? dt + i * d : nullptr;
             const Y* g = dy + i * d;
             float r = scale[i], s = 0, *part = dw + b * d;
             vec dots = {};
@@ -42,12 +49,12 @@ static void rms_norm_backward(const X* x, const float* w, const float* scale, co
             for (; j < d; j++) s += get(a[j]) * w[j] * get(g[j]);
             float c = r * r * r * (s + sum(dots)) / d;
             for (j = 0; j + W <= d; j += W) {
-                vec v = load(a + j), u = load(g + j);
-                store(dx + i * d + j, u * load(w + j) * r - v * c);
+                vec v = load(a + j), u = load(g + j), z = u * load(w + j) * r - v * c;
+                store(dx + i * d + j, own ? z + load(own + j) : z);
                 store(part + j, load(part + j) + u * v * r);
             }
             for (; j < d; j++) {
-                put(dx[i * d + j], get(g[j]) * w[j] * r - get(a[j]) * c);
+                put(dx[i * d + j], get(g[j]) * w[j] * r - get(a[j]) * c + (own ? get(own[j]) : 0));
                 part[j] += get(g[j]) * get(a[j]) * r;
             }
         }
@@ -235,10 +242,10 @@ static void draw(const T* logits, const float* temperature, const i64* seeds, co
 FOR(float, f32)
 FOR(bf16, bf16)
 #define NORM(X, Y, SUFFIX) \
-    extern "C" void rms_norm_##SUFFIX(const X* x, const float* w, i64 n, i64 d, float eps, Y* y, float* scale) { \
-        rms_norm(x, w, n, d, eps, y, scale); } \
-    extern "C" void rms_norm_backward_##SUFFIX(const X* x, const float* w, const float* scale, const Y* dy, i64 n, i64 d, \
-        X* dx, float* dw, i64 blocks) { rms_norm_backward(x, w, scale, dy, n, d, dx, dw, blocks); }
+    extern "C" void rms_norm_##SUFFIX(const X* x, const X* more, const float* w, i64 n, i64 d, float eps, X* total, Y* y, \
+        float* scale) { rms_norm(x, more, w, n, d, eps, total, y, scale); } \
+    extern "C" void rms_norm_backward_##SUFFIX(const X* t, const float* w, const float* scale, const X* dt, const Y* dy, \
+        i64 n, i64 d, X* dx, float* dw, i64 blocks) { rms_norm_backward(t, w, scale, dt, dy, n, d, dx, dw, blocks); }
 NORM(float, float, f32_f32)
 NORM(float, bf16, f32_bf16)
 NORM(bf16, bf16, bf16_bf16)

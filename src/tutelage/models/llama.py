@@ -64,10 +64,10 @@ def hidden_states(model: PreTrainedModel, tokens: Flat, wanted: Tensor) -> Tenso
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return kernels.attention(query, key, value, turned, tokens.trees, scaling(model))
 
-    x = base.embed_tokens(tokens.ids)
+    x, more = base.embed_tokens(tokens.ids), None
     for number, layer in enumerate(base.layers, 1):
-        x = _block(layer, x, attend, wanted if number == len(base.layers) else None)
-    return _norm(base.norm, x, x.dtype)
+        x, more = _block(layer, x, more, attend, wanted if number == len(base.layers) else None)
+    return _norm(base.norm, x, more, x.dtype)[1]
 
 
 def angles(model: PreTrainedModel, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,25 +81,32 @@ def scaling(model: PreTrainedModel) -> float:
     return float(model.base_model.layers[0].self_attn.scaling)
 
 
-def _norm(module: Any, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """In this dtype; by default in that of products, which come next."""
+def _norm(
+    module: Any, x: Tensor, more: Tensor | None = None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """x + more, and its norm in this dtype; by default in that of products, which come next."""
     ours = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return kernels.rms_norm(x, module.weight, module.variance_epsilon, dtype or ours)
+    how = (module.weight, module.variance_epsilon, dtype or ours)
+    return (x, kernels.rms_norm(x, *how)) if more is None else kernels.add_rms_norm(x, more, *how)
 
 
-def _block(layer: Any, x: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
-    """x (n, d) through one layer; past attention only the wanted tokens go on, None for all."""
+def _block(
+    layer: Any, x: Tensor, more: Tensor | None, attend: Attend, wanted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x + more (n, d) through one layer, whose result is again a sum of two: the norm that comes next adds them.
+
+    Past attention only the wanted tokens go on, None for all.
+    """
     of, mlp = layer.self_attn, layer.mlp
-    y = _norm(layer.input_layernorm, x)
+    x, y = _norm(layer.input_layernorm, x, more)
     query, key, value = (project(y).unflatten(-1, (-1, of.head_dim)) for project in (of.q_proj, of.k_proj, of.v_proj))
     if hasattr(of, "q_norm"):
-        query, key = _norm(of.q_norm, query), _norm(of.k_norm, key)
+        query, key = _norm(of.q_norm, query)[1], _norm(of.k_norm, key)[1]
     mixed = attend(query, key, value).flatten(-2)
     if wanted is not None:
         x, mixed = x[wanted], mixed[wanted]
-    x = x + of.o_proj(mixed)
-    y = _norm(layer.post_attention_layernorm, x)
-    return x + mlp.down_proj(kernels.swiglu(mlp.gate_proj(y), mlp.up_proj(y)))
+    x, y = _norm(layer.post_attention_layernorm, x, of.o_proj(mixed))
+    return x, mlp.down_proj(kernels.swiglu(mlp.gate_proj(y), mlp.up_proj(y)))
 
 
 class Memory:
@@ -161,7 +168,7 @@ class Memory:
     def _through(self, ids: Tensor, attend: Callable[..., Tensor], wanted: Tensor | None) -> Tensor:
         """Hidden states of tokens (n,), or of the wanted ones, with a cache for each layer's attention."""
         base = self.model.base_model
-        x = base.embed_tokens(ids)
+        x, more = base.embed_tokens(ids), None
         for number, (layer, cache) in enumerate(zip(base.layers, self.caches, strict=True), 1):
-            x = _block(layer, x, partial(attend, cache), wanted if number == len(base.layers) else None)
-        return _norm(base.norm, x)
+            x, more = _block(layer, x, more, partial(attend, cache), wanted if number == len(base.layers) else None)
+        return _norm(base.norm, x, more)[1]
