@@ -39,17 +39,31 @@ def _call(name: str, dtypes: Sequence[torch.dtype], *arguments: Any) -> None:
     getattr(library(), f"{name}_{'_'.join(SUFFIX[dtype] for dtype in dtypes)}")(*given)
 
 
+class _Forgetful:
+    """In place of autograd's context where no gradient is wanted; that costs more than a small kernel itself."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        pass
+
+    def set_materialize_grads(self, value: bool) -> None:
+        pass
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(_Forgetful(), *arguments)
+
+
 # --- normalisation ----------------------------------------------------------------------------------------------------
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """x / sqrt(mean x² + eps) · weight over the last dimension, in `dtype` (Zhang & Sennrich 2019)."""
-    return _RmsNorm.apply(x, None, weight, eps, dtype)[1]
+    return _apply(_RmsNorm, x, None, weight, eps, dtype)[1]
 
 
 def add_rms_norm(x: Tensor, more: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x + more, in the dtype of x, and its `rms_norm`."""
-    return _RmsNorm.apply(x, more.to(x.dtype), weight, eps, dtype)
+    return _apply(_RmsNorm, x, more.to(x.dtype), weight, eps, dtype)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -84,7 +98,7 @@ class _RmsNorm(torch.autograd.Function):
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up (Shazeer 2020)."""
-    return _Swiglu.apply(gate, up)
+    return _apply(_Swiglu, gate, up)
 
 
 class _Swiglu(torch.autograd.Function):
@@ -137,7 +151,7 @@ def attention(
     `angles` are cosines and sines (n, d) in fp32 by which queries and keys are turned first (Su et al. 2021, the two
     halves of a head's channels being the pairs), or None where they are ready.
     """
-    return _Attention.apply(query, key, value, angles, trees, scale)
+    return _apply(_Attention, query, key, value, angles, trees, scale)
 
 
 class _Attention(torch.autograd.Function):
