@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -20,6 +21,8 @@ from tutelage.records import Completion, Prompt
 from .conftest import Server, add, session_of
 
 ARABIC = "مرحبا"
+PATIENCE = 20_000  # ms: other tests work beside these on the same cores
+expect.set_options(timeout=PATIENCE)
 Visit = Callable[..., Page]
 
 
@@ -44,7 +47,7 @@ def visit(sqlite: Workspace, serve: Callable[[Workspace], Server], browser: Brow
     def come(name: str = "Ada", kind: str = "ranking", **how: Any) -> Page:
         context = browser.new_context(base_url=place, **{"viewport": {"width": 1280, "height": 900}, **how})
         contexts.append(context)
-        context.set_default_timeout(5000)
+        context.set_default_timeout(PATIENCE)
         token = session_of(sqlite, add(sqlite, name))
         context.add_cookies([{"name": "tutelage_session", "value": token, "url": place}])
         page = context.new_page()
@@ -262,11 +265,15 @@ def test_a_reload_keeps_the_draft(sqlite: Workspace, visit: Visit) -> None:
     page.wait_for_selector("form.scripted")
     assert (ranks_of(page), current(page)) == ([2, 1, 0], "A")  # A and B have no quality yet
     page.locator("[name=note]").fill("On the way out")
+    asked = []
+    page.on("request", lambda request: asked.append((request.method, urlsplit(request.url).path)))
     page.goto("/")  # before the second is over
-    for _ in range(500):  # the browser does not wait for what it sends when a page is left
+    for _ in range(PATIENCE // 10):  # the browser does not wait for what it sends when a page is left
         if note_of_draft(sqlite) == "On the way out":
             break
         time.sleep(0.01)
+    (draft,) = [i for i, (method, path) in enumerate(asked) if method == "POST" and path.endswith("/draft")]
+    assert draft < asked.index(("GET", "/"))
     page.go_back()
     page.wait_for_selector("form.scripted")
     expect(page.locator("[name=note]")).to_have_value("On the way out")

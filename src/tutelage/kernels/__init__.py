@@ -18,7 +18,7 @@ from tutelage.kernels.build import SIGNATURES, library
 
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 OTHERS = {"F": torch.float32, "I": torch.int64, "B": torch.bool}
-LANES = 16  # as in kernels.cpp: keys of a cache lie in blocks of so many slots
+LANES = 16  # as in attention.h: keys of a cache lie in blocks of so many slots
 
 
 def available() -> bool:
@@ -40,7 +40,7 @@ def _call(name: str, dtypes: Sequence[torch.dtype], *arguments: Any) -> None:
 
 
 class _Forgetful:
-    """In place of autograd's context where no gradient is wanted; that costs more than a small kernel itself."""
+    """In place of autograd's context, whose making costs more than a small kernel, where no gradient is wanted."""
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         pass
@@ -50,6 +50,7 @@ class _Forgetful:
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """Its forward pass, with what its backward pass needs only where that can come."""
     return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(_Forgetful(), *arguments)
 
 
@@ -62,7 +63,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
 
 
 def add_rms_norm(x: Tensor, more: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x + more, in the dtype of x, and its `rms_norm`."""
+    """x + more of one shape, in the dtype of x, and its `rms_norm`."""
+    assert more.shape == x.shape, (x.shape, more.shape)
     return _apply(_RmsNorm, x, more.to(x.dtype), weight, eps, dtype)
 
 
@@ -72,11 +74,12 @@ class _RmsNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, more: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor | None, Tensor]:
         d, x, more = x.shape[-1], x.contiguous(), None if more is None else more.contiguous()
+        assert weight.shape == (d,), (x.shape, weight.shape)
         y, scale = torch.empty_like(x, dtype=dtype), x.new_empty(x.numel() // d, dtype=torch.float32)
         w, total = weight.float().contiguous(), None if more is None else torch.empty_like(x)
         _call("rms_norm", (x.dtype, dtype), x, more, w, len(scale), d, eps, total, y, scale)
         ctx.save_for_backward(x if total is None else total, w, scale)
-        ctx.set_materialize_grads(False)  # the sum may be wanted for nothing else
+        ctx.set_materialize_grads(False)  # None, not zeros, for the one of the two that nothing asks for
         ctx.dtype = dtype
         return total, y
 
@@ -104,6 +107,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        assert gate.shape == up.shape, (gate.shape, up.shape)
         gate, up = gate.contiguous(), up.contiguous()
         out = torch.empty_like(gate)
         _call("swiglu", (gate.dtype,), gate, up, gate.numel(), out)
@@ -131,7 +135,7 @@ class Trees:
 
     bounds: Tensor  # (m,) int64, rising within a tree; the last of one tree and the first of the next are two entries
     first: Tensor  # (trees + 1,) int64
-    tokens: int  # in all trees
+    tokens: int  # in all trees, which do not overlap
 
     @staticmethod
     def of(cuts: Sequence[Sequence[int]]) -> Trees:
@@ -159,21 +163,20 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, angles: Any, trees: Trees, scale: float) -> Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         n, h, d = query.shape
-        new = (
-            torch.empty_like if trees.tokens == n else torch.zeros_like
-        )  # a token in no tree gets nothing, nor a gradient
-        out, lse = new(query), query.new_empty(n, h, dtype=torch.float32)
+        # A token in no tree gets nothing, nor a gradient.
+        like = torch.empty_like if trees.tokens == n else torch.zeros_like
+        out, lse = like(query), query.new_empty(n, h, dtype=torch.float32)
         shape = (trees.bounds, trees.first, len(trees.first) - 1, h, key.shape[1], d, scale)
         _call("attention", (query.dtype,), query, key, value, *(angles or (None, None)), *shape, out, lse)
         ctx.save_for_backward(query, key, value, lse)
-        ctx.angles, ctx.how, ctx.new = angles, shape, new
+        ctx.angles, ctx.how, ctx.like = angles, shape, like
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, lse = ctx.saved_tensors
-        grads = [ctx.new(x) for x in (query, key, value)]
+        grads = [ctx.like(x) for x in (query, key, value)]
         given = (query, key, value, *(ctx.angles or (None, None)), *ctx.how, lse, grad.contiguous())
         _call("attention_backward", (query.dtype,), *given, *grads)
         return *grads, None, None, None

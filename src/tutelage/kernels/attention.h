@@ -219,10 +219,11 @@ static void attention_backward(const T* q, const T* k, const T* v, const float* 
                         against_keys(seen, d, queries, pd, key_columns, ld, weights, wide);
                         hide(seen, -INFINITY, weights, wide);
                         against_keys(seen, d, grads, pd, value_columns, ld, score_grads, wide);
-                        hide(seen, 0, score_grads, wide);
+                        hide(seen, 0, score_grads, wide);  // left-out tiles hold what was there before, and 0 times NaN is NaN
                         for (i64 i = 0; i < m; i++) {  // p = softmax; ds = p (dp - Σ p dp)
                             const i64 width = seen.width(i);
-                            float *w = weights + i * wide, *z = score_grads + i * wide, top = lse[(from + b + i) * heads + h];
+                            const float top = lse[(from + b + i) * heads + h];
+                            float *w = weights + i * wide, *z = score_grads + i * wide;
                             vec dots = {};
                             for (i64 j = 0; j < width; j += W) {
                                 vec e = exponential(load(w + j) - top);

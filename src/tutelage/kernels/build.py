@@ -1,4 +1,4 @@
-"""Compiles the kernels for this machine on first use, in four seconds, and keeps the result in the user's cache.
+"""Compiles the kernels for this machine on first use, in some seconds, and keeps the result in the user's cache.
 
 Without a C++ compiler (`g++`, `c++`, or what CXX names), or with TUTELAGE_KERNELS=0, everything runs on torch alone.
 """
@@ -43,7 +43,10 @@ NUMBERS = {"i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None without a compiler that can make them (its complaint goes to standard error)."""
+    """The compiled kernels, or None without a compiler that can make them (its complaint goes to standard error).
+
+    A process that uses them also keeps the memory that it frees.
+    """
     compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "")
     if os.environ.get("TUTELAGE_KERNELS") == "0" or not compiler or sys.platform == "win32":
         return None
@@ -64,10 +67,14 @@ def library() -> ctypes.CDLL | None:
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep up to a GiB of what is freed: each pass takes it again, at a page fault for each 4 KiB."""
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
+    """Let the C library keep freed memory, up to a GiB at an arena's end, but for blocks of 32 MiB and more.
+
+    Each pass takes it again, at a page fault for every 4 KiB. Where its environment tells it how, that stays.
+    """
+    told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if not told and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # glibc's
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
-        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that it takes
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that it takes, on 64 bits
 
 
 def _compiled(compiler: list[str]) -> Path:
@@ -83,6 +90,7 @@ def _compiled(compiler: list[str]) -> Path:
     home = cache_folder("kernels")
     wanted = home / f"{hashlib.blake2b('|'.join(parts).encode(), digest_size=10).hexdigest()}.so"
     if not wanted.exists():
+        print("compiling kernels for this processor, once: a few seconds", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=home) as scratch:
             part, made = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
             # Linked without -fopenmp: the threads must be those of the OpenMP that torch has loaded, not a second set.

@@ -81,9 +81,11 @@ static inline float exponential(float x) { return exponential(all(x))[0]; }
 template <int S, int... l>
 static inline void exchange(vec& a, vec& b, std::integer_sequence<int, l...>) {
 #ifdef __clang__
-    vec low = __builtin_shufflevector(a, b, (l & S ? W + l - S : l)...), high = __builtin_shufflevector(a, b, (l & S ? W + l : l + S)...);
+    vec low = __builtin_shufflevector(a, b, (l & S ? W + l - S : l)...);
+    vec high = __builtin_shufflevector(a, b, (l & S ? W + l : l + S)...);
 #else
-    vec low = __builtin_shuffle(a, b, ivec{(l & S ? W + l - S : l)...}), high = __builtin_shuffle(a, b, ivec{(l & S ? W + l : l + S)...});
+    vec low = __builtin_shuffle(a, b, ivec{(l & S ? W + l - S : l)...});
+    vec high = __builtin_shuffle(a, b, ivec{(l & S ? W + l : l + S)...});
 #endif
     a = low, b = high;
 }
@@ -125,6 +127,7 @@ enum Part { WHOLE, LOWER_C, LOWER_A, UPPER_A };
 
 // C (m, n) = A (m, k) B (k, n), or C += A B; A[i, l] = a[i rs + l cs]; n is rounded up to COLUMNS, for which there is room.
 // Row i of a lower triangle ends with column `diagonal` + i; row i of an upper one begins with column i - `diagonal`.
+// A tile across the diagonal is worked on whole: A must hold 0 beyond it, up to ROWS - 1 away, and what C gets there means nothing.
 template <Part part = WHOLE>
 static void product(i64 m, i64 n, i64 k, const float* a, i64 rs, i64 cs, const float* b, i64 ldb, float* c, i64 ldc, bool add,
                     i64 diagonal = 0) {

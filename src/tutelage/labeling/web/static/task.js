@@ -64,8 +64,8 @@ if (form.dataset.draft) {
     clearTimeout(timer);
     timer = setTimeout(save, SETTLE);
   });
-  window.addEventListener("beforeunload", saveOnLeaving); // ahead of the next page, so that coming back at once finds it
-  window.addEventListener("pagehide", saveOnLeaving);
+  window.addEventListener("beforeunload", saveOnLeaving); // ahead of the request for the next page, or of signing out
+  window.addEventListener("pagehide", saveOnLeaving); // where there is no such event
   setInterval(() => { if (!document.hidden) save(); }, RENEW);
 }
 document.addEventListener("visibilitychange", () => {
