@@ -54,8 +54,9 @@ def ppo(work: Work, epochs: int) -> float:
     """Of an iteration: sample, score, reference, values, and the update of policy and value model."""
     shape, whole = work.shape, [n + work.tokens for n in work.lengths]
     read = work.number * work.tokens
-    scored, told = forward(shape, whole), forward(shape, whole, read)
-    return sampling(work) + 2 * scored + told + epochs * 3 * (told + scored)
+    before = [n - 1 for n in whole]  # the last token predicts nothing, and no value is wanted after it
+    valued, told = forward(shape, before), forward(shape, before, read)
+    return sampling(work) + forward(shape, whole) + valued + told + epochs * 3 * (told + valued)
 
 
 def ranking(shape: Shape, prompt: int, completion: int, k: int) -> float:

@@ -339,7 +339,7 @@ def sft_rows(folder: Path, shape: Shape, batch: int, lengths: tuple[int, int], r
     steps = make_demonstrations(folder, work)
     tokens = [sum(map(sum, step)) for step in steps]
     count = sum(
-        roof.forward(shape, [p + c for p, c in step], sum(c for _, c in step)) for step in steps[1:]
+        roof.forward(shape, [p + c - 1 for p, c in step], sum(c for _, c in step)) for step in steps[1:]
     )  # fmt: skip
     what = f"SFT, {shape}, batch {batch}, {lengths[0]}–{lengths[1]} tokens, against"
     against = ("TRL's best found setting", "TRL's better of packing and no packing")

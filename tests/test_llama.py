@@ -172,3 +172,28 @@ def test_a_batch_without_padding() -> None:
     assert flat.trees.bounds.tolist() == [0, 2, 2, 2, 4, 5, 7]
     assert flat.trees.first.tolist() == [0, 3, 7]
     assert isinstance(rows, MicroBatch)
+
+
+def test_what_comes_after_the_last_wanted_token_is_not_read() -> None:
+    """Rows are cut there, one of which nothing is wanted too; with gradients nobody notices."""
+    model = model_of(LlamaConfig)
+    (batch,) = micro_batches(sequences(), 1000, 0)  # of 1, 3, 17, 17 and 60 tokens
+    row, column = torch.tensor([1, 4, 4, 3]), torch.tensor([0, 30, 9, 16])
+
+    def through(rows: torch.Tensor, columns: torch.Tensor) -> tuple[int, list[torch.Tensor]]:
+        model.zero_grad()
+        with mock.patch.object(llama, "hidden_states", wraps=llama.hidden_states) as seen:
+            hidden = hidden_at(model, batch, rows, columns)[: len(row)]
+        hidden.square().sum().backward()
+        return len(seen.call_args.args[1].ids), [
+            hidden.detach(),
+            *(p.grad.clone() for p in model.base_model.parameters()),
+        ]
+
+    every = torch.arange(5)
+    (read, found), (whole, expected) = through(row, column), through(
+        torch.cat([row, every]), torch.cat([column, batch.lengths - 1])
+    )  # fmt: skip
+    assert (read, whole) == (1 + 31 + 17, 98)
+    assert_alike(found, expected)
+    assert hidden_at(model, batch, row[:0], column[:0]).shape == (0, found[0].shape[1])

@@ -18,6 +18,8 @@ def hidden_at(
 ) -> torch.Tensor:
     """(…, d) last hidden states, final norm included, of the batch's tokens at rows (…) and columns (…)."""
     if llama.supports(model):
+        if isinstance(batch, MicroBatch):
+            batch = batch.until(row, column)  # the last token of a text predicts nothing
         flat = batch.flat()
         wanted = flat.index[row, column]
         return llama.hidden_states(model, flat, wanted.flatten()).unflatten(0, wanted.shape)

@@ -60,6 +60,12 @@ class MicroBatch:
         cuts = [[0, n] for n in self.lengths.tolist()]
         return _flat(self.ids, positions, positions < self.lengths[:, None], cuts)
 
+    def until(self, row: torch.Tensor, column: torch.Tensor) -> MicroBatch:
+        """Each row up to the last of its tokens at these rows and columns; what comes after does not change them."""
+        return MicroBatch(
+            self.rows, self.ids, torch.zeros_like(self.lengths).scatter_reduce(0, row, column + 1, "amax")
+        )
+
     def completion_mask(self, prompt_lengths: Sequence[int]) -> torch.Tensor:
         """(b, l) true where the *next* token is a completion token: the positions that predict what is trained on."""
         starts = torch.tensor([prompt_lengths[r] for r in self.rows], device=self.ids.device)
