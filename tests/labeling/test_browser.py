@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -265,18 +264,31 @@ def test_a_reload_keeps_the_draft(sqlite: Workspace, visit: Visit) -> None:
     page.wait_for_selector("form.scripted")
     assert (ranks_of(page), current(page)) == ([2, 1, 0], "A")  # A and B have no quality yet
     page.locator("[name=note]").fill("On the way out")
-    asked = []
-    page.on("request", lambda request: asked.append((request.method, urlsplit(request.url).path)))
     page.goto("/")  # before the second is over
     for _ in range(PATIENCE // 10):  # the browser does not wait for what it sends when a page is left
         if note_of_draft(sqlite) == "On the way out":
             break
         time.sleep(0.01)
-    (draft,) = [i for i, (method, path) in enumerate(asked) if method == "POST" and path.endswith("/draft")]
-    assert draft < asked.index(("GET", "/"))
     page.go_back()
     page.wait_for_selector("form.scripted")
     expect(page.locator("[name=note]")).to_have_value("On the way out")
+
+
+def test_a_draft_is_sent_before_the_page_is_left(sqlite: Workspace, visit: Visit) -> None:
+    add_work(sqlite, "ranking", 3)
+    sent = visit().evaluate("""() => {
+        const sent = [];
+        window.fetch = (address, how) => {
+            sent.push([how.method, how.keepalive]);
+            return Promise.resolve(new Response(null, { status: 204 }));
+        };
+        document.querySelector("[name=note]").dispatchEvent(new Event("input", { bubbles: true }));
+        window.dispatchEvent(new Event("beforeunload"));
+        const early = [...sent];
+        window.dispatchEvent(new Event("pagehide"));
+        return [early, sent];
+    }""")
+    assert sent == [[["POST", True]]] * 2  # once
 
 
 def test_a_draft_that_cannot_be_saved_says_so(sqlite: Workspace, visit: Visit) -> None:
