@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from tutelage import __version__
 from tutelage.config import C, make, nearest, read_yaml
-from tutelage.pipeline import BASE, STAGES, recipe_path, run_recipe
+from tutelage.pipeline import BASE, RECIPES, STAGES, recipe_path, run_recipe
 from tutelage.runs import done
 
 INTRODUCTION = """\
@@ -103,7 +103,8 @@ def build(verb: str | None) -> Parser:
     )
 
     run = verbs.add_parser("run", help="run a recipe's stages in order, skipping what is done and unchanged")
-    run.add_argument("recipe", help="a YAML file, or the name of a recipe in the package")
+    ours = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    run.add_argument("recipe", help=f"a YAML file, or one of the package: {ours}")
     _run_options(run, None)
 
     for name, stage in STAGES.items():
