@@ -18,6 +18,7 @@ from transformers import (
     Gemma2Config,
     GraniteConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,9 +27,12 @@ from transformers import (
 )
 
 from conftest import KINDS, STORIES, tiny_config
-from tutelage.models.forward import all_scores, completion_logprobs, completion_values
+from tutelage.models.forward import all_scores, completion_logprobs, completion_values, selected_logprobs
 from tutelage.models.loading import context_length, load_policy, load_scalar, new_scalar, save_model
+from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import load_tokenizer
+from tutelage.records import Request
+from tutelage.sampling.local import LocalSampler
 from tutelage.stages.reward import centre
 
 Tiny = Callable[[str], PreTrainedModel]
@@ -185,21 +189,47 @@ SMALL = {
         (GraniteConfig, {"logits_scaling": 8.0}),
     ],
 )
-def test_changed_logits_are_refused_by_name(
+def test_capped_and_scaled_logits_are_the_models_own(
     kind: Any, settings: dict[str, Any], initializer_range: float, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    config = kind(**SMALL, **settings, initializer_range=initializer_range)
+    """Log-probabilities, their gradient, and what is sampled, at temperature 0.7."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"{tmp_path}: {type(model).__name__} changes its logits"):
-        load_policy(tmp_path, tokenizer)
+    AutoModelForCausalLM.from_config(kind(**SMALL, **settings, initializer_range=initializer_range)).save_pretrained(
+        tmp_path
+    )
+    policy = load_policy(tmp_path, tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.tensor(some_sequences(1, 320))
+    (batch,) = micro_batches(ids.tolist(), 100, 0)
+    ours, entropy = selected_logprobs(policy, batch, batch.completion_mask([1]), 0.7, with_entropy=True)
+    expected = (theirs(ids).logits[0, :-1] / 0.7).log_softmax(-1)
+    assert_close(entropy, -(expected.exp() * expected).sum(-1), rtol=0, atol=1e-4)
+    expected = expected.gather(1, ids[0, 1:, None])[:, 0]
+    assert_close(ours, expected, rtol=0, atol=1e-5)
+    ours.sum().backward()
+    expected.sum().backward()
+    for (name, mine), other in zip(policy.named_parameters(), theirs.parameters(), strict=True):
+        scale = float(other.grad.abs().max())
+        assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-5 * max(1, scale), msg=lambda m, n=name: f"{n}: {m}")
+    prompt = ids[:, :5]
+    (sample,) = LocalSampler(policy).sample([Request(tuple(prompt[0].tolist()), 0, 8, (), 0.0)])
+    generated = theirs.generate(prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False)[0, 5:]
+    assert list(sample.completion_ids) == generated.tolist()
 
 
-def test_unchanged_logits_of_such_an_architecture_are_taken(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(GraniteConfig(**SMALL, logits_scaling=1.0)).save_pretrained(tmp_path)
-    assert load_policy(tmp_path, tokenizer)
+def test_logits_changed_in_another_way_are_refused_by_name(
+    folders: Folders, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = LlamaForCausalLM.forward
+
+    def forward(self: Any, *args: Any, **options: Any) -> Any:
+        out = own(self, *args, **options)
+        out.logits = out.logits.clamp(-20, 20)  # nothing is to be seen of it where logits are small
+        return out
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    with pytest.raises(ValueError, match=r"llama: LlamaForCausalLM makes its numbers .* does not reproduce"):
+        load_policy(folders("llama"), tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -179,8 +179,9 @@ def test_a_prompt_is_read_once_for_all_its_samples(kind: str, tiny: Tiny) -> Non
     policy = tiny(kind)
     prompts = [some_ids(n, policy.config.vocab_size) for n in (5, 30, 6)]
     requests = [Request(p, seed, 9, ()) for seed in range(8) for p in prompts]
+    sampler = LocalSampler(policy)
     with watched(kind) as (read, _):
-        samples = LocalSampler(policy).sample(requests)
+        samples = sampler.sample(requests)
     assert sum(read) == 3
     assert_same(samples, [LocalSampler(policy).sample([r])[0] for r in requests])
 

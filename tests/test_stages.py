@@ -19,10 +19,11 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from conftest import SENTENCES
+from conftest import SENTENCES, tiny_model
 from tutelage.datasets import write_jsonl
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import load_tokenizer
+from tutelage.records import Message
 from tutelage.runs import Run, done
 from tutelage.stages import collect, online, pretrain, reward, sft, training
 from tutelage.stages.config import CollectConfig, OnlineConfig, PretrainConfig, RewardConfig, SftConfig, Training
@@ -593,6 +594,57 @@ def test_the_score_lands_on_the_last_generated_token(
     assert row["objective/ended"] == pytest.approx(sum(finals) / 16)
     assert row["objective/length"] == pytest.approx(float(rollout.mask.sum() / 16))
     assert row["val/ratio"] == pytest.approx(1, abs=0.2)
+
+
+def test_a_reward_model_reads_its_own_template(
+    config: Callable[..., Any],
+    folders: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Same tokens, another template: it scores the texts as it was trained to read them, each with its end."""
+    other = load_tokenizer(folders("llama"))
+    other.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
+    save_model(new_scalar(folders("llama"), other, 0), other, tmp_path / "reward")
+    c = config("online", reward_model=tmp_path / "reward", total_episodes=16, pretraining_texts=None)
+    read: list[list[int]] = []
+    real = online.all_scores
+    monkeypatch.setattr(online, "all_scores", lambda model, ids: read.extend(ids) or real(model, ids))
+    online.run(c)
+    texts = [other.decode(ids) for ids in read]
+    assert len(texts) == 16
+    assert all(text.startswith("<user>") and "<|endoftext|><assistant>" in text for text in texts)
+    with pytest.raises(ValueError, match="reward: its chat template differs"):
+        sft.run(config("sft", reward_model=tmp_path / "reward"))
+
+
+def test_the_end_of_a_turn_is_an_end(config: Callable[..., Any], tmp_path: Path) -> None:
+    """A policy whose template ends turns with a token of its own stops there in RL, and is not docked for it."""
+    own = train_tokenizer(SENTENCES, 318)
+    own.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    own.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<turn>\n{% endfor %}assistant: "
+    turn = own.convert_tokens_to_ids("<turn>")
+    model = tiny_model("llama", len(own))
+    policy_folder = tmp_path / "policy"
+    with torch.no_grad():  # one channel, always high, makes the end of the turn what it writes, always
+        model.model.embed_tokens.weight[:, 0] = 40.0
+        model.model.norm.weight.copy_(torch.eye(32)[0])
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[turn, 0] = 40.0
+    model.save_pretrained(policy_folder)
+    own.save_pretrained(policy_folder)
+    save_model(new_scalar(policy_folder, own, 0), own, tmp_path / "reward")
+    prompts = tmp_path / "chat.jsonl"
+    write_jsonl(prompts, [{"prompt": [{"role": "user", "content": f"Say {w}."}]} for w in ("a", "b", "c")])
+    c = config(
+        "online", model=policy_folder, reward_model=tmp_path / "reward", prompts=prompts, total_episodes=16,
+        pretraining_texts=None, max_completion_length=4,
+    )  # fmt: skip
+    online.run(c)
+    (row,) = log(c.output)
+    assert (row["objective/ended"], row["objective/length"]) == (1, 1)
+    ids = online.encode_pairs(load_tokenizer(policy_folder), [((Message(role="user", content="Say a."),), "b", True)])
+    assert ids[0][1][-1] == turn  # which is what training on text ends with, too
 
 
 def test_the_first_ratio_is_one(config: Callable[..., Any]) -> None:

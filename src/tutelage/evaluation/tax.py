@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tutelage.models.forward import pass_tokens, selected_logprobs
 from tutelage.models.loading import context_length
 from tutelage.models.packing import micro_batches
+from tutelage.models.tokens import encode_documents
 from tutelage.objectives.sft import nll_sum
 
 
@@ -19,7 +20,7 @@ def pretraining_loss(
 ) -> float:
     """Mean next-token loss in nats over whole documents, end-of-text included, each cut at the model's context."""
     limit = min(context_length(policy), 1024)
-    documents = [[*ids, tokenizer.eos_token_id][:limit] for ids in tokenizer(list(texts))["input_ids"]]
+    documents = [ids[:limit] for ids in encode_documents(tokenizer, texts)]
     total, count = 0.0, 0
     for batch in micro_batches(
         [d for d in documents if len(d) > 1], max_tokens or pass_tokens(policy), policy.config.pad_token_id

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
 
 from tutelage.models import llama
-from tutelage.models.loading import autocast, output_head
-from tutelage.models.packing import MicroBatch, TreeBatch, micro_batches, tree_batches
+from tutelage.models.loading import autocast, output_head, window
+from tutelage.models.packing import MicroBatch, TreeBatch, group_batches, micro_batches, tree_batches, tree_size
 from tutelage.objectives.logprobs import token_logprobs
 
 
@@ -25,8 +26,48 @@ def hidden_at(
         return llama.hidden_states(model, flat, wanted.flatten()).unflatten(0, wanted.shape)
     tree = {}
     if isinstance(batch, TreeBatch):
-        tree = {"position_ids": batch.positions, "attention_mask": batch.mask(), "trees": batch.padded_trees()}
+        tree = {
+            "position_ids": batch.positions, "attention_mask": as_read(model, batch.mask()),
+            "trees": batch.padded_trees(),
+        }  # fmt: skip
     return model.base_model(input_ids=batch.ids, use_cache=False, **tree).last_hidden_state[row, column]
+
+
+def as_read(model: PreTrainedModel, mask: torch.Tensor) -> torch.Tensor:
+    """A mask, true where a token may look, as the model's attention takes it: "eager" adds it to the scores."""
+    if model.config._attn_implementation != "eager":
+        return mask
+    return torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill_(
+        ~mask, torch.finfo(model.dtype).min
+    )
+
+
+_reads_trees: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def reads_trees(model: PreTrainedModel) -> bool:
+    """Whether a tree gives what its sequences give as rows: tried once, as architectures that ignore a mask or carry a
+    state from token to token do so without a word."""
+    if llama.supports(model):
+        return True
+    if model not in _reads_trees:
+        ids = [token % model.get_input_embeddings().num_embeddings for token in range(2, 24)]
+        group = [ids[:8] + ids[start:end] for start, end in ((8, 11), (11, 16), (16, 22))]
+        training = model.training
+        model.eval()
+        (tree,) = tree_batches([group], 1000, 0)
+        (rows,) = micro_batches(group, 1000, 0)
+        try:
+            batch = rows.to(model.device)
+            expected = hidden_at(model, batch, torch.arange(3, device=model.device), batch.lengths - 1).cpu()
+            places = tree.ends[0, rows.rows].to(model.device)
+            found = hidden_at(model, tree.to(model.device), torch.zeros_like(places), places).cpu()
+            _reads_trees[model] = bool((found - expected).abs().max() <= 1e-4 * expected.abs().max())
+        except Exception:  # of any kind: a mask of this shape is not what every architecture takes
+            _reads_trees[model] = False
+        model.train(training)
+    return _reads_trees[model]
 
 
 def selected_logprobs(
@@ -39,9 +80,11 @@ def selected_logprobs(
     """Log-probabilities (m,) of the tokens after the m masked positions, row by row, and entropies (m,) if wanted."""
     with autocast(policy):
         hidden = hidden_at(policy, batch, *mask.nonzero(as_tuple=True))
-        weight, bias = output_head(policy)
-        targets = batch.ids.roll(-1, 1)[mask]
-        return token_logprobs(hidden, weight, targets, bias=bias, temperature=temperature, with_entropy=with_entropy)
+        head, targets = output_head(policy), batch.ids.roll(-1, 1)[mask]
+        return token_logprobs(
+            hidden, head.weight, targets, bias=head.bias, scale=head.scale, cap=head.cap,
+            temperature=temperature, with_entropy=with_entropy,
+        )  # fmt: skip
 
 
 def selected_values(value_model: PreTrainedModel, batch: MicroBatch, mask: torch.Tensor) -> torch.Tensor:
@@ -76,15 +119,36 @@ def pass_tokens(model: PreTrainedModel) -> int:
     return 2048 if model.device.type == "cpu" else 32768
 
 
+def scores_by_group(
+    model: PreTrainedModel, groups: Sequence[Sequence[Sequence[int]]], max_tokens: int
+) -> Iterator[list[tuple[int, torch.Tensor]]]:
+    """Groups by number with the scores (k,) of their sequences, a micro-batch at a time.
+
+    What a group's sequences share is read once, in a tree; where the architecture cannot read trees, or a window of its
+    attention is shorter than one, every sequence is a row of its own.
+    """
+    pad, far = model.config.pad_token_id, window(model)
+    whole = reads_trees(model)
+    trees = [g for g, group in enumerate(groups) if whole and (far is None or tree_size(group) <= far)]
+    for batch in tree_batches([groups[g] for g in trees], max_tokens, pad):
+        found = tree_scores(model, batch.to(model.device))
+        yield [(trees[g], s[: len(groups[trees[g]])]) for g, s in zip(batch.groups, found, strict=True)]
+    rest = sorted(set(range(len(groups))) - set(trees))
+    for members, rows in group_batches([groups[g] for g in rest], max_tokens, pad):
+        chosen = [rest[g] for g in members]
+        parts = scores(model, rows.to(model.device)).split([len(groups[g]) for g in chosen])
+        yield list(zip(chosen, parts, strict=True))
+
+
 @torch.inference_mode()
 def group_scores(
     model: PreTrainedModel, groups: Sequence[Sequence[Sequence[int]]], max_tokens: int | None = None
 ) -> list[torch.Tensor]:
-    """(k,) scores of each group's sequences, on the processor; what a group's sequences share is read once."""
+    """(k,) scores of each group's sequences, on the processor."""
     out: list[torch.Tensor] = [torch.empty(0)] * len(groups)
-    for batch in tree_batches(groups, max_tokens or pass_tokens(model), model.config.pad_token_id):
-        for g, found in zip(batch.groups, tree_scores(model, batch.to(model.device)).cpu(), strict=True):
-            out[g] = found[: len(groups[g])]
+    for found in scores_by_group(model, groups, max_tokens or pass_tokens(model)):
+        for g, s in found:
+            out[g] = s.cpu()
     return out
 
 

@@ -34,7 +34,6 @@ def supports(model: PreTrainedModel) -> bool:
         and config._attn_implementation == attention.NAME
         and config.hidden_act == "silu"
         and config.rope_parameters["rope_type"] in ROTATIONS
-        and not (model.training and config.attention_dropout)
         and not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
         and model.device.type == "cpu"
         and model.dtype in kernels.SUFFIX
@@ -43,6 +42,8 @@ def supports(model: PreTrainedModel) -> bool:
     if not known:
         return False
     base = model.base_model
+    if model.training and any(layer.self_attn.attention_dropout for layer in base.layers):
+        return False
     whole = [base, base.norm]  # what is not called as a module, so that hooks on it would not run
     for layer in base.layers:
         if model.training and layer.gradient_checkpointing:

@@ -8,14 +8,18 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -23,9 +27,12 @@ from transformers import (
 )
 
 from tutelage.models import attention
+from tutelage.models.tokens import turn_of
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+LARGE = 50  # times what a head usually reads, which shows what bends or cuts its numbers
 
 
 def device() -> torch.device:
@@ -54,65 +61,117 @@ def autocast(model: PreTrainedModel) -> AbstractContextManager[None]:
 
 
 def load_policy(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A causal language model in fp32, in evaluation mode, on the device.
+    """A causal language model in fp32, in evaluation mode, without dropout, on the device.
 
     Raises:
-        ValueError: if there is no such model, or its logits are not a linear function of its last hidden states.
+        ValueError: if there is no such model, weights are missing or not finite, it does not read from left to right,
+            or its logits are no function of its last hidden states that `Head` knows.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: no causal language model found here: {str(error).splitlines()[0]}") from None
-    if "ForSequenceClassification" in (model.config.architectures or [""])[0]:
+    model, missing, unexpected = _open(AutoModelForCausalLM, folder, "causal language model")
+    if _has_head(folder):
         raise ValueError(f"{folder}: is a reward model; a language model is wanted")
+    if missing or unexpected:
+        raise ValueError(f"{folder}: {_amiss(missing, unexpected)}; save the whole language model and its config anew")
     _fit(model, tokenizer, folder)
     model = model.to(device()).eval()
-    _check_head(model, folder)
+    _check(model, folder, model.get_output_embeddings(), lambda hidden: output_head(model).logits(hidden))
     return model
 
 
 def load_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A reward or value model: one score for a sequence, read at its final token.
+    """A reward or value model: one score for a sequence, read at its final token; in fp32, without dropout.
 
     Raises:
-        ValueError: if there is no such model, or it is a language model without a scalar head.
+        ValueError: if there is no such model, it is a language model without a scalar head, weights are missing or not
+            finite, or the score is more than one linear layer over the final token's hidden state.
     """
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, dtype=torch.float32, use_safetensors=True
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: no reward model found here: {str(error).splitlines()[0]}") from None
-    if "ForCausalLM" in (model.config.architectures or [""])[0]:
+    model, missing, unexpected = _open(AutoModelForSequenceClassification, folder, "reward model", num_labels=1)
+    if missing and not _has_head(folder):
         raise ValueError(f"{folder}: is a language model; a reward model is wanted: train one with `tutelage reward`")
-    _fit(model, tokenizer, folder)
-    return model.to(device()).eval()
+    if missing or unexpected:
+        raise ValueError(f"{folder}: {_amiss(missing, unexpected)}; save the whole reward model and its config anew")
+    return _scalar(model, tokenizer, folder)
 
 
-def new_scalar(policy_folder: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A reward model initialised from a policy, its head ~ N(0, 1/(d+1)) (Stiennon 2020, appendix)."""
+def new_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A reward model initialised from a policy, its head ~ N(0, 1/(d+1)) (Stiennon 2020, appendix); a reward model
+    keeps the head it has.
+
+    Raises:
+        ValueError: as `load_scalar` does, but for the head that a policy lacks.
+    """
+    model, missing, unexpected = _open(AutoModelForSequenceClassification, folder, "model", num_labels=1)
+    head = set() if _has_head(folder) else {name for name in missing if name.startswith("score.")}
+    unexpected -= {name for name in unexpected if name.startswith(("lm_head.", "embed_out.", "output."))}
+    if missing - head or unexpected:
+        raise ValueError(f"{folder}: {_amiss(missing - head, unexpected)}; save the whole model and its config anew")
+    if head and isinstance(getattr(model, "score", None), nn.Linear):
+        generator = torch.Generator().manual_seed(seed)
+        width = model.score.in_features
+        with torch.no_grad():
+            model.score.weight.copy_(torch.randn(1, width, generator=generator) / math.sqrt(width + 1))
+            if model.score.bias is not None:
+                model.score.bias.zero_()
+    return _scalar(model, tokenizer, folder)
+
+
+def _open(kind: Any, folder: str | Path, what: str, **options: Any) -> tuple[PreTrainedModel, set[str], set[str]]:
+    """The model in fp32, and the names of weights that the folder lacks and that the model has no place for.
+
+    Raises:
+        ValueError: if it cannot be opened, is an adapter or takes pictures too, or some weight is not finite.
+    """
+    if (Path(folder) / "adapter_config.json").exists():
+        raise ValueError(f"{folder}: holds an adapter; merge it into its base model and save that")
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            policy_folder, num_labels=1, dtype=torch.float32, use_safetensors=True
-        )
+        model, report = kind.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            **options,
+        )  # fmt: skip
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{policy_folder}: no model found here: {str(error).splitlines()[0]}") from None
-    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise ValueError(f"{folder}: no {what} found here: {str(error).splitlines()[0]}") from None
+    except (AttributeError, ImportError, IndexError, KeyError, TypeError) as error:  # a config that its class rejects
+        raise ValueError(f"{folder}: transformers cannot make this model: {' '.join(str(error).split())}") from None
+    if model.config.get_text_config() is not model.config:
+        raise ValueError(f"{folder}: {type(model).__name__} reads more than text; save its language model by itself")
+    if report["mismatched_keys"]:
+        name = min(str(key) for key in report["mismatched_keys"])
+        raise ValueError(f"{folder}: the weight {name} has another shape than its config says")
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{folder}: the weight {name} is not finite (NaN or infinity); use an earlier checkpoint")
+    return model, set(report["missing_keys"]), set(report["unexpected_keys"])
+
+
+def _has_head(folder: str | Path) -> bool:
+    """Whether the folder says that it holds a classifier."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return "ForSequenceClassification" in (config.architectures or [""])[0]
+
+
+def _amiss(missing: set[str], unexpected: set[str]) -> str:
+    kind, names = ("lacks", missing) if missing else ("has weights that its config knows nothing of:", unexpected)
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{kind} {'the weight ' if missing else ''}{min(names)}{more}"
+
+
+def _scalar(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> PreTrainedModel:
+    score = getattr(model, "score", None)
+    if not isinstance(score, nn.Linear) or score.out_features != 1:
         raise ValueError(
-            f"{policy_folder}: {type(model).__name__} has no linear `score` head; this architecture is not supported"
+            f"{folder}: {type(model).__name__} has no linear `score` head; this architecture is not supported"
         )
-    _fit(model, tokenizer, policy_folder)
-    generator = torch.Generator().manual_seed(seed)
-    width = model.score.in_features
-    with torch.no_grad():
-        model.score.weight.copy_(torch.randn(1, width, generator=generator) / math.sqrt(width + 1))
-    return model.to(device()).eval()
+    _fit(model, tokenizer, folder)
+    model = model.to(device()).eval()
+    _check(model, folder, score, lambda hidden: score(hidden[:, -1]))
+    return model
 
 
 def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Our attention where torch's would be used, and the tokenizer's special tokens."""
+    """Our attention where torch's would be used, no dropout, and the tokenizer's special tokens."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(attention.NAME)
+    set_dropout(model, 0.0)
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocabulary:
         if len(tokenizer) > vocabulary + 1:
@@ -123,37 +182,124 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
             model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
+    if model.can_generate():
+        ends = _ends(model, tokenizer)
+        model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def output_head(policy: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(weight (v, d), bias (v,) or None) that make logits of last hidden states."""
-    head = policy.get_output_embeddings()
-    return head.weight, getattr(head, "bias", None)
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a text: end-of-text, the template's end of a turn, and what the folder declares.
+
+    Of the last only special tokens count: a config that never said what ends a text has a number from its class.
+    """
+    declared = model.generation_config.eos_token_id
+    declared = declared if isinstance(declared, list) else [declared]
+    special = [i for i in declared if i in tokenizer.added_tokens_decoder]
+    turn = tokenizer.convert_tokens_to_ids(turn_of(tokenizer).end)
+    return list(dict.fromkeys([tokenizer.eos_token_id, turn, *special]))
+
+
+def stop_ids(policy: PreTrainedModel) -> tuple[int, ...]:
+    """All ids that end a text, as `load_policy` found them and the saved folder says."""
+    ends = policy.generation_config.eos_token_id
+    return tuple(ends) if isinstance(ends, list) else (ends,)
+
+
+def set_dropout(model: PreTrainedModel, residual: float) -> bool:
+    """Dropout of the residual stream, embeddings included, at this rate, and none in attention; whether there is any.
+
+    Layers hold their rates as modules or as numbers.
+    """
+    found = False
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and "drop" in name:
+                inside = "attention" in name or "attn" in name or type(module).__name__.endswith("Attention")
+                setattr(module, name, 0.0 if inside else residual)
+                found |= not inside
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                inside = name in ("attn_dropout", "attention_dropout")
+                child.p = 0.0 if inside else residual
+                found |= not inside
+    return found
+
+
+@dataclass(frozen=True)
+class Head:
+    """How logits come from last hidden states h (…, d): z = (h · weightᵀ + bias) · scale, then cap · tanh(z / cap)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, v)"""
+        z = nn.functional.linear(hidden, self.weight, self.bias)
+        if self.scale != 1:
+            z = z.float() * self.scale
+        return z if self.cap is None else torch.tanh(z.float() / self.cap) * self.cap
+
+
+def output_head(policy: PreTrainedModel) -> Head:
+    """A policy's output layer, with the scale (Granite, Cohere, Falcon-H1) and the soft cap (Gemma) of its logits."""
+    head, config = policy.get_output_embeddings(), policy.config
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
+    if scale is None and (divisor := getattr(config, "logits_scaling", None)):
+        scale = 1 / divisor
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    return Head(head.weight, getattr(head, "bias", None), 1.0 if scale is None else float(scale), cap)
 
 
 @torch.no_grad()
-def _check_head(policy: PreTrainedModel, folder: str | Path) -> None:
-    """Refuse by name what chunked log-probabilities would get wrong: soft-capped, scaled or else changed logits."""
-    ids = torch.arange(8, device=policy.device)[None] % policy.config.vocab_size
-    hidden = policy.base_model(input_ids=ids).last_hidden_state
-    weight, bias = output_head(policy)
-    ours = nn.functional.linear(hidden, weight, bias)
-    theirs = policy(input_ids=ids).logits
-    capped = getattr(policy.config, "final_logit_softcapping", None)  # invisible while logits are small
-    if capped or not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+def _check(
+    model: PreTrainedModel, folder: str | Path, head: nn.Module, ours: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Refuse by name what our passes would get wrong.
+
+    `ours` makes the model's numbers from its last hidden states (1, l, d). They must be those of its own forward pass,
+    also where they are large, as a soft cap is invisible elsewhere; and what comes later must change nothing before.
+    """
+    name = type(model).__name__
+    ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    try:
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        beginning = model.base_model(input_ids=ids[:, :4], use_cache=False).last_hidden_state
+        pairs = [(ours(hidden), model(input_ids=ids, use_cache=False).logits)]
+        enlarge = head.register_forward_pre_hook(lambda module, inputs: (inputs[0] * LARGE,))
+        large = model(input_ids=ids, use_cache=False).logits
+        enlarge.remove()
+        pairs.append((ours(hidden * LARGE), large))
+    except Exception as error:  # of any kind: transformers has a hundred architectures
+        raise ValueError(f"{folder}: {name} cannot be read as plain text: {' '.join(str(error).split())}") from None
+    if not torch.allclose(hidden[:, :4], beginning, atol=1e-3, rtol=1e-3):
+        raise ValueError(f"{folder}: {name} reads in both directions; a model that reads from left to right is wanted")
+    if not all(a.shape == b.shape and (a - b).abs().max() <= 1e-3 * max(1.0, float(b.abs().max())) for a, b in pairs):
         raise ValueError(
-            f"{folder}: {type(policy).__name__} changes its logits after the output layer (soft cap or scale), "
-            "which this version does not reproduce; use another architecture"
+            f"{folder}: {name} makes its numbers from its last hidden states in a way that this version does not "
+            "reproduce; use another architecture"
         )
+
+
+def window(model: PreTrainedModel) -> int | None:
+    """How far back attention looks in the layers that do not see everything, None if all do."""
+    config = model.config
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    if kinds and all(kind in ("full_attention", "global") for kind in kinds):
+        return None
+    widths = [getattr(config, name, None) for name in ("window_size", "attention_chunk_size")]
+    if getattr(config, "use_sliding_window", True):
+        widths.append(getattr(config, "sliding_window", None))
+    return min((n for n in widths if isinstance(n, int)), default=None)
 
 
 def context_length(model: PreTrainedModel) -> int:
     """The most tokens a sequence may have: the position table's length, and within any sliding window."""
     config = model.config
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "sliding_window")]
-    if getattr(config, "use_sliding_window", True) is False:
-        limits = limits[:-1]
-    return min((n for n in limits if n), default=2**31)
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    return min((n for n in (*limits, window(model)) if n), default=2**31)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

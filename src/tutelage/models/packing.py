@@ -86,6 +86,17 @@ def _pad(sequences: Sequence[Sequence[int]], rows: list[int], pad_id: int) -> Mi
     return MicroBatch(rows, ids, torch.tensor(lengths))
 
 
+def group_batches(
+    groups: Sequence[Sequence[Sequence[int]]], max_tokens: int, pad_id: int
+) -> list[tuple[list[int], MicroBatch]]:
+    """Groups of sequences as plain rows, a group never cut: which groups these are, and their sequences in order."""
+    out = []
+    for members in _within([len(group) * max(map(len, group)) for group in groups], max_tokens):
+        sequences = [s for g in members for s in groups[g]]
+        out.append((members, _pad(sequences, list(range(len(sequences))), pad_id)))
+    return out
+
+
 @dataclass(frozen=True)
 class TreeBatch:
     """Trees as rows: `groups` says which they are; `ids`, `positions` and `branch` (b, l).
@@ -126,7 +137,7 @@ class TreeBatch:
 def tree_batches(groups: Sequence[Sequence[Sequence[int]]], max_tokens: int, pad_id: int) -> list[TreeBatch]:
     """Groups of sequences as trees, those of like size together, rows x longest within `max_tokens`."""
     shared = [_shared(group) for group in groups]
-    sizes = [p + sum(len(s) - p for s in group) for p, group in zip(shared, groups, strict=True)]
+    sizes = [tree_size(group) for group in groups]
     out = []
     for rows in _within(sizes, max_tokens):
         length, k = max(sizes[g] for g in rows), max(len(groups[g]) for g in rows)
@@ -149,6 +160,12 @@ def tree_batches(groups: Sequence[Sequence[Sequence[int]]], max_tokens: int, pad
                 start = end
         out.append(TreeBatch(rows, ids, positions, branch, ends, cuts))
     return out
+
+
+def tree_size(group: Sequence[Sequence[int]]) -> int:
+    """Tokens of a group's tree."""
+    shared = _shared(group)
+    return shared + sum(len(s) - shared for s in group)
 
 
 def _shared(group: Sequence[Sequence[int]]) -> int:

@@ -26,11 +26,14 @@ def token_logprobs(
     targets: Int[Tensor, " n"],
     *,
     bias: Float[Tensor, " v"] | None = None,
+    scale: float = 1.0,
+    cap: float | None = None,
     temperature: float = 1.0,
     with_entropy: bool = True,
     chunk_tokens: int | None = None,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " m"]]:
-    """log p(target) and the entropy of p = softmax((hidden · weightᵀ + bias) / temperature), both in nats.
+    """log p(target) and the entropy of p = softmax(z / temperature), both in nats, with logits
+    z = (hidden · weightᵀ + bias) · scale or, capped, cap · tanh(z / cap).
 
     The temperature divides the logits here exactly as it does in sampling (Ziegler 2019): up to rounding, the policy
     that is trained is the policy that was sampled from.
@@ -40,6 +43,8 @@ def token_logprobs(
         weight: (v, d), the output embedding. Under autocast the product is in autocast's dtype, else in hidden's.
         targets: (n,), token ids in [0, v).
         bias: (v,), the output layer's bias, if it has one; -inf rules a token out.
+        scale: of the logits, 1 for most architectures.
+        cap: bends logits to within ±cap (Gemma Team 2024, §2), where the architecture does.
         temperature: divides the logits, above 0.
         with_entropy: whether to compute the entropies, which take a quarter of the pass without gradients.
         chunk_tokens: tokens per chunk; by default as many as a fixed number of bytes of logits allows.
@@ -53,22 +58,28 @@ def token_logprobs(
     chunk = chunk_tokens or max(1, budget // (4 * weight.shape[0]))
     under_autocast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
     dtype = torch.get_autocast_dtype(device) if under_autocast else hidden.dtype
-    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, chunk, dtype, with_entropy)
+    divisor = temperature / scale
+    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, divisor, cap, temperature, chunk, dtype, with_entropy)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """(c, v) logits of one chunk, in fp32 or fp64."""
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, divisor: float, cap: float | None, temperature: float
+) -> Tensor:
+    """(c, v) logits of one chunk over temperature, in fp32 or fp64."""
     logits = hidden @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return (logits if bias is None else logits + bias) / temperature
+    logits = (logits if bias is None else logits + bias) / divisor
+    return logits if cap is None else (logits * (temperature / cap)).tanh() * (cap / temperature)
 
 
-def _fused(hidden: Tensor, dtype: torch.dtype) -> bool:
-    return hidden.device.type == "cpu" and dtype in kernels.SUFFIX and kernels.available()
+def _fused(hidden: Tensor, dtype: torch.dtype, cap: float | None) -> bool:
+    return hidden.device.type == "cpu" and dtype in kernels.SUFFIX and cap is None and kernels.available()
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """For logits z, p = softmax(z), target y: log p_y = z_y − logsumexp(z), and ∂ log p_y / ∂z = onehot(y) − p."""
+    """For logits z, p = softmax(z), target y: log p_y = z_y − logsumexp(z), and ∂ log p_y / ∂z = onehot(y) − p.
+
+    Without a cap, scale and temperature are one divisor."""
 
     @staticmethod
     def forward(
@@ -77,6 +88,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
+        divisor: float,
+        cap: float | None,
         temperature: float,
         chunk: int,
         dtype: torch.dtype,
@@ -87,21 +100,21 @@ class _ChunkedLogprobs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             product_weight = weight.to(dtype)
             for c in _chunks(len(targets), chunk):
-                if _fused(hidden, dtype):
+                if _fused(hidden, dtype, cap):
                     products = hidden[c].to(dtype) @ product_weight.T
-                    found = kernels.logprobs(products, bias, targets[c], temperature, with_entropy)
+                    found = kernels.logprobs(products, bias, targets[c], divisor, with_entropy)
                     logprobs[c], logsumexp[c] = found[:2]
                     if with_entropy:
                         entropy[c] = found[2]
                     continue
-                logits = _logits(hidden[c].to(dtype), product_weight, bias, temperature)
+                logits = _logits(hidden[c].to(dtype), product_weight, bias, divisor, cap, temperature)
                 logsumexp[c] = logits.logsumexp(-1)
                 logprobs[c] = logits.gather(-1, targets[c, None]).squeeze(-1) - logsumexp[c]
                 if with_entropy:
                     entropy[c] = torch.special.entr((logits - logsumexp[c, None]).exp()).sum(-1)  # entr(0) = 0
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(hidden, weight, bias, targets, logsumexp)
-            ctx.temperature, ctx.chunk, ctx.dtype = temperature, chunk, dtype
+            ctx.divisor, ctx.cap, ctx.temperature, ctx.chunk, ctx.dtype = divisor, cap, temperature, chunk, dtype
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -118,13 +131,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
             product_weight = weight.to(ctx.dtype)
             for c in _chunks(len(targets), ctx.chunk):
                 chunk = hidden[c].to(ctx.dtype)
-                if _fused(hidden, ctx.dtype):
-                    given = (bias, targets[c], ctx.temperature, logsumexp[c], grad_logprobs[c])
+                if _fused(hidden, ctx.dtype, ctx.cap):
+                    given = (bias, targets[c], ctx.divisor, logsumexp[c], grad_logprobs[c])
                     grad_logits = kernels.logprobs_backward_(chunk @ product_weight.T, *given)
                 else:
-                    p = (_logits(chunk, product_weight, bias, ctx.temperature) - logsumexp[c, None]).exp()
-                    g = grad_logprobs[c, None] / ctx.temperature
-                    grad_logits = p.mul_(-g).scatter_add_(-1, targets[c, None], g)
+                    logits = _logits(chunk, product_weight, bias, ctx.divisor, ctx.cap, ctx.temperature)
+                    g = grad_logprobs[c, None] / ctx.divisor
+                    grad_logits = (logits - logsumexp[c, None]).exp().mul_(-g).scatter_add_(-1, targets[c, None], g)
+                    if ctx.cap is not None:
+                        grad_logits *= 1 - (logits * (ctx.temperature / ctx.cap)) ** 2  # tanh' = 1 − tanh²
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(0, dtype=grad_bias.dtype)
                 grad_logits = grad_logits.to(ctx.dtype)
@@ -132,7 +147,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     grad_hidden[c] = grad_logits @ product_weight
                 if grad_weight is not None:
                     grad_weight += grad_logits.T @ chunk
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, *(None,) * 7
 
 
 def _chunks(n: int, size: int) -> list[slice]:

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.models.loading import context_length
+from tutelage.models.loading import context_length, stop_ids
 from tutelage.models.tokens import (
+    decode_answer,
     decode_completion,
-    decode_continuation,
     encode_pairs,
     encode_prompt,
+    encode_text,
+    line_breaks,
     render,
-    same_tokens,
+    render_turn,
+    same_reading,
 )
 from tutelage.records import Completion, Demonstration, Prompt, Request, Sample
 from tutelage.sampling import Sampler
@@ -32,16 +35,22 @@ class Writer:
     examples: tuple[Demonstration, ...] = ()
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Ids of the prompt; worked examples go before it, one turn a line."""
+        """Ids of the prompt; worked examples go before it, one turn a line, as one text with one beginning."""
         if not self.examples:
             return encode_prompt(self.tokenizer, prompt.text)
-        shown = [render(self.tokenizer, e.prompt.text, e.completion) for e in self.examples]
-        return self.tokenizer.encode("\n".join([*shown, render(self.tokenizer, prompt.text)]))
+        shown = [
+            render(self.tokenizer, e.prompt.text)
+            + render_turn(self.tokenizer, e.prompt.text, e.completion, ended=False)
+            for e in self.examples
+        ]
+        start = self.tokenizer.bos_token or ""
+        texts = [text.removeprefix(start) for text in (*shown, render(self.tokenizer, prompt.text))]
+        return encode_text(self.tokenizer, "\n".join(texts))
 
     def stop_ids(self) -> tuple[int, ...]:
-        """End-of-text; after worked examples also the line break that would open the next turn."""
-        line_break = self.tokenizer.encode("\n", add_special_tokens=False) if self.examples else []
-        return (self.tokenizer.eos_token_id, *(line_break if len(line_break) == 1 else ()))
+        """What ends a text; after worked examples also each token with a line break, which would open the next turn."""
+        ends = stop_ids(self.policy)
+        return tuple(dict.fromkeys((*ends, *line_breaks(self.tokenizer)))) if self.examples else ends
 
 
 def complete(
@@ -69,11 +78,10 @@ def complete(
     samples = (sampler or LocalSampler(writer.policy)).sample(requests)
     completions = []
     for prompt, request, sample in zip(prompts, requests, samples, strict=True):
-        text = decode_completion(writer.tokenizer, sample.completion_ids)
         if writer.examples:
-            text = text.split("\n")[0].strip()
-        elif isinstance(prompt.text, str):
-            text = decode_continuation(writer.tokenizer, request.prompt_ids, sample.completion_ids)
+            text = decode_completion(writer.tokenizer, sample.completion_ids).split("\n")[0].strip()
+        else:
+            text = decode_answer(writer.tokenizer, prompt.text, request.prompt_ids, sample.completion_ids)
         completions.append(Completion(text=text, policy=writer.name, finish=sample.finish))
     return completions, requests, samples
 
@@ -86,11 +94,12 @@ def scored_ids(
     requests: Sequence[Request],
     samples: Sequence[Sample],
 ) -> list[list[int]]:
-    """What a reward model with tokenizer `reader` reads: the sampled ids where tokenizers match, else encoded anew.
+    """What a reward model with tokenizer `reader` reads: the sampled ids where tokens and template are the
+    writer's, else the texts in its own.
 
     After worked examples it reads the prompt without them.
     """
-    if not writer.examples and same_tokens(writer.tokenizer, reader):
+    if not writer.examples and same_reading(writer.tokenizer, reader):
         return [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
     pairs = [(p.text, c.text, c.finish != "length") for p, c in zip(prompts, completions, strict=True)]
     return [a + b for a, b in encode_pairs(reader, pairs)]

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tutelage import kernels
-from tutelage.models import attention, llama
+from tutelage.models import llama
 from tutelage.models.forward import hidden_at, pass_tokens
 from tutelage.models.loading import context_length, output_head, trains_in_bf16
 from tutelage.models.packing import micro_batches
@@ -59,18 +59,16 @@ class LocalSampler:
     """Samples from a policy on its own device.
 
     Args:
-        policy: any causal language model whose logits are linear in its last hidden states.
+        policy: any causal language model that `load_policy` takes.
         batch_tokens: bound on rows x slots of the cache, which is how many requests are under way at once.
         bf16: sample from the policy rounded to bf16, where that gains (`trains_in_bf16`).
     """
 
     def __init__(self, policy: PreTrainedModel, batch_tokens: int = 32768, bf16: bool = False) -> None:
-        if policy.config._attn_implementation not in (attention.NAME, "sdpa"):  # others add the boolean mask up
-            name = type(policy).__name__
-            raise ValueError(f"{name}: sampling needs sdpa attention, not {policy.config._attn_implementation}")
         self.policy = policy
         self.batch_tokens = batch_tokens
         self.bf16 = bf16 and trains_in_bf16(policy)
+        self.kind = memory.Memory if memory.remembers(policy) else memory.Rereading
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[Request]) -> list[Sample]:
@@ -89,13 +87,20 @@ class LocalSampler:
         if not requests:
             return []
         policy = in_bf16(self.policy) if self.bf16 else self.policy
-        return _Session(policy, requests, self.batch_tokens).run()
+        kind = llama.Memory if llama.supports(policy) else self.kind
+        return _Session(policy, requests, self.batch_tokens, kind).run()
 
 
 class _Session:
     """One call of `sample`: the rows under way, those waiting, and the cache."""
 
-    def __init__(self, policy: PreTrainedModel, requests: Sequence[Request], batch_tokens: int) -> None:
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        requests: Sequence[Request],
+        batch_tokens: int,
+        kind: type[llama.Memory | memory.Memory | memory.Rereading],
+    ) -> None:
         self.policy, self.requests, self.device = policy, requests, policy.device
         self.exact = policy.dtype == torch.float32
         # Taken from the end: those with the longest way to go first, so that the last are not left alone, and samples
@@ -104,7 +109,6 @@ class _Session:
         self.waiting = sorted(range(len(requests)), key=order.__getitem__)
         slots = max(len(r.prompt_ids) + r.max_new_tokens for r in requests)
         self.places = min(len(requests), max(1, batch_tokens // slots))
-        kind = llama.Memory if llama.supports(policy) else memory.Memory
         self.memory = kind(policy, self.places, slots)
         depth = max(r.max_new_tokens for r in requests)
         self.tokens = torch.zeros(len(requests), depth, dtype=torch.long, device=self.device)
@@ -117,8 +121,7 @@ class _Session:
         rows, hidden = self._admit(list(range(self.places)))
         while True:
             # 1. Everybody's next token.
-            weight, bias = output_head(self.policy)
-            chosen, logprobs, near_tie = choose(torch.nn.functional.linear(hidden, weight, bias), rows)
+            chosen, logprobs, near_tie = choose(output_head(self.policy).logits(hidden), rows)
             for k in (near_tie & (rows.budget > 0)).nonzero().flatten().tolist() if self.exact else ():
                 chosen[k], logprobs[k] = self._alone(rows.keep(torch.tensor([k], device=self.device)))
             going = rows.budget > 0
@@ -175,10 +178,9 @@ class _Session:
         """Token and log-probability that this row's request gets when computed by itself, whole and without a cache."""
         index, step = int(row.index), int(row.step)
         ids = [[*self.requests[index].prompt_ids, *self.tokens[index, :step].tolist()]]
-        weight, bias = output_head(self.policy)
         (batch,) = micro_batches(ids, len(ids[0]), 0)
         hidden = hidden_at(self.policy, batch.to(self.device), torch.tensor([0]), batch.lengths - 1)
-        chosen, logprobs, _ = choose(torch.nn.functional.linear(hidden, weight, bias), row)
+        chosen, logprobs, _ = choose(output_head(self.policy).logits(hidden), row)
         return chosen[0], logprobs[0]
 
     def _finish(self) -> list[Sample]:

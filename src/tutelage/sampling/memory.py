@@ -1,4 +1,5 @@
-"""What any Hugging Face model has read, by place: its own modules beside a cache that is allocated once.
+"""What any Hugging Face model has read, by place: its own modules beside a cache that is allocated once, or, where an
+architecture's cache cannot be used so, the tokens, which are then read again for every new one.
 
 The same for Llama and its kin on processors, with our kernels, is `models/llama.py`'s `Memory`.
 """
@@ -7,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from tutelage.models.packing import MicroBatch
+from tutelage.models import llama
+from tutelage.models.forward import as_read, hidden_at
+from tutelage.models.packing import MicroBatch, micro_batches
 
 
 class _Layer(CacheLayerMixin):
@@ -95,8 +99,9 @@ class Memory:
         for layer in self.layers:
             layer.positions, layer.used = positions, used
         seen = torch.arange(used, device=positions.device) <= positions[:, None]
+        mask = None if seen.all() else as_read(self.model, seen[:, None, None])
         return self.model.base_model(
-            input_ids=tokens[:, None], attention_mask=None if seen.all() else seen[:, None, None],
+            input_ids=tokens[:, None], attention_mask=mask,
             position_ids=positions[:, None], past_key_values=self.cache, use_cache=True,
         ).last_hidden_state[:, -1]  # fmt: skip
 
@@ -106,3 +111,65 @@ class Memory:
             for mine in layer.tensors:
                 mine[: len(place), :, : layer.used] = mine[place, :, : layer.used]
         return torch.arange(len(place), device=place.device)
+
+
+class Rereading:
+    """Tokens by place; a row is read whole for each token. Slow, and right wherever a plain forward pass is."""
+
+    keep = 1.0  # rows are dropped as soon as one has finished
+
+    def __init__(self, model: PreTrainedModel, places: int, slots: int) -> None:
+        self.model = model
+        self.ids = torch.zeros(places, slots, dtype=torch.long, device=model.device)
+
+    def free(self, place: torch.Tensor) -> list[int]:
+        """Places that rows in these places leave."""
+        return sorted(set(range(len(self.ids))) - set(place.tolist()))
+
+    def read(self, prompts: MicroBatch, copies: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(u, d) hidden states at the prompts' last tokens; the rows in the places `copies[u]` go on from the u-th."""
+        for places, ids in zip(copies, prompts.ids, strict=True):
+            self.ids[places, : len(ids)] = ids
+        return hidden_at(self.model, prompts, torch.arange(len(copies), device=self.ids.device), prompts.lengths - 1)
+
+    def step(self, tokens: torch.Tensor, positions: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """(b, d) hidden states after one more token (b,) at its position (b,) in each place (b,)."""
+        self.ids[place, positions] = tokens
+        rows = list(range(len(place)))
+        batch = MicroBatch(rows, self.ids[place, : int(positions.max()) + 1], positions + 1)
+        return hidden_at(self.model, batch, torch.tensor(rows, device=self.ids.device), positions)
+
+    def close_ranks(self, place: torch.Tensor) -> torch.Tensor:
+        """Where the rows of these places are now: where they were."""
+        return place
+
+
+_remembers: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def remembers(model: PreTrainedModel) -> bool:
+    """Whether a step with `Memory` gives what the whole rows give: tried once, on rows of unlike lengths."""
+    if llama.supports(model):
+        return True
+    if model not in _remembers:
+        size = model.get_input_embeddings().num_embeddings
+        rows = [[token % size for token in range(start, end)] for start, end in ((2, 12), (12, 18))]
+        (batch,) = micro_batches(rows, 1000, 0)  # the shorter one first
+        batch, training = batch.to(model.device), model.training
+        model.eval()
+        both, off = torch.arange(2, device=model.device), 0.0
+        try:
+            memory = Memory(model, 2, 16)
+            prompts = MicroBatch(batch.rows, batch.ids[:, :7], batch.lengths - 3)
+            memory.read(prompts, [[0], [1]])
+            for step in range(3):
+                position = batch.lengths - 3 + step
+                found = memory.step(batch.ids[both, position], position, both)
+                expected = hidden_at(model, batch, both, position)
+                off = max(off, float((found - expected).abs().max() / expected.abs().max()))
+        except Exception:  # of any kind: some take no such mask, some keep no keys
+            off = 1.0
+        _remembers[model] = off <= 1e-4
+        model.train(training)
+    return _remembers[model]

@@ -27,9 +27,16 @@ from tutelage.models.forward import (
     selected_values,
     spread,
 )
-from tutelage.models.loading import context_length, load_policy, load_scalar, save_model
+from tutelage.models.loading import context_length, load_policy, load_scalar, save_model, stop_ids
 from tutelage.models.packing import micro_batches
-from tutelage.models.tokens import decode_completion, encode_prompt, load_tokenizer, require_same_tokens
+from tutelage.models.tokens import (
+    decode_answer,
+    encode_pairs,
+    encode_prompt,
+    load_tokenizer,
+    require_same_tokens,
+    same_reading,
+)
 from tutelage.objectives.advantages import kl_shaped_rewards
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, k1
 from tutelage.objectives.masked import keep, masked_mean, whiten
@@ -68,6 +75,7 @@ def run(config: OnlineConfig) -> None:
     reward_model = load_scalar(config.reward_model, reward_tokenizer)
     value_model = copy.deepcopy(reward_model)
     average = copy.deepcopy(policy).requires_grad_(False)
+    ends = set(stop_ids(policy))
     sampler = LocalSampler(policy, bf16=True)  # the ratio accounts for it: it divides by what was sampled with
 
     whole = min(context_length(policy), context_length(reward_model))
@@ -94,8 +102,8 @@ def run(config: OnlineConfig) -> None:
         mask = rollout.mask
 
         # 2. Score whole completions; those without an end are docked.
-        rollout.scores = all_scores(reward_model, rollout.sequences)
-        ended = torch.tensor([s[-1] == tokenizer.eos_token_id for s in rollout.sequences])
+        ended = torch.tensor([s[-1] in ends for s in rollout.sequences])
+        rollout.scores = all_scores(reward_model, readings(rollout, ended, chosen, tokenizer, reward_tokenizer))
         scores = rollout.scores - config.missing_eos_penalty * (~ended).float()
 
         # 3. Log-probabilities under the reference, values under the value model.
@@ -201,8 +209,7 @@ def sample(
     for prompt, ids in prompts:
         seed = request_seed(config.seed, iteration, prompt.id, seen[prompt.id])
         seen[prompt.id] += 1
-        stops = (policy.config.eos_token_id,)
-        requests.append(Request(ids, seed, config.max_completion_length, stops, config.temperature))
+        requests.append(Request(ids, seed, config.max_completion_length, stop_ids(policy), config.temperature))
     samples = sampler.sample(requests)
     sequences = [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
     prompt_lengths = [len(r.prompt_ids) for r in requests]
@@ -211,6 +218,24 @@ def sample(
     logprobs = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor([lp for s in samples for lp in s.logprobs]))
     empty = torch.empty(0)
     return Rollout(sequences, prompt_lengths, mask, logprobs, ref_logprobs=empty, scores=empty)
+
+
+def readings(
+    rollout: Rollout,
+    ended: torch.Tensor,
+    prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
+    tokenizer: PreTrainedTokenizerBase,
+    reader: PreTrainedTokenizerBase,
+) -> list[list[int]]:
+    """What the reward model reads: the sampled ids or, where its chat template is another, the texts in its own."""
+    if same_reading(tokenizer, reader):
+        return rollout.sequences
+    texts = (
+        decode_answer(tokenizer, prompt.text, ids[:n], ids[n:])
+        for (prompt, _), ids, n in zip(prompts, rollout.sequences, rollout.prompt_lengths, strict=True)
+    )
+    pairs = [(prompt.text, text, end) for (prompt, _), text, end in zip(prompts, texts, ended.tolist(), strict=True)]
+    return [a + b for a, b in encode_pairs(reader, pairs)]
 
 
 def improve(
@@ -312,11 +337,11 @@ def keep_samples(
     """Append a few completions with their scores to samples.jsonl, for the report and for whoever watches."""
     with (run.folder / "samples.jsonl").open("a", encoding="utf-8") as stream:
         for k in range(min(8, len(prompts))):
-            ids = rollout.sequences[k][rollout.prompt_lengths[k] :]
+            ids, n = rollout.sequences[k], rollout.prompt_lengths[k]
             row = {
                 "iteration": iteration,
                 "prompt": prompts[k][0].id,
-                "completion": decode_completion(tokenizer, ids),
+                "completion": decode_answer(tokenizer, prompts[k][0].text, ids[:n], ids[n:]),
                 "score": float(rollout.scores[k]),
             }
             stream.write(json.dumps(row) + "\n")

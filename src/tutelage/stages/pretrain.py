@@ -1,6 +1,7 @@
 """Pretraining: a small Llama and its tokenizer from plain text, so that the recipe can start from nothing.
 
-The paper starts from GPT-3; this stage makes its stand-in. Documents are joined by end-of-text and cut into rows.
+The paper starts from GPT-3; this stage makes its stand-in. Documents begin as the tokenizer begins a
+text, end with end-of-text, and are cut into rows.
 
     tutelage pretrain --texts corpus.jsonl --output runs/base
 """
@@ -23,7 +24,7 @@ from tutelage.datasets import read_texts
 from tutelage.models.forward import pass_tokens, selected_logprobs
 from tutelage.models.loading import device, save_model
 from tutelage.models.packing import MicroBatch
-from tutelage.models.tokens import PLAIN_TEMPLATE, encode_all
+from tutelage.models.tokens import PLAIN_TEMPLATE, encode_documents
 from tutelage.objectives.sft import nll_sum
 from tutelage.runs import inputs_of, open_run
 from tutelage.stages.config import PretrainConfig
@@ -50,16 +51,12 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def rows_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> torch.Tensor:
-    """(rows, length) token ids: documents joined by end-of-text, the tail that fills no row dropped.
+    """(rows, length) token ids: whole documents after each other, the tail that fills no row dropped.
 
     Raises:
         ValueError: if the texts do not fill one row.
     """
-    ids = [
-        i
-        for encoded in encode_all(tokenizer, texts, specials=False, keep=True)
-        for i in [*encoded, tokenizer.eos_token_id]
-    ]
+    ids = [i for document in encode_documents(tokenizer, texts, keep=True) for i in document]
     count = len(ids) // length
     if not count:
         raise ValueError(f"the pretraining text has {len(ids)} tokens, fewer than one row of {length}")

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.datasets import read_demonstrations, read_rankings
 from tutelage.intervals import bootstrap
-from tutelage.models.forward import all_scores, final_hidden, tree_scores
+from tutelage.models.forward import all_scores, final_hidden, scores_by_group
 from tutelage.models.loading import context_length, new_scalar, save_model
-from tutelage.models.packing import micro_batches, tree_batches
+from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import encode_pairs, encode_rankings, load_tokenizer
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
 from tutelage.records import Ranking
@@ -55,9 +55,8 @@ def micro_scores(
     model: PreTrainedModel, elements: Sequence[Element], max_tokens: int
 ) -> Iterator[list[tuple[Element, torch.Tensor]]]:
     """Elements with their scores (k,), a micro-batch at a time: each ranking one tree, its prompt read once."""
-    for batch in tree_batches([e.sequences for e in elements], max_tokens, model.config.pad_token_id):
-        found = tree_scores(model, batch.to(model.device))
-        yield [(elements[g], s[: len(elements[g].sequences)]) for g, s in zip(batch.groups, found, strict=True)]
+    for found in scores_by_group(model, [e.sequences for e in elements], max_tokens):
+        yield [(elements[g], s) for g, s in found]
 
 
 @torch.inference_mode()

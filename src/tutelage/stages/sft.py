@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.datasets import read_demonstrations, read_texts
 from tutelage.models.forward import all_scores, selected_logprobs
-from tutelage.models.loading import context_length, load_policy, load_scalar, save_model
+from tutelage.models.loading import context_length, load_policy, load_scalar, save_model, set_dropout, stop_ids
 from tutelage.models.packing import micro_batches
-from tutelage.models.tokens import encode_pairs, load_tokenizer, require_same_tokens
+from tutelage.models.tokens import encode_pairs, load_tokenizer, require_same_tokens, same_reading
 from tutelage.objectives.sft import nll_sum
 from tutelage.records import Demonstration, Request
 from tutelage.runs import inputs_of, open_run
@@ -82,11 +82,11 @@ def mean_score(
     policy: PreTrainedModel, reward_model: PreTrainedModel, examples: Sequence[Example], seed: int, max_new_tokens: int
 ) -> float:
     """Mean score of sampled completions to the examples' prompts."""
-    eos = policy.config.eos_token_id
+    ends = stop_ids(policy)
     room = context_length(policy)
     requests = [
         Request(
-            tuple(e.prompt_ids), request_seed(seed, 0, str(i), 0), min(max_new_tokens, room - len(e.prompt_ids)), (eos,)
+            tuple(e.prompt_ids), request_seed(seed, 0, str(i), 0), min(max_new_tokens, room - len(e.prompt_ids)), ends
         )
         for i, e in enumerate(examples)
     ]
@@ -128,6 +128,11 @@ def run(config: SftConfig) -> None:
     if config.reward_model:
         reward_tokenizer = load_tokenizer(config.reward_model)
         require_same_tokens(reward_tokenizer, tokenizer, f"reward_model {config.reward_model}")
+        if not same_reading(reward_tokenizer, tokenizer):
+            raise ValueError(
+                f"reward_model {config.reward_model}: its chat template differs from {config.model}'s; choose by "
+                "validation loss (leave out reward_model), or train the reward model from this base's SFT model"
+            )
         reward_model = load_scalar(config.reward_model, reward_tokenizer)
     rows = None
     if config.pretraining_texts:
@@ -192,10 +197,7 @@ def _set_dropout(policy: PreTrainedModel, config: SftConfig) -> None:
     Raises:
         ValueError: if `residual_dropout` is set and the model has no dropout layer.
     """
-    layers = [m for m in policy.modules() if isinstance(m, torch.nn.Dropout)]
-    if config.residual_dropout and not layers:
+    if not set_dropout(policy, config.residual_dropout) and config.residual_dropout:
         raise ValueError(
             f"residual_dropout={config.residual_dropout}: {type(policy).__name__} has no dropout; set it to 0"
         )
-    for layer in layers:
-        layer.p = config.residual_dropout
