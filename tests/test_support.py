@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma3Config,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RobertaConfig,
@@ -56,7 +57,7 @@ def support(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 EXPECTED = {
     "bert": "refused: BertLMHeadModel makes its numbers", "bloom": "by rows", "cohere": "policy only",
-    "falcon, alibi": "by rows", "gemma3": "refused: ", "granite": "policy only", "jamba": "by rows",
+    "falcon, alibi": "by rows", "granite": "policy only", "jamba": "by rows",
     "mamba": "policy only", "mpt": "by rows",
 }  # fmt: skip
 
@@ -235,6 +236,15 @@ def test_classifiers_that_read_both_ways_are_refused(tokenizer: PreTrainedTokeni
     RobertaForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="RobertaForSequenceClassification has no linear `score` head"):
         load_scalar(tmp_path, tokenizer)
+
+
+def test_models_that_take_pictures_are_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = {**small, "vocab_size": len(tokenizer), "num_key_value_heads": 2, "head_dim": 8}
+    config = Gemma3Config(text_config=text, vision_config={**small, "image_size": 28, "patch_size": 14})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}: Gemma3ForConditionalGeneration reads more than text"):
+        load_policy(tmp_path, tokenizer)
 
 
 # --- dropout ---------------------------------------------------------------------------------------------------------

@@ -9,8 +9,16 @@ import torch
 from transformers import PreTrainedModel
 
 from tutelage.models import llama
-from tutelage.models.loading import autocast, output_head, window
-from tutelage.models.packing import MicroBatch, TreeBatch, group_batches, micro_batches, tree_batches, tree_size
+from tutelage.models.loading import autocast, context_length, output_head, window
+from tutelage.models.packing import (
+    MicroBatch,
+    TreeBatch,
+    group_batches,
+    micro_batches,
+    rounded,
+    tree_batches,
+    tree_size,
+)
 from tutelage.objectives.logprobs import token_logprobs
 
 
@@ -24,13 +32,23 @@ def hidden_at(
         flat = batch.flat()
         wanted = flat.index[row, column]
         return llama.hidden_states(model, flat, wanted.flatten()).unflatten(0, wanted.shape)
-    tree = {}
+    tree, ids = {}, batch.ids
     if isinstance(batch, TreeBatch):
         tree = {
             "position_ids": batch.positions, "attention_mask": as_read(model, batch.mask()),
             "trees": batch.padded_trees(),
         }  # fmt: skip
-    return model.base_model(input_ids=batch.ids, use_cache=False, **tree).last_hidden_state[row, column]
+    else:
+        ids = _widened(model, ids)
+    return model.base_model(input_ids=ids, use_cache=False, **tree).last_hidden_state[row, column]
+
+
+def _widened(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Rows (b, l) with padding up to a number of tokens that comes often, where products are in bf16 on a processor."""
+    width = min(rounded(ids.shape[1], 16), context_length(model))
+    if width <= ids.shape[1] or model.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return ids
+    return torch.nn.functional.pad(ids, (0, width - ids.shape[1]))
 
 
 def as_read(model: PreTrainedModel, mask: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from tutelage import kernels
 from tutelage.models import attention
-from tutelage.models.packing import Flat, MicroBatch
+from tutelage.models.packing import STEP, Flat, MicroBatch, rounded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTATIONS = ("default", "linear", "llama3", "yarn")  # others change with the length of what is read
@@ -59,16 +59,16 @@ def supports(model: PreTrainedModel) -> bool:
 
 def hidden_states(model: PreTrainedModel, tokens: Flat, wanted: Tensor) -> Tensor:
     """(m, d) last hidden states, final norm included, of the wanted of n tokens (m,)."""
-    base = model.base_model
-    turned = angles(model, tokens.positions)
+    base, step = model.base_model, _step(model)
+    turned = angles(model, _filled(tokens.positions, step))
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return kernels.attention(query, key, value, turned, tokens.trees, scaling(model))
 
-    x, more = base.embed_tokens(tokens.ids), None
+    x, more = base.embed_tokens(_filled(tokens.ids, step)), None
     for number, layer in enumerate(base.layers, 1):
-        x, more = _block(layer, x, more, attend, wanted if number == len(base.layers) else None)
-    return _norm(base.norm, x, more, x.dtype)[1]
+        x, more = _block(layer, x, more, attend, _filled(wanted, step) if number == len(base.layers) else None)
+    return _norm(base.norm, x, more, x.dtype)[1][: len(wanted)]
 
 
 def angles(model: PreTrainedModel, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,12 +82,27 @@ def scaling(model: PreTrainedModel) -> float:
     return float(model.base_model.layers[0].self_attn.scaling)
 
 
+def _step(model: PreTrainedModel) -> int:
+    """To a multiple of what numbers of tokens are rounded."""
+    return STEP if _products(model.dtype) == torch.bfloat16 else 1
+
+
+def _filled(x: Tensor, step: int) -> Tensor:
+    """Of tokens (n, …), zeros after them up to a multiple of step; they are in no tree, and nothing reads them."""
+    more = rounded(len(x), step) - len(x)
+    return torch.cat([x, x.new_zeros(more, *x.shape[1:])]) if more else x
+
+
+def _products(dtype: torch.dtype) -> torch.dtype:
+    """What products of such weights are made in."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
+
+
 def _norm(
     module: Any, x: Tensor, more: Tensor | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """x + more, and its norm in this dtype; by default in that of products, which come next."""
-    ours = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    how = (module.weight, module.variance_epsilon, dtype or ours)
+    how = (module.weight, module.variance_epsilon, dtype or _products(x.dtype))
     return (x, kernels.rms_norm(x, *how)) if more is None else kernels.add_rms_norm(x, more, *how)
 
 
@@ -120,7 +135,7 @@ class Memory:
     keep = 1.0  # rows are dropped as soon as one has finished
 
     def __init__(self, model: PreTrainedModel, places: int, slots: int) -> None:
-        self.model, self.scaling = model, scaling(model)
+        self.model, self.scaling, self.rounding = model, scaling(model), min(16, _step(model))
         self.angles = angles(model, torch.arange(slots))
         self.home, self.shared = torch.zeros(2, places, dtype=torch.long)  # where a row's prompt is, and its length
         config, head = model.config, model.base_model.layers[0].self_attn.head_dim
@@ -140,7 +155,7 @@ class Memory:
         for places, n in zip(copies, prompts.lengths, strict=True):
             self.home[places], self.shared[places] = places[0], n
         place = torch.tensor([places[0] for places in copies]).repeat_interleave(prompts.lengths)
-        turned, every = self._angles(flat.positions), torch.arange(len(flat.ids))
+        turned, every = self._angles(_filled(flat.positions, self.rounding)), torch.arange(len(flat.ids))
 
         def attend(cache: kernels.Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             cache.remember(key, value, turned, every, place, flat.positions)
@@ -155,7 +170,8 @@ class Memory:
 
         def attend(cache: kernels.Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             cache.remember(key, value, turned, every, place, positions)
-            return cache.recall(query, turned, beginning, place, length, self.scaling)
+            found = cache.recall(query[: len(place)], turned, beginning, place, length, self.scaling)
+            return _filled(found, self.rounding)
 
         return self._through(tokens, attend, None)
 
@@ -169,7 +185,8 @@ class Memory:
     def _through(self, ids: Tensor, attend: Callable[..., Tensor], wanted: Tensor | None) -> Tensor:
         """Hidden states of tokens (n,), or of the wanted ones, with a cache for each layer's attention."""
         base = self.model.base_model
-        x, more = base.embed_tokens(ids), None
+        x, more = base.embed_tokens(_filled(ids, self.rounding)), None
+        last = None if wanted is None else _filled(wanted, self.rounding)
         for number, (layer, cache) in enumerate(zip(base.layers, self.caches, strict=True), 1):
-            x, more = _block(layer, x, more, partial(attend, cache), wanted if number == len(base.layers) else None)
-        return _norm(base.norm, x, more)[1]
+            x, more = _block(layer, x, more, partial(attend, cache), last if number == len(base.layers) else None)
+        return _norm(base.norm, x, more)[1][: len(ids if wanted is None else wanted)]

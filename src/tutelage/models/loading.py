@@ -86,6 +86,7 @@ def load_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTr
             finite, or the score is more than one linear layer over the final token's hidden state.
     """
     model, missing, unexpected = _open(AutoModelForSequenceClassification, folder, "reward model", num_labels=1)
+    _require_score(model, folder)
     if missing and not _has_head(folder):
         raise ValueError(f"{folder}: is a language model; a reward model is wanted: train one with `tutelage reward`")
     if missing or unexpected:
@@ -101,11 +102,12 @@ def new_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int
         ValueError: as `load_scalar` does, but for the head that a policy lacks.
     """
     model, missing, unexpected = _open(AutoModelForSequenceClassification, folder, "model", num_labels=1)
+    _require_score(model, folder)
     head = set() if _has_head(folder) else {name for name in missing if name.startswith("score.")}
     unexpected -= {name for name in unexpected if name.startswith(("lm_head.", "embed_out.", "output."))}
     if missing - head or unexpected:
         raise ValueError(f"{folder}: {_amiss(missing - head, unexpected)}; save the whole model and its config anew")
-    if head and isinstance(getattr(model, "score", None), nn.Linear):
+    if head:
         generator = torch.Generator().manual_seed(seed)
         width = model.score.in_features
         with torch.no_grad():
@@ -155,12 +157,17 @@ def _amiss(missing: set[str], unexpected: set[str]) -> str:
     return f"{kind} {'the weight ' if missing else ''}{min(names)}{more}"
 
 
-def _scalar(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> PreTrainedModel:
+def _require_score(model: PreTrainedModel, folder: str | Path) -> nn.Linear:
     score = getattr(model, "score", None)
     if not isinstance(score, nn.Linear) or score.out_features != 1:
         raise ValueError(
             f"{folder}: {type(model).__name__} has no linear `score` head; this architecture is not supported"
         )
+    return score
+
+
+def _scalar(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> PreTrainedModel:
+    score = _require_score(model, folder)
     _fit(model, tokenizer, folder)
     model = model.to(device()).eval()
     _check(model, folder, score, lambda hidden: score(hidden[:, -1]))

@@ -19,6 +19,14 @@ import torch
 
 from tutelage.kernels import Trees
 
+STEP = 64  # tokens to which passes with bf16 products are rounded up on processors; see `rounded`
+
+
+def rounded(tokens: int, step: int) -> int:
+    """A number of tokens, up to a multiple of step: processors build a new bf16 product for each new shape, which takes
+    longer than the product itself, so shapes come from a small set (`STEP`)."""
+    return -(-tokens // step) * step
+
 
 @dataclass(frozen=True)
 class Flat:

@@ -58,8 +58,13 @@ def token_logprobs(
     chunk = chunk_tokens or max(1, budget // (4 * weight.shape[0]))
     under_autocast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
     dtype = torch.get_autocast_dtype(device) if under_autocast else hidden.dtype
-    divisor = temperature / scale
-    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, divisor, cap, temperature, chunk, dtype, with_entropy)
+    n = len(targets)
+    if device == "cpu" and dtype == torch.bfloat16:  # a product of a new shape is built first, which takes longer
+        chunk = max(64, chunk // 64 * 64)
+        hidden, targets = (torch.cat([x, x.new_zeros(-n % 64, *x.shape[1:])]) for x in (hidden, targets))
+    how = (temperature / scale, cap, temperature, chunk, dtype, with_entropy)
+    logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, bias, targets, *how)
+    return logprobs[:n], entropy[:n]
 
 
 def _logits(
