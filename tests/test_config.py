@@ -48,7 +48,7 @@ def test_the_papers_numbers_are_the_defaults() -> None:
     sft = make(SftConfig, SFT, "")
     assert (sft.epochs, sft.batch_size, sft.learning_rate, sft.adam_betas) == (16, 32, 9.65e-6, (0.9, 0.95))
     ppo = make(OnlineConfig, {"model": "m", "reward_model": "r", "prompts": "p", "output": "o"}, "")
-    assert (ppo.kl_coef, ppo.cliprange, ppo.ptx_coef, ppo.ema_decay, ppo.gamma) == (0.02, 0.2, 27.8, 0.992, 1.0)
+    assert (ppo.kl_coef, ppo.cliprange, ppo.gamma) == (0.02, 0.2, 1.0)
     assert (ppo.batch_size, ppo.mini_batch_size, ppo.num_ppo_epochs, ppo.total_episodes) == (512, 64, 1, 256_000)
 
 

@@ -47,6 +47,9 @@ STAGES = {
         "stages.config:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"
     ),
     "reward": Stage("stages.config:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
+    "measure": Stage(
+        "stages.config:MeasureConfig", "stages.reward:run_measure", "measure a reward model on any rankings or pairs"
+    ),
     "online": Stage(
         "stages.config:OnlineConfig", "stages.online:run", "optimise a policy against a reward model (PPO, PPO-ptx)"
     ),
