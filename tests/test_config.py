@@ -96,7 +96,8 @@ def test_every_setting_has_its_help(verb: str) -> None:
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_recipes_are_sound(recipe: Path) -> None:
     """Every stage's settings are valid, and what a stage reads of another's folder is written before."""
-    steps = plan(recipe, Path("/runs"), seed=3)
+    wanted = [name for name, default in (read_yaml(recipe).get("inputs") or {}).items() if default is None]
+    steps = plan(recipe, Path("/runs"), seed=3, given=dict.fromkeys(wanted, "mine"))
     ran: set[str] = set()
     for name, _, config in steps:
         for value in (str(v) for part in config.model_dump().values() for v in _leaves(part)):
@@ -123,8 +124,9 @@ def _leaves(value: object) -> list[object]:
         ("stages: {sft: {epoch: 1}}", r"sft: unknown key 'epoch'; did you mean 'epochs'\?"),
         ("stages: {sft: }", "sft: expected a mapping of settings, found None"),
         ("stages: {a: 3}", "a: expected a mapping of settings, found 3"),
-        ("stages: [sft]", "a recipe has `description` and `stages`"),
-        ("stagess: {}", r"a recipe has `description` and `stages`.*found \['stagess'\]"),
+        ("stages: {}\ninputs: [a]", r"inputs: expected a mapping of names to defaults, found \['a'\]"),
+        ("stages: [sft]", "a recipe has `description`, `inputs` and `stages`"),
+        ("stagess: {}", r"a recipe has `description`, `inputs` and `stages`.*found \['stagess'\]"),
     ],
 )
 def test_bad_recipes(text: str, message: str, tmp_path: Path) -> None:

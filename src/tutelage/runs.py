@@ -127,7 +127,7 @@ class Run:
         done = {"stage": self.stage, "seconds": round(self.seconds, 3), "peak_memory_gib": peak_memory_gib(), **results}
         write_json(self.folder / "done.json", done)
         if lost := [f"{number:,} {why}" for why, number in results.get("dropped", {}).items() if number]:
-            self.say(f"rows dropped or changed: {', '.join(lost)}")
+            self.say(f"rows dropped or changed: {'; '.join(lost)}")
         return done
 
     def say(self, line: str) -> None:
@@ -155,7 +155,7 @@ def done(folder: Path) -> dict[str, Any] | None:
 
 def dropped(rows: Mapping[str, int], **others: Mapping[str, int]) -> dict[str, int]:
     """Counts by reason of the rows that a stage did not use; those of its other inputs have the setting's name."""
-    named = {f"{why}, in {name}": number for name, counts in others.items() for why, number in counts.items()}
+    named = {f"{why} in {name}": number for name, counts in others.items() for why, number in counts.items()}
     return {why: number for why, number in {**rows, **named}.items() if number}
 
 
