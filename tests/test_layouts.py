@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -345,3 +346,28 @@ def test_half_a_surrogate_pair_is_refused_with_its_place(tmp_path, name, reader,
         reader(path)
     path.write_text(rows[0] if name == "rows.jsonl" else f"[{rows[0]}]")
     assert reader(path).records
+
+
+# Whatever a row holds
+
+leaves = (
+    st.none() | st.booleans() | st.integers(-2, 3) | st.sampled_from(["", "q", "x", "left", "human", "gpt", "user"])
+)
+keys = st.sampled_from(
+    "role content from value rank completion text id body ranker selected result completed_by user_id status".split()
+)
+values = st.recursive(leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=3), max_leaves=8)
+columns = st.sampled_from(
+    "prompt completion completions ranks chosen rejected messages conversations instruction input output context data "
+    "annotations annotator annotation_id fields responses a.responses a.responses.users system history label labels "
+    "tools id text meta".split()
+)
+
+
+@given(row=st.dictionaries(columns, values, max_size=6))
+def test_any_row_is_read_or_refused(tmp_path_factory, row):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    for reader in (read_texts, read_demonstrations, read_rankings, read_prompts):
+        with contextlib.suppress(DataError):
+            reader(path)

@@ -225,7 +225,7 @@ def _read(source: str | os.PathLike[str], kind: Kind, record: Callable[[Row, For
             dropped[str(reason)] += 1
             continue
         except ValueError as error:
-            raise DataError(f"{place}: {error}") from None
+            raise DataError(f"{place}: {_one_line(error)}") from None
         for row in rows:
             columns = {name for name, value in row.items() if value is not None}
             format = next((f for f in FORMATS if kind in f.gives and columns.issuperset(f.columns)), None)
@@ -360,7 +360,10 @@ def _opened(row: Row, text: str | Turns) -> str | Turns:
                 raise ValueError(f"{name} is {short(row[name])}; expected a string")
             before = (Message(role="system", content=row[name]),)
             break
-    for i, pair in enumerate(row.get("history") or []):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise ValueError(f"history is {short(history)}; expected a list of pairs of strings, question and answer")
+    for i, pair in enumerate(history):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             raise ValueError(f"history[{i}] is {short(pair)}; expected a pair of strings, question and answer")
         before += (Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1]))
@@ -370,7 +373,7 @@ def _opened(row: Row, text: str | Turns) -> str | Turns:
         if text.endswith(ASSISTANT):
             raise ValueError("a transcript with earlier turns beside it (system, history) is not read; give messages")
         text = (Message(role="user", content=text),)
-    if text[0].role == "system" and before[0].role == "system":
+    if text and text[0].role == "system" and before[0].role == "system":
         if text[0] != before[0]:
             raise ValueError(f"the messages open with a system turn, {short(text[0].content)}, other than the row's")
         text = text[1:]

@@ -20,7 +20,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
 
 from tutelage.sources import short
 
@@ -56,6 +59,47 @@ def refuse(row: Row, demonstrations: bool) -> None:
             )
 
 
+class Result(BaseModel):
+    """What one control of Label Studio's page holds."""
+
+    value: dict[str, Any] = {}
+
+
+class Annotation(BaseModel):
+    """One labeler's answer to a task of Label Studio."""
+
+    result: list[Result] = []
+    completed_by: Any = None
+    was_cancelled: bool | None = None
+
+
+class Task(BaseModel):
+    """A row of Label Studio's JSON."""
+
+    id: Any = None
+    data: dict[str, Any]
+    annotations: list[Annotation]
+
+
+class Response(BaseModel):
+    """One labeler's answer to a question of Argilla."""
+
+    value: Any = None
+    user_id: Any = None
+    status: str | None = None
+
+
+class ArgillaRecord(BaseModel):
+    """A record of Argilla, nested."""
+
+    id: Any = None
+    fields: dict[str, Any]
+    responses: dict[str, list[Response] | None] | None = None
+
+
+Lists = TypeAdapter(dict[str, list[str | int]])
+
+
 def translate(row: Row, ranked: bool, dropped: Counter[str]) -> list[Row]:
     """The rows that a row of another tool stands for, or the row itself; one for each labeler if rankings are wanted.
 
@@ -68,19 +112,20 @@ def translate(row: Row, ranked: bool, dropped: Counter[str]) -> list[Row]:
         return [_sharegpt(row)]
     if {"context", "completions"} <= columns and "prompt" not in columns:
         return [_nemo(row)]
-    found: list[Row] | None = None
-    if isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list):
-        found = _label_studio(row, dropped) if ranked else [row["data"] | {"id": row.get("id")}]
-    elif {"annotator", "annotation_id"} <= columns:
-        values = [v for cell in row.values() if isinstance(cell, list) for v in cell if isinstance(v, dict)]
-        found = _chosen(row, values, row["annotator"]) if ranked else None
-    elif isinstance(row.get("fields"), dict) and "responses" in row:
-        found = _argilla(row["fields"], row["responses"] or {}, row.get("id"), ranked, dropped)
-    elif any(name.endswith(".responses") for name in row):
-        found = _argilla(row, _responses(row), row.get("id"), ranked, dropped)
-    if found == []:
+    if {"data", "annotations"} <= columns:
+        found = _label_studio(Task.model_validate(row), ranked, dropped)
+    elif {"annotator", "annotation_id"} <= columns and ranked:
+        controls = [v for cell in row.values() if isinstance(cell, list) for v in cell if isinstance(v, dict)]
+        found = _chosen(row, controls, row["annotator"])
+    elif {"fields", "responses"} <= columns:
+        found = _argilla(ArgillaRecord.model_validate(row), ranked, dropped)
+    elif any(name.endswith(".responses") for name in columns):
+        found = _argilla(ArgillaRecord.model_validate(_nested(row)), ranked, dropped)
+    else:
+        return [row]
+    if not found:
         raise Drop("not ranked by anybody")
-    return [row] if found is None else found
+    return found
 
 
 def _sharegpt(row: Row) -> Row:
@@ -99,7 +144,7 @@ def _messages(turns: Any, column: str) -> list[Row]:
     for i, turn in enumerate(turns):
         turn = turn if isinstance(turn, dict) else {"value": turn}
         speaker, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        if not isinstance(text, str) or speaker not in ROLES:
+        if not isinstance(text, str) or not isinstance(speaker, str) or speaker not in ROLES:
             raise ValueError(f"{column}[{i}] is {short(turn)}; expected {{from, value}}, from {', '.join(ROLES)}")
         messages.append({"role": ROLES[speaker], "content": text})
     return messages
@@ -120,14 +165,16 @@ def _nemo(row: Row) -> Row:
     }  # fmt: skip
 
 
-def _label_studio(row: Row, dropped: Counter[str]) -> list[Row]:
+def _label_studio(task: Task, ranked: bool, dropped: Counter[str]) -> list[Row]:
+    data = task.data | {"id": task.id}
+    if not ranked:
+        return [data]
     found = []
-    for annotation in row["annotations"]:
-        if annotation.get("was_cancelled"):
+    for annotation in task.annotations:
+        if annotation.was_cancelled:
             dropped["annotation cancelled"] += 1
-            continue
-        values = [result.get("value") or {} for result in annotation.get("result") or []]
-        found += _chosen(row["data"] | {"id": row.get("id")}, values, annotation.get("completed_by"))
+        else:
+            found += _chosen(data, [result.value for result in annotation.result], annotation.completed_by)
     return found
 
 
@@ -149,7 +196,7 @@ def _chosen(task: Row, values: Sequence[Row], labeler: Any) -> list[Row]:
             raise ValueError(f"selected is {side!r}; expected left or right, for answer1 and answer2")
         completions, ranks = [task["answer1"], task["answer2"]], [1, 2] if side == "left" else [2, 1]
         return [asked | {"completions": completions, "ranks": ranks, "labeler": labeler}]
-    lists = {name: ids for name, ids in orders[0]["ranker"].items() if ids}
+    lists = {name: ids for name, ids in Lists.validate_python(orders[0]["ranker"]).items() if ids}
     if len(lists) != 1:
         raise ValueError(
             f"ranker holds the lists {', '.join(lists) or 'none'}; which is better is not known of several lists, "
@@ -166,39 +213,37 @@ def _chosen(task: Row, values: Sequence[Row], labeler: Any) -> list[Row]:
     raise ValueError(f"no list of {{id, body}} items in the task holds the ranked ids {short(ids)}")
 
 
-def _responses(row: Row) -> dict[str, list[Row]]:
-    """The responses in the columns of a flat Argilla row, as a nested one has them."""
-    found = {}
-    for name, values in row.items():
-        if name.endswith(".responses") and values:
-            users, statuses = (row.get(f"{name}.{part}") or [None] * len(values) for part in ("users", "status"))
-            found[name.removesuffix(".responses")] = [
-                {"value": v, "user_id": u, "status": s} for v, u, s in zip(values, users, statuses, strict=True)
-            ]
-    return found
+def _nested(row: Row) -> Row:
+    """A flat record of Argilla as a nested one."""
+    responses = {}
+    for name in (name for name in row if name.endswith(".responses")):
+        parts = [row[name], row.get(f"{name}.users"), row.get(f"{name}.status")]
+        values, users, statuses = (part if isinstance(part, list) else [] for part in parts)
+        responses[name.removesuffix(".responses")] = [
+            {"value": value, "user_id": user, "status": status}
+            for value, user, status in zip_longest(values, users[: len(values)], statuses[: len(values)])
+        ]
+    return {"id": row.get("id"), "fields": row, "responses": responses}
 
 
-def _argilla(
-    fields: Mapping[str, Any], responses: Mapping[str, list[Row]], id: Any, ranked: bool, dropped: Counter[str]
-) -> list[Row]:
+def _argilla(record: ArgillaRecord, ranked: bool, dropped: Counter[str]) -> list[Row]:
+    fields = record.fields
     asked = fields.get("prompt") if fields.get("prompt") is not None else fields.get("instruction")
     if asked is None:
-        raise ValueError(
-            f"the record has the fields {', '.join(fields)}; the prompt is read from prompt or instruction"
-        )
+        raise ValueError(f"the record has {', '.join(fields)}; the prompt is read from prompt or instruction")
     if not ranked:
-        return [{"id": id, "prompt": asked}]
+        return [{"id": record.id, "prompt": asked}]
     found: dict[str, list[Row]] = {}
-    for question, answers in responses.items():
+    for question, answers in (record.responses or {}).items():
         for answer in answers or []:
-            order = _order(answer.get("value"), fields)
+            order = _order(answer.value, fields)
             if order is None:
                 continue
-            if answer.get("status") not in (None, "submitted"):
+            if answer.status not in (None, "submitted"):
                 dropped["response not submitted"] += 1
                 continue
-            ranked_fields = {"completions": [fields[n] for n in order], "ranks": list(order.values())}
-            row = {"id": id, "prompt": asked, "labeler": answer.get("user_id")} | ranked_fields
+            ranks = {"completions": [fields[name] for name in order], "ranks": list(order.values())}
+            row = {"id": record.id, "prompt": asked, "labeler": answer.user_id} | ranks
             found.setdefault(question, []).append(row)
     if len(found) > 1:
         raise ValueError(f"the questions {', '.join(found)} all rank; which one to learn from is not known: keep one")
@@ -210,7 +255,7 @@ def _order(value: Any, fields: Mapping[str, Any]) -> dict[str, int] | None:
     if not isinstance(value, list) or len(value) < 2:
         return None
     if all(isinstance(item, dict) and {"value", "rank"} <= set(item) for item in value):
-        order = {item["value"]: item["rank"] for item in value}
+        order = {str(item["value"]): item["rank"] for item in value}
     elif all(isinstance(item, str) for item in value):
         order = {name: rank for rank, name in enumerate(value, start=1)}
     else:
