@@ -2,7 +2,7 @@
 
 Differs from the paper: the alignment tax is the held-out pretraining loss, next to which benchmarks may stand.
 
-    tutelage answer --models '{base: B, sft: S, ppo: P}' --prompts test.jsonl --output runs/answers
+    tutelage answer --models base=B,sft=S,ppo=P --prompts test.jsonl --output runs/answers
 """
 
 from __future__ import annotations
