@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tutelage.cli import main
-from tutelage.pipeline import STAGES
+from tutelage.pipeline import STAGES, plan
 
 
 @pytest.fixture
@@ -107,6 +108,66 @@ def test_options_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (config.epochs, config.batch_size, config.valid, config.learning_rate) == (3, 4, {"a": "x"}, 1e-5)
     assert config.overwrite
     assert config.model == "07"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--models", "sft=a/b,ppo=c"],
+        ["--models", "sft=a/b", "--models", "ppo=c"],
+        ["--models", "{sft: a/b, ppo: c}"],
+    ],
+)
+def test_mappings_are_given_as_names_and_values(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    monkeypatch.setattr(type(STAGES["answer"]), "run", lambda self, config: ran.append(config))
+    assert main(["answer", "--prompts", "p", "--output", "o", *given]) == 0
+    assert ran[0].models == {"sft": "a/b", "ppo": "c"}
+
+
+def test_every_mapping_is_given_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    monkeypatch.setattr("tutelage.pipeline.Stage.run", lambda self, config: ran.append(config))
+    number = 0
+    for verb, stage in STAGES.items():
+        fields = stage.config_class().model_fields
+        required = [w for n, f in fields.items() if f.is_required() for w in (f"--{n.replace('_', '-')}", "a=1")]
+        for name, field in fields.items():
+            if typing.get_origin(field.annotation) is dict and not field.is_required():
+                assert main([verb, *required, f"--{name.replace('_', '-')}", "a=1,b=2"]) == 0
+                assert list(map(float, getattr(ran[-1], name).values())) == [1, 2]
+                number += 1
+    assert number >= 4  # policies, weights, valid, prompted
+
+
+def test_mistakes_in_mappings(mistake: Callable[..., str]) -> None:
+    answer = ["answer", "--prompts", "p", "--output", "o", "--models"]
+    assert "command line: models='runs/sft': expected name=value, or name=value,name=value" in mistake(
+        *answer, "runs/sft"
+    )
+    assert "command line: models='a=y': a is named twice" in mistake(*answer, "a=x,a=y")
+    assert "command line: models='': expected name=value" in mistake(*answer, "a=x,")
+
+
+def test_what_a_recipe_asks_for(mistake: Callable[..., str], tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "description: Mine.\ninputs: {model:, data:, prompts: '{data}', more: '{prompts}/x'}\nstages:\n"
+        "  sft: {model: '{model}', demonstrations: '{data}', epochs: 2}\n"
+        "  ppo: {stage: online, model: '{more}', reward_model: '{run}/m', prompts: '{prompts}'}\n"
+    )
+    run = ["run", str(recipe), "--output", str(tmp_path / "o")]
+    assert f"{recipe}: --set model=…, --set data=… is wanted: Mine." in mistake(*run)
+    full = [*run, "--set", "model=m", "--set", "data=d"]
+    assert "--set dat: no such input; did you mean 'data'?" in mistake(*full, "--set", "dat=x")
+    assert "--set sftt.epochs: no such run; did you mean 'sft'?" in mistake(*full, "--set", "sftt.epochs=1")
+    assert "sft: unknown key 'epoch'; did you mean 'epochs'?" in mistake(*full, "--set", "sft.epoch=1")
+    assert "--set sft.epochs='[': not valid YAML" in mistake(*full, "--set", "sft.epochs=[")
+    assert "--set data: expected NAME=VALUE" in mistake(*run, "--set", "data")
+    given = {"model": "m", "data": "d", "sft.epochs": "7", "ppo.kl_coef": "1e-3"}
+    (_, _, sft), (_, _, ppo) = plan(recipe, tmp_path, 0, given=given)
+    assert (sft.model, sft.demonstrations, sft.epochs) == ("m", "d", 7)
+    assert (ppo.prompts, ppo.model, ppo.kl_coef) == ("d", "d/x", 1e-3)
 
 
 def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ def test_the_papers_numbers_are_the_defaults() -> None:
     sft = make(SftConfig, SFT, "")
     assert (sft.epochs, sft.batch_size, sft.learning_rate, sft.adam_betas) == (16, 32, 9.65e-6, (0.9, 0.95))
     ppo = make(OnlineConfig, {"model": "m", "reward_model": "r", "prompts": "p", "output": "o"}, "")
-    assert (ppo.kl_coef, ppo.cliprange, ppo.ptx_coef, ppo.ema_decay, ppo.gamma) == (0.02, 0.2, 27.8, 0.992, 1.0)
+    assert (ppo.kl_coef, ppo.cliprange, ppo.gamma) == (0.02, 0.2, 1.0)
     assert (ppo.batch_size, ppo.mini_batch_size, ppo.num_ppo_epochs, ppo.total_episodes) == (512, 64, 1, 256_000)
 
 
@@ -96,7 +96,8 @@ def test_every_setting_has_its_help(verb: str) -> None:
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_recipes_are_sound(recipe: Path) -> None:
     """Every stage's settings are valid, and what a stage reads of another's folder is written before."""
-    steps = plan(recipe, Path("/runs"), seed=3)
+    wanted = [name for name, default in (read_yaml(recipe).get("inputs") or {}).items() if default is None]
+    steps = plan(recipe, Path("/runs"), seed=3, given=dict.fromkeys(wanted, "mine"))
     ran: set[str] = set()
     for name, _, config in steps:
         for value in (str(v) for part in config.model_dump().values() for v in _leaves(part)):
@@ -123,8 +124,9 @@ def _leaves(value: object) -> list[object]:
         ("stages: {sft: {epoch: 1}}", r"sft: unknown key 'epoch'; did you mean 'epochs'\?"),
         ("stages: {sft: }", "sft: expected a mapping of settings, found None"),
         ("stages: {a: 3}", "a: expected a mapping of settings, found 3"),
-        ("stages: [sft]", "a recipe has `description` and `stages`"),
-        ("stagess: {}", r"a recipe has `description` and `stages`.*found \['stagess'\]"),
+        ("stages: {}\ninputs: [a]", r"inputs: expected a mapping of names to defaults, found \['a'\]"),
+        ("stages: [sft]", "a recipe has `description`, `inputs` and `stages`"),
+        ("stagess: {}", r"a recipe has `description`, `inputs` and `stages`.*found \['stagess'\]"),
     ],
 )
 def test_bad_recipes(text: str, message: str, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tutelage.datasets import (
     FORMATS,
-    DataError,
     accepted,
     read_demonstrations,
     read_prompts,
@@ -22,6 +21,7 @@ from tutelage.datasets import (
     write_jsonl,
 )
 from tutelage.records import Completion, Demonstration, Message, Prompt, Ranking
+from tutelage.sources import DataError
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 READERS = {
@@ -79,7 +79,7 @@ ROWS: dict[str, tuple[dict[str, Any], Any, str | None, list[tuple[str, int]] | N
     ),
     "preference, prompt repeated": (
         {"prompt": ASKED, "chosen": [user("Q?"), assistant("A")], "rejected": [user("Q?"), assistant("B")]},
-        ASKED,
+        ASKED_CHAT,
         None,
         [("A", 1), ("B", 2)],
     ),
@@ -364,7 +364,10 @@ GOOD = {"prompt": "Q?", "completions": ["a", "b"], "ranks": [1, 2]}
             "ranks.1: Input should be a valid integer, unable to parse string as an integer, found 'best'",
         ),
         (GOOD | {"ranks": "1,2"}, "ranks: Input should be a valid list, found '1,2'"),
-        (GOOD | {"completions": "ab"}, "completions is 'ab'; expected a list of strings or of {text, policy, finish}"),
+        (
+            GOOD | {"completions": "ab"},
+            "completions is 'ab'; expected a list of strings, of {text, policy, finish} or of lists of messages",
+        ),
         (
             GOOD | {"completions": ["a", {"text": "b", "score": 2}]},
             "completions.1.score: Extra inputs are not permitted, found 2",
@@ -383,7 +386,7 @@ GOOD = {"prompt": "Q?", "completions": ["a", "b"], "ranks": [1, 2]}
         (
             {"prompt": "Q?", "chosen": [assistant("a"), user("b")], "rejected": "c"},
             "chosen is [{'role': 'assistant', 'content': 'a'}, {'role': 'user', 'content': 'b'}]; "
-            "expected a string or one assistant message",
+            "expected a string, or messages of which the last is the assistant's",
         ),
         (
             {"instruction": ["a"], "chosen": "b", "rejected": "c"},

@@ -13,6 +13,8 @@ FLOORS = [
     {"cache"},
     {"kernels"},
     {"records", "objectives", "config"},
+    {"sources"},
+    {"layouts"},
     {"models", "runs", "datasets", "intervals"},
     {"sampling", "labeling"},
     {"stages", "evaluation", "report", "world"},

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tutelage.config import StageConfig
-from tutelage.runs import Run, done, fingerprint, inputs_of, is_hub_id, open_run, write_json
+from tutelage.runs import Run, done, dropped, fingerprint, inputs_of, is_hub_id, open_run, write_json
 
 
 class Config(StageConfig):
@@ -161,6 +161,17 @@ def test_done_is_written_last_and_whole(config: Config, monkeypatch: pytest.Monk
     monkeypatch.undo()
     assert done(config.output) is None
     assert opened(config) is not None
+
+
+def test_what_was_dropped_is_said_by_reason(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = dropped({"too long": 1200, "empty prompt": 0}, valid={"too long": 3}, texts={"empty text": 0})
+    assert lost == {"too long": 1200, "too long in valid": 3}
+    run = opened(config)
+    assert run is not None
+    run.finish(dropped=lost)
+    assert capsys.readouterr().err == "sft: rows dropped or changed: 1,200 too long; 3 too long in valid\n"
+    run.finish(dropped={})
+    assert capsys.readouterr().err == ""
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:

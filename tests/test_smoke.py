@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 from random import Random
@@ -12,13 +13,13 @@ import pytest
 from sqlalchemy import select, update
 
 from tutelage.cli import build, main
-from tutelage.datasets import read_demonstrations, read_prompts, read_rankings
+from tutelage.datasets import read_demonstrations, read_prompts, read_rankings, write_jsonl
 from tutelage.labeling import accounts
 from tutelage.labeling.database import open_workspace
 from tutelage.labeling.schema import tasks
 from tutelage.models.loading import load_policy, trains_in_bf16
 from tutelage.models.tokens import load_tokenizer
-from tutelage.pipeline import RECIPES, STAGES, plan
+from tutelage.pipeline import BASE, STAGES
 from tutelage.world import people, rank
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +61,9 @@ def test_a_second_run_does_nothing(smoke: Path, capsys: pytest.CaptureFixture[st
     before = {p: p.stat().st_mtime_ns for p in smoke.rglob("*") if p.is_file()}
     assert main(["run", "smoke", "--output", str(smoke)]) == 0
     assert {p: p.stat().st_mtime_ns for p in smoke.rglob("*") if p.is_file()} == before
-    assert capsys.readouterr().err.count("done already") == 13
+    captured = capsys.readouterr()
+    assert captured.err.count("done already") == 13
+    assert captured.out == f"{smoke / 'report' / 'report.html'}\n"
 
 
 def test_rollouts_start_at_the_reference(smoke: Path) -> None:
@@ -101,10 +104,13 @@ def test_readme_commands_run(
     Path("prompts.jsonl").write_bytes((world / "prompts_ppo.jsonl").read_bytes())
     Path("demonstrations.jsonl").write_bytes((world / "demonstrations_valid.jsonl").read_bytes())
     Path("rankings.jsonl").write_bytes((smoke / "rankings" / "rankings.jsonl").read_bytes())
+    heldout = smoke / "rankings" / "rankings_heldout_labelers.jsonl"
+    Path("other_rankings.jsonl").write_bytes(heldout.read_bytes())
     small = {
         "sft": ["--epochs", "1", "--max-completion-tokens", "40"],
         "collect": ["--max-new-tokens", "8"],
         "reward": [],
+        "measure": [],
         "online": [
             "--total-episodes",
             "16",
@@ -117,11 +123,10 @@ def test_readme_commands_run(
         ],
         "compare": ["--limit", "3", "--max-new-tokens", "8"],
     }
-    base = ROOT / "src" / "tutelage" / "world" / "base"
     ran = []
     for line in commands():
         if line[0] in small:
-            line = [str(base) if word == "MODEL" else word for word in line]
+            line = [str(BASE) if word == "MODEL" else word for word in line]
             assert main([*line, *small[line[0]]]) == 0, capsys.readouterr().err
             ran.append(line[0])
     assert ran == list(small)
@@ -163,9 +168,60 @@ def test_the_labeling_guide_leads_to_a_reward_model(
     assert Path("runs/work-reward/model/config.json").exists()
 
 
-@pytest.mark.parametrize("name", ["demo", "base", "smoke", "paper"])
-def test_every_recipe_is_sound(name: str, tmp_path: Path) -> None:
-    assert plan(RECIPES / f"{name}.yaml", tmp_path, 0)
+def test_the_chat_recipe_takes_files_of_messages_through_all_stages(
+    smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pairs as UltraFeedback writes them, ShareGPT's demonstrations, and the small base that comes with the project."""
+    demonstrations = read_demonstrations(smoke / "world" / "demonstrations_valid.jsonl").records
+    pairs = [pair for r in read_rankings(smoke / "rankings" / "rankings.jsonl").records for pair in r.comparisons()]
+    asked = {pair.prompt.id: pair.prompt.text[-1].content for pair in pairs if not isinstance(pair.prompt.text, str)}
+    write_jsonl(
+        tmp_path / "demonstrations.jsonl",
+        [
+            {"conversations": [{"from": "human", "value": d.prompt.text[-1].content},  # type: ignore[union-attr]
+                               {"from": "gpt", "value": d.completion}]}
+            for d in demonstrations
+        ],
+    )  # fmt: skip
+    write_jsonl(
+        tmp_path / "pairs.jsonl",
+        [
+            {"prompt": asked[p.prompt.id]}
+            | {
+                name: [{"role": "user", "content": asked[p.prompt.id]}, {"role": "assistant", "content": text}]
+                for name, text in (("chosen", p.chosen), ("rejected", p.rejected))
+            }
+            for p in pairs
+        ],
+    )
+    given = {
+        "model": BASE, "demonstrations": tmp_path / "demonstrations.jsonl", "rankings": tmp_path / "pairs.jsonl",
+        "sft.epochs": 1, "sft.learning_rate": "1e-3", "reward.learning_rate": "1e-3", "ppo.total_episodes": 32,
+        "ppo.batch_size": 32, "ppo.max_completion_length": 16, "answers.max_new_tokens": 16,
+    }  # fmt: skip
+    options = [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
+    assert main(["run", "chat", "--output", str(tmp_path / "mine"), *options]) == 0
+    captured = capsys.readouterr()
+    report = tmp_path / "mine" / "report" / "report.html"
+    assert captured.out.splitlines()[-1] == str(report)
+    assert report.is_file()
+    found = {
+        name: json.loads((tmp_path / "mine" / name / "done.json").read_text()) for name in ("sft", "reward", "ppo")
+    }
+    assert found["sft"]["demonstrations"] + found["sft"]["valid_demonstrations"] == len(demonstrations)
+    assert found["reward"]["verdict"]["held_out"] in captured.err
+    assert found["ppo"]["prompts"] + found["ppo"]["dropped"].get("too long", 0) == len(pairs)
+
+
+def test_the_python_example_runs(smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = runpy.run_path(str(ROOT / "examples" / "python_api.py"))
+    demonstrations, rankings = smoke / "world" / "demonstrations_valid.jsonl", smoke / "rankings" / "rankings.jsonl"
+    model = example["train"](str(BASE), str(demonstrations), str(rankings), tmp_path, learning_rate=1e-3, episodes=128)
+    assert capsys.readouterr().out.startswith("held_out: ")
+    assert model == tmp_path / "ppo" / "model"
+    answers = example["ask"](model, "List three animals.", "Name a colour.")
+    assert len(answers) == 2
+    assert all(isinstance(answer, str) for answer in answers)
 
 
 def test_what_stages_write_is_read_by_the_next(smoke: Path) -> None:

@@ -14,19 +14,31 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import SENTENCES, tiny_model
-from tutelage.datasets import write_jsonl
+from tutelage.datasets import read_rankings, write_jsonl
+from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import load_tokenizer
 from tutelage.records import Message
 from tutelage.runs import Run, done
+from tutelage.sampling.local import LocalSampler
 from tutelage.stages import collect, online, pretrain, reward, sft, training
-from tutelage.stages.config import CollectConfig, OnlineConfig, PretrainConfig, RewardConfig, SftConfig, Training
+from tutelage.stages.config import (
+    CollectConfig,
+    MeasureConfig,
+    OnlineConfig,
+    PretrainConfig,
+    RewardConfig,
+    SftConfig,
+    Training,
+)
 from tutelage.stages.pretrain import train_tokenizer
 
 COLOURS = ("red", "green", "blue", "grey", "white")
@@ -343,9 +355,34 @@ def test_sft_learns_its_demonstrations(config: Callable[..., Any], folders: Call
     tokenizer = load_tokenizer(c.output / "model")
     examples, _ = sft.encode(sft.read_demonstrations(c.demonstrations).records, tokenizer, (99, 99, 99))
     model = load_policy(c.output / "model", tokenizer)
-    held_out = sft.shuffled(examples, c.seed, -1)[:2]
+    _, held_out = training.hold_out(examples, range(24), 0.1, c.seed)  # each prompt is there once
+    assert found["valid_demonstrations"] == len(held_out) == 2
     assert sft.validation_loss(model, held_out, 1000) == pytest.approx(found["chosen"]["valid_loss"], abs=1e-5)
     assert AutoModelForCausalLM.from_pretrained(c.output / "model")
+
+
+@given(st.lists(st.integers(0, 5), max_size=30), st.floats(0, 0.99), st.integers(0, 3))
+def test_held_out_groups_are_whole(groups: list[int], share: float, seed: int) -> None:
+    rest, held = training.hold_out(list(enumerate(groups)), groups, share, seed)
+    assert sorted([*rest, *held]) == list(enumerate(groups))
+    inside, outside = {g for _, g in held}, {g for _, g in rest}
+    assert not inside & outside
+    number = len(set(groups))
+    assert len(inside) == (0 if number < 2 or share == 0 else min(max(1, round(share * number)), number - 1))
+
+
+def test_demonstrations_of_one_prompt_are_all_held_out_or_all_trained_on(
+    config: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"Name {p}", "completion": f"{a}"} for p in range(10) for a in range(p + 1)]  # 55 of 10 prompts
+    write(tmp_path / "d.jsonl", rows)
+    c = config("sft", demonstrations=tmp_path / "d.jsonl", epochs=1)
+    sft.run(c)
+    names = list(dict.fromkeys(row["prompt"] for row in rows))
+    _, (held_out,) = training.hold_out(names, names, 0.1, c.seed)
+    number = int(held_out.split()[1]) + 1
+    found = results(c.output)
+    assert (found["demonstrations"], found["valid_demonstrations"]) == (55 - number, number)
 
 
 def test_only_completions_are_learnt(tiny: Callable[[str], PreTrainedModel]) -> None:
@@ -374,7 +411,8 @@ def test_an_sft_update_follows_the_mean_losses(config: Callable[..., Any], monke
     tokenizer = load_tokenizer(c.model)
     policy = load_policy(c.model, tokenizer)
     examples, _ = sft.encode(sft.read_demonstrations(c.demonstrations).records, tokenizer, (99, 99, 99))
-    batch = next(training.batches(sft.shuffled(examples, c.seed, -1)[2:], 6, c.seed, 1))
+    rest, _ = training.hold_out(examples, [tuple(e.prompt_ids) for e in examples], 0.1, c.seed)
+    batch = next(training.batches(rest, 6, c.seed, 1))
 
     def losses(ids: list[int], start: int) -> torch.Tensor:
         logits = policy(torch.tensor([ids])).logits[0, start - 1 : -1]
@@ -425,7 +463,10 @@ def test_too_long_is_dropped_and_counted(config: Callable[..., Any], data: Path,
     write(tmp_path / "p.jsonl", [*rows, {"prompt": long}, {"prompt": "ok"}])
     c = config("online", prompts=tmp_path / "p.jsonl", total_episodes=16, max_prompt_tokens=80)
     online.run(c)
-    assert (results(c.output)["dropped"], results(c.output)["prompts"]) == (1, len(rows) + 1)
+    assert (results(c.output)["dropped"], results(c.output)["prompts"]) == (
+        {"too long": 1},
+        len(rows) + 1,
+    )
 
 
 @pytest.mark.parametrize(("stage", "name"), [("sft", "demonstrations"), ("reward", "rankings"), ("online", "prompts")])
@@ -461,6 +502,68 @@ def test_the_reward_model_learns_to_rank(config: Callable[..., Any], data: Path)
     assert load_scalar(c.output / "model", tokenizer).score.out_features == 1
 
 
+def test_a_tenth_of_the_prompts_is_held_out_and_the_verdict_said(
+    config: Callable[..., Any], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (data / "rankings.jsonl").read_text().splitlines()]
+    write(tmp_path / "r.jsonl", [row | {"id": f"{i}-{n}"} for i, row in enumerate(rows) for n in range(2)])
+    twice = tmp_path / "r.jsonl"  # each prompt was ranked by two, and their rows have ids of their own
+    c = config("reward", rankings=twice, valid={}, epochs=12, learning_rate=3e-3)
+    reward.run(c)
+    found = results(c.output)
+    texts = [json.dumps(row["prompt"]) for row in rows]
+    prompts = [r.prompt.text for r in read_rankings(twice).records[::2]]
+    _, held_out = training.hold_out(range(24), prompts, 0.1, c.seed)
+    ranks = [rows[i]["ranks"] for i in held_out]
+    assert len(held_out) == 2
+    assert len(set(texts)) == 24
+    assert found["rankings"] == 44
+    assert found["valid"]["held_out"]["rankings"] == 4
+    assert found["valid"]["held_out"]["pairs"] == 2 * sum(a < b for of in ranks for a in of for b in of)
+    said = capsys.readouterr().err
+    assert f"reward: held_out: {found['verdict']['held_out']}" in said
+
+    c = config("reward", valid={}, held_out=0, epochs=1)
+    reward.run(c)
+    assert (results(c.output)["rankings"], results(c.output)["valid"]) == (24, {})
+    assert "reward: nothing was held out, so nothing says whether it learned" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("low", "accuracy", "high", "words"),
+    [
+        (0.68, 0.71, 0.74, "learned: 0.71 [0.68, 0.74] of 1,234 pairs in order, where chance gives 0.50"),
+        (0.5, 0.6, 0.7, "no better than chance: 0.60 [0.50, 0.70] of 1,234 pairs in order; it needs more rankings"),
+        (0.4, 0.5, 0.6, "no better than chance: 0.50 [0.40, 0.60] of 1,234 pairs in order; it needs more rankings"),
+        (0.2, 0.3, 0.4, "worse than chance: 0.30 [0.20, 0.40] of 1,234 pairs in order; look whether the ranks mean 1"),
+    ],
+)
+def test_the_verdict_follows_the_interval(low: float, accuracy: float, high: float, words: str) -> None:
+    found = {"low": low, "accuracy": accuracy, "high": high, "pairs": 1234}
+    assert reward.verdict(found).startswith(words)
+
+
+def test_measuring_a_reward_model_gives_what_training_reported(
+    config: Callable[..., Any], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    c = config("reward", epochs=2)
+    reward.run(c)
+    rankings = str(data / "rankings.jsonl")
+    measure = MeasureConfig(output=tmp_path / "m", reward_model=str(c.output / "model"), rankings=rankings)
+    reward.run_measure(measure)
+    found, trained = results(measure.output), results(c.output)["valid"]["held_out"]
+    for key in ("accuracy", "pairs", "rankings", "loss"):
+        assert found[key] == pytest.approx(trained[key], abs=1e-5)
+    out = capsys.readouterr().out
+    assert found["verdict"] in out
+    assert f"{found['pairs']:,}" in out
+
+    write(tmp_path / "long.jsonl", [{"prompt": "very " * 200, "chosen": "x", "rejected": "y"}])
+    long = {"output": tmp_path / "n", "rankings": str(tmp_path / "long.jsonl")}
+    with pytest.raises(ValueError, match=r"long.jsonl: no ranking left to measure by \(dropped: \{\}, too long: 1\)"):
+        reward.run_measure(measure.model_copy(update=long))
+
+
 def test_rankings_of_ties_only_are_skipped_and_counted(config: Callable[..., Any], data: Path, tmp_path: Path) -> None:
     rows = (data / "rankings.jsonl").read_text()
     tied = [{"prompt": "x", "completions": ["a", "b", "c"], "ranks": [2, 2, 2]}]
@@ -469,7 +572,7 @@ def test_rankings_of_ties_only_are_skipped_and_counted(config: Callable[..., Any
     c, without = config("reward", epochs=1, rankings=tmp_path / "r.jsonl"), config("reward", epochs=1)
     reward.run(c)
     reward.run(without)
-    assert results(c.output)["dropped"] == {"all completions tied": 1, "too long": 0}
+    assert results(c.output)["dropped"] == {"all completions tied": 1}
     assert distance(weights(c.output), weights(without.output)) == 0
 
 
@@ -533,6 +636,57 @@ def test_the_average_lags_as_lerp_says_in_fp32(config: Callable[..., Any], data:
     assert_weights_close(averaged[1], second, atol=1e-6)
 
 
+def test_the_decay_follows_the_length_of_the_run(config: Callable[..., Any]) -> None:
+    """The start weighs as much at the end as in the paper: 0.992^500 = 0.018."""
+    c = config("online", ema_decay=None)
+    assert online.average_decay(c, 500) == 0.992
+    assert online.average_decay(c, 30) == pytest.approx(0.8747, abs=1e-4)
+    for iterations in (1, 30, 40, 2000):
+        assert online.average_decay(c, iterations) ** iterations == pytest.approx(0.01803, abs=1e-5)
+    assert online.average_decay(config("online", ema_decay=0.0), 30) == 0.0
+
+
+def test_how_far_the_average_has_gone() -> None:
+    models = [nn.Linear(2, 1) for _ in range(3)]
+    for model, (a, b, bias) in zip(models, ((1.0, 2.0, 2.0), (4.0, 8.0, 8.0), (0.0, 0.0, 0.0)), strict=True):
+        model.load_state_dict({"weight": torch.tensor([[a, b]]), "bias": torch.tensor([bias])})
+    average, last, start = models
+    assert online.moved(average, last, start) == pytest.approx(3 / 12)  # lengths 3 and 12
+    assert online.moved(start, start, start) == 1.0
+
+
+def test_the_average_and_the_last_weights_are_kept_and_measured(
+    config: Callable[..., Any], data: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    c = config("online", ema_decay=0.9)
+    online.run(c)
+    found = results(c.output)
+    weight = {name: load_file(c.output / name / "model.safetensors") for name in ("model", "last")}
+    start = load_file(Path(c.model) / "model.safetensors")
+    assert 0 < distance(start, weight["model"]) < distance(start, weight["last"])
+    judge = load_scalar(c.reward_model, tokenizer)
+    asked = online.usable_prompts(c, 128, tokenizer)[0]
+    for name, values in found["final"].items():
+        policy = load_policy(c.output / name, tokenizer)
+        rollout = online.sample(policy, LocalSampler(policy), training.shuffled(asked, c.seed, -1), 4, c)
+        assert values["score"] == pytest.approx(float(all_scores(judge, rollout.sequences).mean()), abs=1e-4)
+        assert values["length"] == pytest.approx(float(rollout.mask.sum(1).float().mean()))
+    assert found["final"]["last"]["kl"] > found["final"]["model"]["kl"] > 0
+    assert found["average_moved"] < 0.5
+    (warning,) = found["warnings"]
+    assert f"gone {found['average_moved']:.0%} of the way" in warning
+    assert "ema_decay=0.9 over 4 iterations" in warning
+    assert f"online: warning: {warning}" in capsys.readouterr().err
+
+    for decay in (None, 0.0):
+        c = config("online", ema_decay=decay)
+        online.run(c)
+        found = results(c.output)
+        assert (found["warnings"], found["average_moved"] > 0.5) == ([], True)
+        same = distance(weights(c.output), load_file(c.output / "last" / "model.safetensors")) == 0
+        assert same == (decay == 0)
+
+
 def test_after_a_resume_the_reference_is_the_sft_policy(
     config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -554,7 +708,7 @@ def test_after_a_resume_the_reference_is_the_sft_policy(
     with pytest.raises(KeyboardInterrupt):
         online.run(c)
     online.run(c)
-    assert asked == [0.0] * 5
+    assert asked == [0.0] * 7  # three iterations, the third and the fourth again, both models at the end
     kls = [row["objective/kl"] for row in log(c.output)]
     assert kls[0] == pytest.approx(0, abs=1e-5)
     assert min(abs(kl) for kl in kls[1:]) > 1e-4

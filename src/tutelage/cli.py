@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from tutelage import __version__
-from tutelage.config import C, make, nearest, read_yaml
+from tutelage.config import C, make, nearest, parse_yaml, read_yaml
 from tutelage.pipeline import BASE, RECIPES, STAGES, recipe_path, run_recipe
 from tutelage.runs import done
 
@@ -55,6 +54,8 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None
         text = f"{field.description} ({default})".replace("%", "%%")
         if field.annotation is bool:
             parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif typing.get_origin(field.annotation) is dict:
+            parser.add_argument(flag, dest=name, action="append", metavar="NAME=VALUE", help=text)
         else:
             parser.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)
 
@@ -76,18 +77,27 @@ def settings(kind: type[C], arguments: argparse.Namespace) -> C:
     source = str(arguments.config or "command line")
     for name, field in kind.model_fields.items():
         given = getattr(arguments, name)
-        if given is not None:
+        if isinstance(given, list):
+            values[name] = _mapping(name, given)
+        elif given is not None:
             # A path or name is taken as typed; all else is a YAML value, as in a recipe.
             text = field.annotation in (str, Path) or field.annotation == (str | None)
-            values[name] = given if text or not isinstance(given, str) else _value(name, given)
+            values[name] = given if text or not isinstance(given, str) else parse_yaml(f"command line: {name}", given)
     return make(kind, values, source)
 
 
-def _value(name: str, given: str) -> Any:
-    try:
-        return yaml.safe_load(given)
-    except yaml.YAMLError as error:
-        raise ValueError(f"command line: {name}={given!r}: not valid YAML: {' '.join(str(error).split())}") from None
+def _mapping(name: str, given: Sequence[str]) -> Any:
+    """`a=x,b=y`, the option once or repeated; or a YAML mapping."""
+    if len(given) == 1 and given[0].lstrip().startswith("{"):
+        return parse_yaml(f"command line: {name}", given[0])
+    pairs: dict[str, str] = {}
+    for pair in (pair for text in given for pair in text.split(",")):
+        key, equals, value = pair.strip().partition("=")
+        if not (key and equals and value) or key in pairs:
+            fault = f"{key} is named twice" if key in pairs else "expected name=value, or name=value,name=value"
+            raise ValueError(f"command line: {name}={pair!r}: {fault}")
+        pairs[key] = value
+    return pairs
 
 
 def build(verb: str | None) -> Parser:
@@ -105,6 +115,10 @@ def build(verb: str | None) -> Parser:
     run = verbs.add_parser("run", help="run a recipe's stages in order, skipping what is done and unchanged")
     ours = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
     run.add_argument("recipe", help=f"a YAML file, or one of the package: {ours}")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="given",
+        help="an input that the recipe asks for, or a stage's setting, as sft.epochs=2; may be repeated",
+    )  # fmt: skip
     _run_options(run, None)
 
     for name, stage in STAGES.items():
@@ -233,6 +247,13 @@ def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings or inputs")
 
 
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"command line: --set {text}: expected NAME=VALUE")
+    return name, value
+
+
 def dispatch(arguments: argparse.Namespace) -> None:
     """Run the verb."""
     match arguments.verb:
@@ -243,9 +264,9 @@ def dispatch(arguments: argparse.Namespace) -> None:
                 run_recipe(recipe_path("base"), output / "pretraining", seed, overwrite)
                 base = output / "pretraining" / "base" / "model"
             run_recipe(recipe_path("demo"), output, seed, overwrite, base)
-            print(output / "report" / "report.html")
         case "run":
-            run_recipe(recipe_path(arguments.recipe), arguments.output, arguments.seed, arguments.overwrite)
+            recipe, given = recipe_path(arguments.recipe), dict(_pair(pair) for pair in arguments.given)
+            run_recipe(recipe, arguments.output, arguments.seed, arguments.overwrite, given=given)
         case "label":
             _label(arguments)
         case "chat":

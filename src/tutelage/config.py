@@ -69,6 +69,18 @@ def is_hub_id(source: str) -> bool:
     return bool(HUB_ID.fullmatch(source)) and suffix not in DATA_SUFFIXES
 
 
+def parse_yaml(source: str, text: str) -> Any:
+    """The value that a text is in YAML.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}={text!r}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 

@@ -1,29 +1,33 @@
 """Any accepted file or hub id -> validated records; says file:line and field when it can't.
 
-A source is a path to .jsonl, .json (a list), .csv, .parquet or .txt (one document), each also with .gz, or a hub id
-`org/name` or `org/name:split` (split `train` if not said). Each text is a string or a list of {role, content} messages.
-A row's format is recognised by its columns, from the table below; further columns are ignored, except `id`, `user`,
-`split`, `use_case`, `meta` and `labeler`, which are carried into the records.
+Each text is a string or a list of {role, content} messages. A row's format is recognised by its columns, from the table
+below. `id`, `user`, `split`, `use_case`, `meta` and `labeler` are carried into the records; `system` (or
+`system_prompt`) opens the conversation, `history`, pairs of question and answer, goes on with it. Further columns are
+ignored, but for those that would change what a row says, which are refused. The layouts of other tools are read as
+`layouts.py` says.
+
+A string prompt stays a string, to be continued as it is, unless an answer to it is a list of messages or there are
+earlier turns: then the prompt is a conversation, for the model's chat template. In such a list the last turn is the
+answer, by the assistant; the turns before it are the prompt, whether the row's own prompt is all of them or one.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import json
 import os
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from tutelage.config import DATA_SUFFIXES, HUB_ID
+from tutelage.layouts import Drop, refuse, translate
 from tutelage.records import Demonstration, Message, Prompt, Ranking
+from tutelage.sources import ANSWERS, DataError, rows_of, short
 
 Kind = Literal["texts", "demonstrations", "rankings", "prompts"]
 Row = dict[str, Any]
@@ -58,13 +62,7 @@ FORMATS = (  # the first that fits a row and gives the wanted kind is taken
 )
 __doc__ = f"{__doc__}\n" + "\n".join(f"{f.name + ':':30}{f!s:45} -> {', '.join(f.gives)}" for f in FORMATS)
 
-PATHS = f"a path to {', '.join(DATA_SUFFIXES)} (each also with .gz)"
 ASSISTANT = "\n\nAssistant:"  # the mark of hh-rlhf's transcripts
-ANSWERS = ("completion", "output", "chosen", "rejected")
-
-
-class DataError(ValueError):
-    """A user's data cannot be read: names the place, the field, its value and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,6 @@ class Loaded(Generic[T]):
     records: list[T]
     dropped: dict[str, int]
     source: str
-
-
-class _Drop(Exception):
-    """This row is left out and counted."""
 
 
 def accepted(kind: Kind) -> str:
@@ -95,9 +89,9 @@ def read_texts(source: str | os.PathLike[str]) -> Loaded[str]:
 
     def text(row: Row, format: Format, counts: Counter[str]) -> str:
         if not isinstance(row["text"], str):
-            raise ValueError(f"text is {_short(row['text'])}; expected a string")
+            raise ValueError(f"text is {short(row['text'])}; expected a string")
         if not row["text"].strip():
-            raise _Drop("empty text")
+            raise Drop("empty text")
         return row["text"]
 
     return _read(source, "texts", text)
@@ -115,13 +109,13 @@ def read_demonstrations(source: str | os.PathLike[str]) -> Loaded[Demonstration]
             turns = _turns(row["messages"], "messages")
             last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=None)
             if last is None:
-                raise _Drop("no assistant turn")
+                raise Drop("no assistant turn")
             prompt, completion = _prompt(row, turns[:last]), turns[last].content
         else:
             text, (completion,) = _prompt_and_answers(row, format)
             prompt = _prompt(row, text)
         if not completion.strip():
-            raise _Drop("empty completion")
+            raise Drop("empty completion")
         return Demonstration(prompt=prompt, completion=completion, labeler=_name(row.get("labeler")))
 
     return _read(source, "demonstrations", demonstration)
@@ -139,29 +133,24 @@ def read_rankings(source: str | os.PathLike[str]) -> Loaded[Ranking]:
 
     def ranking(row: Row, format: Format, counts: Counter[str]) -> Ranking:
         text, answers = _prompt_and_answers(row, format)
-        completions, ranks = (row["completions"], row["ranks"]) if format.name == "ranking" else (answers, [1, 2])
-        if not isinstance(completions, list):
-            raise ValueError(
-                f"completions is {_short(completions)}; expected a list of strings or of {{text, policy, finish}}"
-            )
         found = Ranking.model_validate(
             {
                 "prompt": _prompt(row, text),
-                "completions": [{"text": c} if isinstance(c, str) else c for c in completions],
-                "ranks": ranks,
+                "completions": [{"text": a} if isinstance(a, str) else a for a in answers],
+                "ranks": row["ranks"] if format.name == "ranking" else [1, 2],
                 "labeler": _name(row.get("labeler")),
             }
         )
         if not all(c.text.strip() for c in found.completions):
-            raise _Drop("empty completion")
+            raise Drop("empty completion")
         best: dict[str, int] = {}
         for i in sorted(range(len(found.ranks)), key=lambda i: found.ranks[i]):
             best.setdefault(found.completions[i].text, i)
         if len(best) < 2:
-            raise _Drop("fewer than two distinct completions")
+            raise Drop("fewer than two distinct completions")
         kept = sorted(best.values())
         if len({found.ranks[i] for i in kept}) == 1:
-            raise _Drop("all completions tied")
+            raise Drop("all completions tied")
         if len(kept) == len(found.completions):
             return found
         counts["duplicate completions merged"] += 1
@@ -227,82 +216,168 @@ def _read(source: str | os.PathLike[str], kind: Kind, record: Callable[[Row, For
     records: list[T] = []
     dropped: Counter[str] = Counter()
     place = None
-    for place, row in _rows(source):
-        if not isinstance(row, dict):
-            raise DataError(f"{place}: a row is {_short(row)}; expected an object with columns {accepted(kind)}")
-        columns = {name for name, value in row.items() if value is not None}
-        format = next((f for f in FORMATS if kind in f.gives and columns.issuperset(f.columns)), None)
-        if format is None:
-            found = ", ".join(name if name in columns else f"{name} (null)" for name in row) or "none"
-            raise DataError(f"{place}: found columns {found}; {kind} are read from {accepted(kind)}")
+    for place, found in rows_of(source):
+        if not isinstance(found, dict):
+            raise DataError(f"{place}: a row is {short(found)}; expected an object with columns {accepted(kind)}")
         try:
-            records.append(record(row, format, dropped))
-        except _Drop as reason:
+            rows = [found] if kind == "texts" else translate(found, kind == "rankings", dropped)
+        except Drop as reason:
             dropped[str(reason)] += 1
+            continue
         except ValueError as error:
             raise DataError(f"{place}: {_one_line(error)}") from None
+        for row in rows:
+            columns = {name for name, value in row.items() if value is not None}
+            format = next((f for f in FORMATS if kind in f.gives and columns.issuperset(f.columns)), None)
+            if format is None:
+                names = ", ".join(name if name in columns else f"{name} (null)" for name in row) or "none"
+                raise DataError(f"{place}: found columns {names}; {kind} are read from {accepted(kind)}{_aside(row)}")
+            try:
+                if kind != "texts":
+                    refuse(row, kind == "demonstrations")
+                records.append(record(row, format, dropped))
+            except Drop as reason:
+                dropped[str(reason)] += 1
+            except ValueError as error:
+                raise DataError(f"{place}: {_one_line(error)}") from None
     if place is None:
         raise DataError(f"{source}: is empty; {kind} are read from {accepted(kind)}")
     return Loaded(records, dict(dropped), source)
 
 
-def _prompt_and_answers(row: Row, format: Format) -> tuple[str | Turns, list[str]]:
+def _aside(row: Row) -> str:
+    if "completions" in row and "labels" in row:
+        return "; labels judge single steps (TRL's stepwise supervision), which no stage learns from"
+    return ""
+
+
+def _prompt_and_answers(row: Row, format: Format) -> tuple[str | Turns, list[Any]]:
+    """The prompt, and the answers in the format's columns: strings, or what else a ranking's completions hold."""
     if format.columns == ("chosen", "rejected"):
         return _shared_prompt(row["chosen"], row["rejected"])
     text: str | Turns
     if "instruction" in format.columns:
         parts = [row["instruction"], row.get("input") or ""]
         if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"instruction and input are {_short(parts)}; expected strings")
+            raise ValueError(f"instruction and input are {short(parts)}; expected strings")
         text = (Message(role="user", content="\n\n".join(part for part in parts if part)),)
     else:
         text = row["prompt"] if isinstance(row["prompt"], str) else _turns(row["prompt"], "prompt")
-    return text, [_answer(row[column], column, text) for column in format.columns if column in ANSWERS]
+    answers = {column: row[column] for column in ANSWERS if column in format.columns}
+    if format.name == "ranking" and not isinstance(row["completions"], list):
+        raise ValueError(
+            f"completions is {short(row['completions'])}; expected a list of strings, of {{text, policy, finish}} or "
+            "of lists of messages"
+        )
+    if format.name == "ranking":
+        answers = {f"completions[{i}]": answer for i, answer in enumerate(row["completions"])}
+    if format.name == "prompt":  # the same prompt that the row's answers are read with
+        listed = row["completions"] if isinstance(row.get("completions"), list) else []
+        answers = {f"completions[{i}]": answer for i, answer in enumerate(listed)}
+        answers |= {column: row[column] for column in ANSWERS if column in row}
+        answers = {column: answer for column, answer in answers.items() if isinstance(answer, list)}
+    return _conversation(text, answers)
 
 
-def _shared_prompt(chosen: Any, rejected: Any) -> tuple[str | Turns, list[str]]:
+def _conversation(prompt: str | Turns, answers: Mapping[str, Any]) -> tuple[str | Turns, list[Any]]:
+    """Prompt and answers where an answer may be a list of messages, which then holds the prompt's turns, or some."""
+    asked = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+    contexts: list[str | Turns] = []
+    texts: list[Any] = []
+    for column, answer in answers.items():
+        if isinstance(answer, list):
+            turns = _turns(answer, column)
+            if not turns or turns[-1].role != "assistant":
+                raise ValueError(
+                    f"{column} is {short(answer)}; expected a string, or messages of which the last is the assistant's"
+                )
+            contexts.append(_context(asked, turns[:-1], column))
+            texts.append(turns[-1].content)
+        elif isinstance(answer, str) or column.startswith("completions["):
+            contexts.append(prompt)
+            texts.append(answer)
+        else:
+            raise ValueError(f"{column} is {short(answer)}; expected a string or a list of {{role, content}} messages")
+    chat = [context for context in contexts if not isinstance(context, str)]
+    if not chat:
+        return prompt, texts
+    if any((asked if isinstance(context, str) else context) != chat[0] for context in contexts):
+        raise Drop(f"{' and '.join(answers) if 'chosen' in answers else 'completions'} share no prompt")
+    return chat[0], texts
+
+
+def _context(asked: Turns, before: Turns, column: str) -> Turns:
+    """The turns that an answer was given to: the prompt's, which those before the answer may hold or go on from."""
+    plain = [(turn.role, turn.content.strip()) for turn in before]
+    wanted = [(turn.role, turn.content.strip()) for turn in asked]
+    if any(plain[i : i + len(wanted)] == wanted for i in range(len(plain))):
+        return before
+    if plain == wanted[len(wanted) - len(plain) :]:  # nothing, or the prompt without what opens it
+        return asked
+    if before[0].role == "assistant":
+        return asked + before
+    raise ValueError(f"{column} is a conversation without the prompt, {short(asked[-1].content)}")
+
+
+def _shared_prompt(chosen: Any, rejected: Any) -> tuple[str | Turns, list[Any]]:
     """Split two transcripts that differ in their last assistant turn only."""
-    no_prompt = _Drop("chosen and rejected share no prompt")
+    no_prompt = Drop("chosen and rejected share no prompt")
     if isinstance(chosen, str) and isinstance(rejected, str):
         (head, mark, answer), (head2, mark2, answer2) = (text.rpartition(ASSISTANT) for text in (chosen, rejected))
         if not mark or not mark2 or head != head2:
             raise no_prompt
         return head + mark, [answer, answer2]
-    turns, turns2 = _turns(chosen, "chosen"), _turns(rejected, "rejected")
-    prompt = turns[:-1]
-    if not prompt or prompt != turns2[:-1]:
+    prompt, prompt2 = (_turns(turns, name)[:-1] for turns, name in ((chosen, "chosen"), (rejected, "rejected")))
+    if not prompt or prompt != prompt2:
         raise no_prompt
-    return prompt, [_answer(chosen, "chosen", prompt), _answer(rejected, "rejected", prompt)]
-
-
-def _answer(value: Any, column: str, prompt: str | Turns) -> str:
-    """A completion as a string, or as one assistant message, which may follow a copy of the prompt's turns."""
-    if isinstance(value, str):
-        return value
-    turns = _turns(value, column)
-    asked = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
-    if turns[: len(asked)] == asked:
-        turns = turns[len(asked) :]
-    if [turn.role for turn in turns] != ["assistant"]:
-        raise ValueError(f"{column} is {_short(value)}; expected a string or one assistant message")
-    return turns[0].content
+    return _conversation(prompt, {"chosen": chosen, "rejected": rejected})
 
 
 def _turns(value: Any, column: str) -> Turns:
     if not isinstance(value, list):
-        raise ValueError(f"{column} is {_short(value)}; expected a string or a list of {{role, content}} messages")
+        raise ValueError(f"{column} is {short(value)}; expected a string or a list of {{role, content}} messages")
     for i, turn in enumerate(value):
         if not (isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))):
-            raise ValueError(f"{column}[{i}] is {_short(turn)}; expected {{role, content}}, both strings")
+            raise ValueError(f"{column}[{i}] is {short(turn)}; expected {{role, content}}, both strings")
     return tuple(Message(role=turn["role"], content=turn["content"]) for turn in value)
 
 
 def _prompt(row: Row, text: str | Turns) -> Prompt:
+    text = _opened(row, text)
     if not (text.strip() if isinstance(text, str) else any(turn.content.strip() for turn in text)):
-        raise _Drop("empty prompt")
+        raise Drop("empty prompt")
     carried = {name: row[name] for name in ("split", "use_case", "meta") if row.get(name) not in (None, "")}
     id = _name(row.get("id")) or _text_id(text)
     return Prompt.model_validate({"id": id, "text": text, "user": _name(row.get("user")), **carried})
+
+
+def _opened(row: Row, text: str | Turns) -> str | Turns:
+    """A prompt after the row's `system` and `history`, the earlier turns, if it has any."""
+    before: Turns = ()
+    for name in ("system", "system_prompt"):
+        if row.get(name) not in (None, ""):
+            if not isinstance(row[name], str):
+                raise ValueError(f"{name} is {short(row[name])}; expected a string")
+            before = (Message(role="system", content=row[name]),)
+            break
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise ValueError(f"history is {short(history)}; expected a list of pairs of strings, question and answer")
+    for i, pair in enumerate(history):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+            raise ValueError(f"history[{i}] is {short(pair)}; expected a pair of strings, question and answer")
+        before += (Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1]))
+    if not before:
+        return text
+    if isinstance(text, str):
+        if text.endswith(ASSISTANT):
+            raise ValueError("a transcript with earlier turns beside it (system, history) is not read; give messages")
+        text = (Message(role="user", content=text),)
+    if text and text[0].role == "system" and before[0].role == "system":
+        if text[0] != before[0]:
+            raise ValueError(f"the messages open with a system turn, {short(text[0].content)}, other than the row's")
+        text = text[1:]
+    return before + text
 
 
 def _text_id(text: str | Turns) -> str:
@@ -315,18 +390,13 @@ def _name(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value or None
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _one_line(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
     field = ".".join(str(part) for part in first["loc"])
-    return f"{field}: {message}, found {_short(first['input'])}" if field else message
+    return f"{field}: {message}, found {short(first['input'])}" if field else message
 
 
 def read_rows(source: str | os.PathLike[str], *required: str) -> list[dict[str, Any]]:
@@ -336,7 +406,7 @@ def read_rows(source: str | os.PathLike[str], *required: str) -> list[dict[str, 
         DataError: if the file is missing or empty, a row is no object, or a required field is not there.
     """
     rows = []
-    for place, row in _rows(str(source)):
+    for place, row in rows_of(str(source)):
         missing = [name for name in required if not isinstance(row, dict) or name not in row]
         if missing:
             raise DataError(f"{place}: no field {missing[0]!r}; expected {', '.join(required)}")
@@ -344,124 +414,3 @@ def read_rows(source: str | os.PathLike[str], *required: str) -> list[dict[str, 
     if not rows:
         raise DataError(f"{source}: empty file")
     return rows
-
-
-# From a source to rows, each with its place
-
-
-def _rows(source: str) -> Iterator[tuple[str, Any]]:
-    path = Path(source)
-    suffix = Path(path.name.removesuffix(".gz")).suffix
-    name, _, split = source.partition(":")
-    if path.is_file():
-        if suffix not in DATA_SUFFIXES:
-            raise DataError(f"{source}: unknown kind of file; give {PATHS} or a hub id")
-        opener: Callable[..., IO[Any]] = gzip.open if path.suffix == ".gz" else open
-        newline = "" if suffix == ".csv" else None  # the csv module counts lines itself
-        text = {"mode": "rt", "encoding": "utf-8-sig", "newline": newline}
-        with opener(path, **({"mode": "rb"} if suffix == ".parquet" else text)) as file:
-            try:
-                yield from _FILE_ROWS[suffix](source, file)
-            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-                raise DataError(f"{source}: not a whole gzip file: {error}") from None
-            except UnicodeDecodeError as error:
-                raise DataError(f"{source}: not UTF-8 text: {error}; convert it") from None
-    elif Path(name).is_dir() or (HUB_ID.fullmatch(source) and suffix not in DATA_SUFFIXES):
-        yield from _hub_rows(source, name, split or "train")
-    else:
-        raise DataError(f"{source}: no such file; give {PATHS} or a hub id (org/name or org/name:split)")
-
-
-def _jsonl_rows(source: str, file: IO[str]) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                yield f"{source}:{number}", json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{source}:{number}: not valid JSON: {error}") from None
-
-
-def _json_rows(source: str, file: IO[str]) -> Iterator[tuple[str, Any]]:
-    text = file.read()
-    try:
-        rows = json.loads(text) if text.strip() else []
-    except ValueError as error:
-        line = getattr(error, "lineno", 1)
-        raise DataError(f"{source}:{line}: not valid JSON: {error}; if it has one row a line, name it .jsonl") from None
-    if not isinstance(rows, list):
-        raise DataError(f"{source}: holds {_short(rows)}; expected a list of rows; if one row a line, name it .jsonl")
-    yield from ((f"{source}, row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _csv_rows(source: str, file: IO[str]) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(2**31 - 1)  # the library's 128 kB is less than one long document
-    reader = csv.reader(file, strict=True)
-    line = 1
-    try:
-        header = next(reader, [])
-        line = reader.line_num + 1
-        for cells in reader:
-            if cells and len(cells) != len(header):
-                raise DataError(f"{source}:{line}: {len(cells)} cells under {len(header)} column names; quote commas")
-            if cells:
-                yield f"{source}:{line}", {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{source}:{line}: not valid CSV: {error}") from None
-
-
-def _cell(column: str, cell: str) -> Any:
-    """A cell's text, or the list or object that it holds as JSON where the column may be one."""
-    if not cell.startswith("{" if column == "meta" else "["):
-        return cell
-    try:
-        value = json.loads(cell)
-    except ValueError:
-        return cell
-    if column in ("meta", "messages", "completions", "ranks"):
-        return value
-    turns = bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
-    return value if turns and column in ("prompt", *ANSWERS) else cell  # a prompt may well read "[1, 2]"
-
-
-def _parquet_rows(source: str, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        for batch in pq.ParquetFile(pa.BufferReader(file.read())).iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{source}, row {number}", row
-    except pa.ArrowException as error:
-        raise DataError(f"{source}: not valid Parquet: {error}") from None
-
-
-def _txt_rows(source: str, file: IO[str]) -> Iterator[tuple[str, Any]]:
-    text = file.read()
-    if text.strip():
-        yield source, {"text": text}
-
-
-def _hub_rows(source: str, name: str, split: str) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the library's own, its HTTP client's and the system's: all are about this source
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise DataError(
-            f"{source}: the datasets library cannot load it: {reason}; check the id, the split, the network and "
-            f"HF_HUB_OFFLINE, or give {PATHS}"
-        ) from None
-    yield from ((f"{source}, row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-_FILE_ROWS: Mapping[str, Callable[[str, IO[Any]], Iterator[tuple[str, Any]]]] = {
-    ".jsonl": _jsonl_rows,
-    ".json": _json_rows,
-    ".csv": _csv_rows,
-    ".parquet": _parquet_rows,
-    ".txt": _txt_rows,
-}

@@ -1,7 +1,9 @@
 """Runs a recipe's stages in order; what is done and unchanged is skipped.
 
 A recipe is YAML: `stages`, a mapping of run names to settings, each with a `stage`. In values, `{run}` stands for the
-folder all runs go to, `{base}` for the shipped base model and `{seed}` for the seed. Nothing here imports torch.
+folder all runs go to, `{base}` for the shipped base model, `{seed}` for the seed, and `{name}` for an input that the
+recipe names under `inputs`, there with its default, or null where whoever runs it must give one. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 import importlib
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import StageConfig, make, nearest, read_yaml
+from tutelage.config import StageConfig, make, nearest, parse_yaml, read_yaml
 from tutelage.runs import done
 
 PACKAGE = Path(__file__).parent
@@ -47,6 +50,9 @@ STAGES = {
         "stages.config:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"
     ),
     "reward": Stage("stages.config:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
+    "measure": Stage(
+        "stages.config:MeasureConfig", "stages.reward:run_measure", "measure a reward model on any rankings or pairs"
+    ),
     "online": Stage(
         "stages.config:OnlineConfig", "stages.online:run", "optimise a policy against a reward model (PPO, PPO-ptx)"
     ),
@@ -95,40 +101,81 @@ def recipe_path(recipe: str) -> Path:
 
 
 def plan(
-    recipe: Path, folder: Path, seed: int, overwrite: bool = False, base: Path = BASE
-) -> list[tuple[str, Stage, StageConfig]]:
+    recipe: Path, folder: Path, seed: int, overwrite: bool = False, base: Path = BASE,
+    given: Mapping[str, str] | None = None,
+) -> list[tuple[str, Stage, StageConfig]]:  # fmt: skip
     """The recipe's stages with validated settings; nothing is run before all of them are known to be sound.
+
+    `given` holds the recipe's inputs by name, and settings of stages by `run.setting`, whose values are YAML.
 
     Raises:
         ValueError: naming recipe, stage, key and remedy.
     """
     content = read_yaml(recipe)
-    unknown = set(content) - {"description", "stages"}
+    unknown = set(content) - {"description", "inputs", "stages"}
     if unknown or not isinstance(content.get("stages"), dict):
         raise ValueError(
-            f"{recipe}: a recipe has `description` and `stages` (names with settings); found {sorted(content)}"
+            f"{recipe}: a recipe has `description`, `inputs` and `stages` (names with settings); "
+            f"found {sorted(content)}"
         )
+    names = {"run": str(folder), "base": str(base), "seed": str(seed)}
+    inputs, changes = _given(recipe, content, given or {})
+    for name, value in inputs.items():  # a default may name an input above it
+        names[name] = str(fill(value, names))
     steps = []
     for name, settings in content["stages"].items():
         if not isinstance(settings, dict):
             raise ValueError(f"{recipe}: {name}: expected a mapping of settings, found {settings!r}; `{{}}` is none")
-        settings = dict(settings)
+        settings = settings | changes.get(name, {})
         verb = settings.pop("stage", name)
         if verb not in STAGES:
             raise ValueError(f"{recipe}: {name}: unknown stage {verb!r}; {nearest(str(verb), list(STAGES))}")
-        values = {"seed": seed, "overwrite": overwrite} | fill(
-            settings, {"run": str(folder), "base": str(base), "seed": str(seed)}
-        )
+        values = {"seed": seed, "overwrite": overwrite} | fill(settings, names)
         config = make(STAGES[verb].config_class(), values | {"output": folder / name}, f"{recipe}: {name}")
         steps.append((name, STAGES[verb], config))
     return steps
 
 
-def run_recipe(recipe: Path, folder: Path, seed: int, overwrite: bool = False, base: Path = BASE) -> None:
-    """Run all stages in order, saying in a line each what was done or skipped and how long it took."""
-    steps = plan(recipe, folder, seed, overwrite, base)
+def _given(
+    recipe: Path, content: Mapping[str, Any], given: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """The recipe's inputs, and changed settings by run name.
+
+    Raises:
+        ValueError: if an input is missing, or a name is neither an input nor a setting of a run.
+    """
+    inputs = content.get("inputs") or {}
+    if not isinstance(inputs, dict):
+        raise ValueError(f"{recipe}: inputs: expected a mapping of names to defaults, found {inputs!r}")
+    inputs = dict(inputs)
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        run, dot, setting = name.partition(".")
+        if name in inputs:
+            inputs[name] = value
+        elif dot and run in content["stages"]:
+            changes.setdefault(run, {})[setting] = parse_yaml(f"--set {name}", value)
+        else:
+            what = nearest(run, list(content["stages"])) if dot else nearest(name, list(inputs))
+            raise ValueError(f"{recipe}: --set {name}: no such {'run' if dot else 'input'}; {what}")
+    if missing := [f"--set {name}=…" for name, value in inputs.items() if value is None]:
+        raise ValueError(f"{recipe}: {', '.join(missing)} is wanted: {content.get('description', '')}".strip())
+    return inputs, changes
+
+
+def run_recipe(
+    recipe: Path, folder: Path, seed: int, overwrite: bool = False, base: Path = BASE,
+    given: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Run all stages in order, saying in a line each what was done or skipped and how long it took.
+
+    The last line is where to look: the report, or the folder if the recipe draws none.
+    """
+    steps = plan(recipe, folder, seed, overwrite, base, given)
     for number, (name, stage, config) in enumerate(steps, start=1):
         before, began = done(folder / name), time.perf_counter()
         stage.run(config)
         took = f"{time.perf_counter() - began:.0f} s" if done(folder / name) != before else "done already"
         print(f"[{number}/{len(steps)}] {name}: {took}", file=sys.stderr, flush=True)
+    reports = [config.output / "report.html" for _, stage, config in steps if stage is STAGES["report"]]
+    print(reports[-1] if reports else folder)

@@ -121,12 +121,18 @@ class Run:
                     self.seconds_before = kept[-1]["seconds"]
 
     def finish(self, **results: Any) -> dict[str, Any]:
-        """Write done.json, the last act of a run, and drop the checkpoint."""
+        """Write done.json, the last act of a run, drop the checkpoint, and say which rows were not used, if any."""
         for name in ("state", "state.tmp", "state.old"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         done = {"stage": self.stage, "seconds": round(self.seconds, 3), "peak_memory_gib": peak_memory_gib(), **results}
         write_json(self.folder / "done.json", done)
+        if lost := [f"{number:,} {why}" for why, number in results.get("dropped", {}).items() if number]:
+            self.say(f"rows dropped or changed: {'; '.join(lost)}")
         return done
+
+    def say(self, line: str) -> None:
+        """A line for whoever watches, under the stage's name."""
+        print(f"{self.stage}: {line}", file=sys.stderr, flush=True)
 
 
 def _whole(line: str) -> dict[str, Any] | None:
@@ -145,6 +151,12 @@ def done(folder: Path) -> dict[str, Any] | None:
     """The results of a finished run, or None."""
     path = folder / "done.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def dropped(rows: Mapping[str, int], **others: Mapping[str, int]) -> dict[str, int]:
+    """Counts by reason of the rows that a stage did not use; those of its other inputs have the setting's name."""
+    named = {f"{why} in {name}": number for name, counts in others.items() for why, number in counts.items()}
+    return {why: number for why, number in {**rows, **named}.items() if number}
 
 
 def inputs_of(config: StageConfig, *names: str) -> dict[str, Path]:

@@ -66,6 +66,13 @@ def work(folder: Path, people: list[int], answer: dict[str, dict[str, Any]]) -> 
     return done
 
 
+def test_rows_without_a_prompt_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "p.jsonl", {"prompt": "Write a poem."}, {"prompt": " "}, {"prompt": ""})
+    label("prompts", folder, source, "--no-personal-data")
+    label("queue", folder, source, "--kind", "demonstration")
+    assert capsys.readouterr().out.count(f"empty prompt: 2 rows of {source} left out") == 2
+
+
 def test_from_prompts_to_rankings(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """prompts -> candidates by some policy -> queue -> answers -> export, as `tutelage reward` reads it."""
     out = tmp_path / "out"

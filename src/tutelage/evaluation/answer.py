@@ -2,7 +2,7 @@
 
 Differs from the paper: the alignment tax is the held-out pretraining loss, next to which benchmarks may stand.
 
-    tutelage answer --models '{base: B, sft: S, ppo: P}' --prompts test.jsonl --output runs/answers
+    tutelage answer --models base=B,sft=S,ppo=P --prompts test.jsonl --output runs/answers
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tutelage.models.loading import load_policy, load_scalar
 from tutelage.models.tokens import load_tokenizer
 from tutelage.objectives.kl import k1
 from tutelage.records import Completion, Request, Sample
-from tutelage.runs import inputs_of, open_run
+from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.sampling.completions import Writer, complete, fits, scored_ids
 
 
@@ -62,7 +62,8 @@ def run(config: AnswerConfig) -> None:
     if config.reward_model:
         reward_tokenizer = load_tokenizer(config.reward_model)
         scorer = load_scalar(config.reward_model, reward_tokenizer)
-    prompts = read_prompts(config.prompts).records
+    loaded = read_prompts(config.prompts)
+    prompts = loaded.records
     fitting = [p for p in prompts if all(fits(w, p, 2**31, config.max_new_tokens) for w in writers.values())]
 
     if not fitting:
@@ -109,7 +110,8 @@ def run(config: AnswerConfig) -> None:
     texts = read_texts(config.texts).records if config.texts else []
     plain = {name: writers[name] for name in config.models} if texts else {}
     run.finish(
-        prompts=len(fitting), dropped={"too long": len(prompts) - len(fitting)}, kl=kl, kl_standard_error=kl_error,
+        prompts=len(fitting), kl=kl, kl_standard_error=kl_error,
+        dropped=dropped({**loaded.dropped, "too long": len(prompts) - len(fitting)}),
         pretraining_loss={n: pretraining_loss(w.policy, w.tokenizer, texts) for n, w in plain.items()},
         scores=scores,
         words={n: sum(len(c.text.split()) for c in cs) / len(cs) for n, cs in answers.items()},

@@ -56,12 +56,20 @@ def invite(
     print(f"{url.rstrip('/')}/join/{token}")
 
 
+def _prompts(path: str) -> list[Prompt]:
+    """The prompts of a file; says which rows hold none."""
+    loaded = read_prompts(path)
+    for reason, number in loaded.dropped.items():
+        print(f"{reason}: {number} rows of {path} left out")
+    return loaded.records
+
+
 def take_prompts(folder: Path, path: str, rules: Rules, kinds: Sequence[TaskKind], output: Path | None) -> None:
     """Take prompts in by the rules, and queue tasks of these kinds on those taken.
 
     What `output` names gets the prompts taken, with their splits: what `tutelage collect --prompts` reads.
     """
-    new = read_prompts(path).records
+    new = _prompts(path)
     with closing(existing_workspace(folder)) as workspace:
         with workspace.read() as connection:
             stored = connection.execute(select(prompts)).all()
@@ -144,7 +152,7 @@ def queue_file(
                     )
                     why = "every answer equals the baseline's"
                 else:
-                    asked = read_prompts(path).records
+                    asked = _prompts(path)
                     number = queue.queue_prompts(connection, kind, asked, arm=arm or "training", labelers=labelers)
                     why = "every prompt has such a task already"
     print(f"{kind}: {number} tasks queued" + ("" if number else f"; {why}"))

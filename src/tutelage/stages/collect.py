@@ -18,7 +18,7 @@ from tutelage.labeling.database import existing_workspace
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.records import Completion
-from tutelage.runs import inputs_of, open_run
+from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.sampling.completions import Writer, complete, fits
 from tutelage.stages.config import CollectConfig
 
@@ -47,7 +47,8 @@ def run(config: CollectConfig) -> None:
     if run is None:
         return
     rng = Random(config.seed)
-    prompts = read_prompts(config.prompts).records
+    loaded = read_prompts(config.prompts)
+    prompts = loaded.records
     examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
     # 1. Who writes which completion of which prompt.
     names = list(policies)
@@ -60,7 +61,7 @@ def run(config: CollectConfig) -> None:
         numbers[p] += 1
     # 2. Each policy writes its share.
     written: dict[int, Completion] = {}
-    dropped = 0
+    too_long: set[int] = set()
     for index in run.track(range(len(names))):
         name = names[index]
         tokenizer = load_tokenizer(policies[name])
@@ -68,7 +69,7 @@ def run(config: CollectConfig) -> None:
         writer = Writer(name, policy, tokenizer, examples if name in config.few_shot else ())
         room = {p: fits(writer, prompts[p], 2**31, config.max_new_tokens) for p in {p for p, n in slots if n == name}}
         mine = [i for i, (p, n) in enumerate(slots) if n == name and room[p]]
-        dropped += sum(not ok for ok in room.values())
+        too_long |= {p for p, ok in room.items() if not ok}
         completions, _, _ = complete(
             writer, [prompts[slots[i][0]] for i in mine], config.seed, copies=[copies[i] for i in mine],
             temperature=config.temperature, max_new_tokens=config.max_new_tokens,
@@ -99,9 +100,9 @@ def run(config: CollectConfig) -> None:
         workspace.close()
     run.finish(
         prompts=len(candidates), completions=len(written), merged=len(written) - sum(len(g) for g in groups.values()),
-        dropped={
-            "too long": dropped, "empty": len(empty),
+        dropped=dropped({
+            **loaded.dropped, "too long": len(too_long), "empty completion": len(empty),
             "fewer than two distinct completions": len(groups) - len(candidates),
-        },
+        }),
         **queued,
     )  # fmt: skip

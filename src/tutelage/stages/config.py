@@ -84,7 +84,7 @@ class SftConfig(Training):
     demonstrations: Source
     """Prompts with completions, in any accepted format."""
     valid_demonstrations: Source | None = None
-    """Held-out demonstrations; without them a tenth is held out."""
+    """Held-out demonstrations; without them those of a tenth of the prompts are held out."""
     reward_model: Source | None = None
     """If given, the checkpoint is chosen by its mean score on completions to held-out prompts (the paper's way),
     else by validation loss."""
@@ -150,6 +150,8 @@ class RewardConfig(Training):
     """Rankings: `prompt`, `completions`, `ranks`; or chosen and rejected pairs."""
     valid: dict[str, str] = {}
     """Named sets of held-out rankings, each reported by itself, as `heldout_labelers`."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the prompts whose rankings measure the reward model instead of training it, if `valid` names no set."""
     demonstrations: Source | None = None
     """Scores are shifted so that these average 0 (paper, section 3.5)."""
     epochs: Count = 1
@@ -162,6 +164,17 @@ class RewardConfig(Training):
     """Updates of linear warm-up."""
     max_prompt_tokens: Count = 1024
     """Longer prompts are dropped and counted."""
+
+
+class MeasureConfig(StageConfig):
+    """Measure a trained reward model on any rankings or pairs: how many it puts into the labelers' order."""
+
+    reward_model: Source
+    """Model folder or hub id of the reward model."""
+    rankings: Source
+    """Rankings or pairs that it did not learn from, in any accepted format."""
+    micro_batch_tokens: Count = 2048
+    """Tokens of one pass: memory's dial, no result's."""
 
 
 class OnlineConfig(Training):
@@ -219,14 +232,16 @@ class OnlineConfig(Training):
     """Scale rewards to unit variance, mean kept (Ziegler 2019's code: off)."""
     missing_eos_penalty: Number = 1.0
     """Taken off the score of a completion that was cut off (Ziegler 2019's code: 1)."""
-    ema_decay: Fraction = 0.992
-    """Per iteration, of the averaged policy that is saved (paper: 0.992); 0 saves the last weights."""
+    ema_decay: Fraction | None = None
+    """Per iteration, of the averaged policy in `model/` (paper: 0.992 over its 500 iterations). If not set, it follows
+    the run's length: the average spans the same share of it. 0 takes the last weights, which `last/` has anyway."""
     pretraining_texts: Source | None = None
     """The mixture of PPO-ptx; without it, plain PPO."""
-    ptx_coef: Number = 27.8
-    """gamma of equation 2 (paper: 27.8). Our normalisation: policy loss and ptx loss are both means per token."""
-    ptx_per_episode: Positive = 8
-    """Pretraining rows of an episode (paper: 8)."""
+    ptx_coef: Number = 0.5
+    """gamma of equation 2, in our normalisation: policy loss and ptx loss are both means per token (the paper's 27.8
+    belongs to another, and drowns the policy loss here)."""
+    ptx_per_episode: Positive = 1
+    """Pretraining rows of an episode; more give a smoother gradient, not a heavier one (paper: 8)."""
     ptx_length: Length = 128
     """Tokens of a pretraining row."""
     sample_every: Count = 10

@@ -13,7 +13,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +40,7 @@ from tutelage.objectives.advantages import kl_shaped_rewards
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, k1
 from tutelage.objectives.masked import keep, masked_mean, whiten
 from tutelage.records import Prompt, Request, Rollout
-from tutelage.runs import Run, inputs_of, open_run
+from tutelage.runs import Run, dropped, inputs_of, open_run
 from tutelage.sampling import Sampler
 from tutelage.sampling.local import LocalSampler
 from tutelage.sampling.random import request_seed
@@ -51,10 +50,13 @@ from tutelage.stages.pretrain import rows_of, text_nll
 from tutelage.stages.training import Checkpoint, adamw, constant_after_warmup, shuffled, update
 
 ALGORITHMS = {"ppo": ppo}
+PAPER_DECAY, PAPER_ITERATIONS = 0.992, 500  # section C.4; 256,000 episodes, 512 at a time
+FINAL_PROMPTS = 128  # the same for the averaged and for the last weights
+STILL = 0.5  # an average that has gone less than this share of the last weights' way is hardly trained
 
 
 def run(config: OnlineConfig) -> None:
-    """Optimise the policy, then write `model/` into the run folder.
+    """Optimise the policy, then write `model/`, the averaged weights, and `last/`, the last ones, into the run folder.
 
     Raises:
         ValueError: if batches do not divide, tokenizers differ, no prompt fits, or the gradient is not finite.
@@ -79,8 +81,8 @@ def run(config: OnlineConfig) -> None:
     sampler = LocalSampler(policy, bf16=True)  # the ratio accounts for it: it divides by what was sampled with
 
     whole = min(context_length(policy), context_length(reward_model))
-    prompts, dropped = usable_prompts(config, whole, tokenizer)
-    rows = pretraining_rows(config, whole, tokenizer)
+    prompts, lost = usable_prompts(config, whole, tokenizer)
+    rows, lost_texts = pretraining_rows(config, whole, tokenizer)
     kl = (
         AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_target else FixedKL(config.kl_coef)
     )
@@ -95,6 +97,7 @@ def run(config: OnlineConfig) -> None:
         kl.kl_coef = resumed["kl_coef"]
 
     iterations = math.ceil(config.total_episodes / config.batch_size)
+    decay = average_decay(config, iterations)
     for iteration in run.track(range(resumed["step"], iterations)):
         # 1. Sample one completion for each prompt of the iteration.
         chosen = iteration_prompts(prompts, iteration, config)
@@ -127,7 +130,7 @@ def run(config: OnlineConfig) -> None:
         # 7. Average the weights, in fp32.
         with torch.no_grad():
             for averaged, parameter in zip(average.parameters(), policy.parameters(), strict=True):
-                averaged.lerp_(parameter, 1 - config.ema_decay)
+                averaged.lerp_(parameter, 1 - decay)
 
         # 8. Log, steer the KL coefficient, checkpoint.
         drift = keep(k1(rollout.logprobs, rollout.ref_logprobs), mask).sum(1)
@@ -151,37 +154,83 @@ def run(config: OnlineConfig) -> None:
         if checkpoint.due():
             checkpoint.save(iteration + 1, kl_coef=kl.value)
 
-    final = average if config.ema_decay else policy
-    results: dict[str, Any] = {"prompts": len(prompts), "dropped": dropped, "kl_coef": kl.value}
-    save_model(final.eval(), tokenizer, run.folder / "model")
-    run.finish(**results)
+    # 9. Both sets of weights, measured on the same prompts.
+    fixed = shuffled(prompts, config.seed, -1)[:FINAL_PROMPTS]
+    final: dict[str, dict[str, float]] = {}
+    for name, weights in (("model", average if decay else policy), ("last", policy)):
+        save_model(weights.eval(), tokenizer, run.folder / name)
+        rollout = sample(weights, LocalSampler(weights), fixed, iterations, config)
+        reference_logprobs = completion_logprobs(
+            reference, rollout.sequences, rollout.prompt_lengths, config.temperature
+        )
+        final[name] = {
+            "score": float(all_scores(reward_model, rollout.sequences).mean()),
+            "kl": float(keep(k1(rollout.logprobs, reference_logprobs), rollout.mask).sum(1).mean()),
+            "length": float(rollout.mask.sum(1).float().mean()),
+        }
+        said = "  ".join(f"{key} {value:.3f}" for key, value in final[name].items())
+        run.say(f"{name}/: {said}  (mean over {len(fixed)} prompts)")
+    way = moved(average, policy, reference) if decay else 1.0
+    warnings = []
+    if way < STILL:
+        warnings.append(
+            f"the averaged weights in model/ have gone {way:.0%} of the way of the last ones from the start: with "
+            f"ema_decay={decay:.4g} over {iterations} iterations they are mostly the policy that the run began with. "
+            "last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average of this run"
+        )
+        run.say(f"warning: {warnings[0]}")
+    run.finish(
+        prompts=len(prompts), dropped=dropped(lost, pretraining_texts=lost_texts), kl_coef=kl.value, ema_decay=decay,
+        average_moved=way, final=final, warnings=warnings,
+    )  # fmt: skip
+
+
+def average_decay(config: OnlineConfig, iterations: int) -> float:
+    """The decay of the average per iteration: as set, or such that the start weighs as much at the end as in the paper.
+
+    There it weighs 0.992^500 = 0.018; so here the decay is 0.992^(500 / iterations), whatever the run's length.
+    """
+    return config.ema_decay if config.ema_decay is not None else PAPER_DECAY ** (PAPER_ITERATIONS / iterations)
+
+
+@torch.no_grad()
+def moved(average: PreTrainedModel, last: PreTrainedModel, start: PreTrainedModel) -> float:
+    """How far the averaged weights are from the start's, as a share of the last weights' distance from them."""
+    squares = [0.0, 0.0]
+    for a, b, origin in zip(average.parameters(), last.parameters(), start.parameters(), strict=True):
+        squares[0] += float((a - origin).square().sum())
+        squares[1] += float((b - origin).square().sum())
+    return (squares[0] / squares[1]) ** 0.5 if squares[1] else 1.0
 
 
 def usable_prompts(
     config: OnlineConfig, context: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[tuple[Prompt, tuple[int, ...]]], int]:
-    """Prompts with their ids, and how many were too long and dropped.
+) -> tuple[list[tuple[Prompt, tuple[int, ...]]], dict[str, int]]:
+    """Prompts with their ids, and by reason how many were dropped.
 
     Raises:
         ValueError: if none is left.
     """
     limit = min(config.max_prompt_tokens, context - config.max_completion_length)
-    loaded = read_prompts(config.prompts).records
-    encoded = [(p, tuple(encode_prompt(tokenizer, p.text))) for p in loaded]
+    loaded = read_prompts(config.prompts)
+    encoded = [(p, tuple(encode_prompt(tokenizer, p.text))) for p in loaded.records]
     kept = [(p, ids) for p, ids in encoded if len(ids) <= limit]
     if not kept:
         raise ValueError(
-            f"{config.prompts}: none of {len(loaded)} prompts leaves room for a completion: "
+            f"{config.prompts}: none of {len(encoded)} prompts leaves room for a completion: "
             f"lower max_completion_length={config.max_completion_length} (the models' context is {context} tokens)"
         )
-    return kept, len(loaded) - len(kept)
+    return kept, {**loaded.dropped, "too long": len(encoded) - len(kept)}
 
 
-def pretraining_rows(config: OnlineConfig, context: int, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor | None:
-    """Rows of pretraining ids for PPO-ptx, or None for plain PPO."""
+def pretraining_rows(
+    config: OnlineConfig, context: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[torch.Tensor | None, dict[str, int]]:
+    """(rows, length) of pretraining text for the mixture, and what was dropped of it; None for plain PPO."""
     if config.pretraining_texts is None:
-        return None
-    return rows_of(tokenizer, read_texts(config.pretraining_texts).records, min(config.ptx_length, context))
+        return None, {}
+    texts = read_texts(config.pretraining_texts)
+    return rows_of(tokenizer, texts.records, min(config.ptx_length, context)), texts.dropped
 
 
 def iteration_prompts(

@@ -26,7 +26,7 @@ from tutelage.models.loading import device, save_model
 from tutelage.models.packing import MicroBatch
 from tutelage.models.tokens import PLAIN_TEMPLATE, encode_documents
 from tutelage.objectives.sft import nll_sum
-from tutelage.runs import inputs_of, open_run
+from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.stages.config import PretrainConfig
 from tutelage.stages.training import Checkpoint, adamw, cosine, update
 
@@ -85,7 +85,8 @@ def run(config: PretrainConfig) -> None:
     if run is None:
         return
     # 1. Text to rows of tokens.
-    texts = read_texts(config.texts).records
+    loaded = read_texts(config.texts)
+    texts, lost = loaded.records, {}
     tokenizer = train_tokenizer(texts, config.vocab_size)
     rows = rows_of(tokenizer, texts, config.sequence_length)
     # 2. A fresh model.
@@ -130,7 +131,9 @@ def run(config: PretrainConfig) -> None:
     # 4. What it came to.
     results = {"parameters": model.num_parameters(), "tokens": total * per_step * config.sequence_length}
     if config.valid_texts:
-        held_out = rows_of(tokenizer, read_texts(config.valid_texts).records, config.sequence_length)[:VALID_ROWS]
+        valid = read_texts(config.valid_texts)
+        lost["valid_texts"] = valid.dropped
+        held_out = rows_of(tokenizer, valid.records, config.sequence_length)[:VALID_ROWS]
         results["valid_loss"] = text_loss(model, held_out)
     save_model(model.eval(), tokenizer, run.folder / "model")
-    run.finish(**results)
+    run.finish(dropped=dropped(loaded.dropped, **lost), **results)

@@ -2,32 +2,34 @@
 
 A ranking is one element: its K sequences are packed into one tree, in which the prompt is read once, and all its
 ordered pairs enter one loss. The model starts from the SFT policy; after training its scores are shifted so that
-demonstrations average 0.
+demonstrations average 0. At the end it says in words whether it learned, by rankings of prompts that it never saw.
 
     tutelage reward --model runs/sft/model --rankings rankings.jsonl --output runs/reward
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.datasets import read_demonstrations, read_rankings
 from tutelage.intervals import bootstrap
 from tutelage.models.forward import all_scores, final_hidden, scores_by_group
-from tutelage.models.loading import context_length, new_scalar, save_model
+from tutelage.models.loading import context_length, load_scalar, new_scalar, save_model
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import encode_pairs, encode_rankings, load_tokenizer
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
 from tutelage.records import Ranking
-from tutelage.runs import inputs_of, open_run
-from tutelage.stages.config import RewardConfig
-from tutelage.stages.training import Checkpoint, adamw, batches, cosine, update
+from tutelage.runs import dropped, inputs_of, open_run
+from tutelage.stages.config import MeasureConfig, RewardConfig
+from tutelage.stages.training import Checkpoint, adamw, batches, cosine, hold_out, update
 
 
 @dataclass(frozen=True)
@@ -132,29 +134,40 @@ def run(config: RewardConfig) -> None:
     model = new_scalar(config.model, tokenizer, config.seed)
     context = context_length(model)
     loaded = read_rankings(config.rankings)
-    train, too_long = encode(loaded.records, tokenizer, config.max_prompt_tokens, context)
+    lost: dict[str, dict[str, int]] = {}
+    records, valid = loaded.records, {}
+    for name, source in config.valid.items():
+        loaded_valid = read_rankings(source)
+        valid[name], lost[f"valid.{name}"] = loaded_valid.records, loaded_valid.dropped
+    if not valid and config.held_out:
+        records, kept_back = hold_out(records, [r.prompt.text for r in records], config.held_out, config.seed)
+        valid = {"held_out": kept_back} if kept_back else {}
+    train, too_long = encode(records, tokenizer, config.max_prompt_tokens, context)
     if not train:
         raise ValueError(
             f"{config.rankings}: no ranking left to train on (dropped: {loaded.dropped}, too long: {too_long})"
         )
-    held_out = {
-        name: encode(read_rankings(source).records, tokenizer, config.max_prompt_tokens, context)[0]
-        for name, source in config.valid.items()
-    }
-    for name, elements in held_out.items():
-        if not elements:
+    held_out = {}
+    for name, rankings in valid.items():
+        held_out[name], long = encode(rankings, tokenizer, config.max_prompt_tokens, context)
+        if not held_out[name] and name in config.valid:
             raise ValueError(
                 f"valid.{name}: {config.valid[name]}: none of its rankings fits; leave it out or shorten it"
             )
+        if name in config.valid:
+            lost[f"valid.{name}"] = {**lost[f"valid.{name}"], "too long": long}
+        else:
+            too_long += long
     demonstrations: list[list[int]] = []
     if config.demonstrations:
-        read = read_demonstrations(config.demonstrations).records
-        pairs_of = encode_pairs(tokenizer, [(d.prompt.text, d.completion, True) for d in read])
+        read = read_demonstrations(config.demonstrations)
+        pairs_of = encode_pairs(tokenizer, [(d.prompt.text, d.completion, True) for d in read.records])
         demonstrations = [p + c for p, c in pairs_of if len(p) + len(c) <= context]
         if not demonstrations:
             raise ValueError(
-                f"{config.demonstrations}: none of {len(read)} demonstrations fits the context of {context} tokens"
+                f"{config.demonstrations}: none of {len(pairs_of)} demonstrations fits the context of {context} tokens"
             )
+        lost["demonstrations"] = {**read.dropped, "too long": len(pairs_of) - len(demonstrations)}
     # 2. One pass of Bradley–Terry, each ranking one element.
     torch.manual_seed(config.seed)
     optimizer = adamw(model, config)
@@ -192,6 +205,51 @@ def run(config: RewardConfig) -> None:
         shift = centre(model, demonstrations, others, config.micro_batch_tokens)
         shift["demonstration_score"] = float(all_scores(model, demonstrations).mean())
     # 4. What it has learned.
-    results = {name: evaluate(model, elements, config.micro_batch_tokens) for name, elements in held_out.items()}
+    results = {
+        name: evaluate(model, elements, config.micro_batch_tokens) for name, elements in held_out.items() if elements
+    }
+    words = {name: verdict(found) for name, found in results.items()}
     save_model(model, tokenizer, run.folder / "model")
-    run.finish(rankings=len(train), dropped={**loaded.dropped, "too long": too_long}, valid=results, **shift)
+    for name, said in words.items():
+        run.say(f"{name}: {said}")
+    if not words:
+        run.say("nothing was held out, so nothing says whether it learned")
+    run.finish(
+        rankings=len(train), dropped=dropped({**loaded.dropped, "too long": too_long}, **lost), valid=results,
+        verdict=words, **shift,
+    )  # fmt: skip
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """Whether a reward model has learned, in words, from what `evaluate` found on rankings that it did not see."""
+    share = f"{found['accuracy']:.2f} [{found['low']:.2f}, {found['high']:.2f}] of {found['pairs']:,} pairs in order"
+    if found["low"] > 0.5:
+        return f"learned: {share}, where chance gives 0.50"
+    if found["high"] < 0.5:
+        return f"worse than chance: {share}; look whether the ranks mean 1 for the best"
+    return f"no better than chance: {share}; it needs more rankings, or another learning rate"
+
+
+def run_measure(config: MeasureConfig) -> None:
+    """Measure a trained model: accuracy, loss and calibration into done.json, a table and the verdict on the screen."""
+    run = open_run("measure", config, inputs_of(config, "reward_model", "rankings"))
+    if run is None:
+        return
+    tokenizer = load_tokenizer(config.reward_model)
+    model = load_scalar(config.reward_model, tokenizer)
+    context = context_length(model)
+    loaded = read_rankings(config.rankings)
+    elements, too_long = encode(loaded.records, tokenizer, context, context)
+    if not elements:
+        raise ValueError(
+            f"{config.rankings}: no ranking left to measure by (dropped: {loaded.dropped}, too long: {too_long})"
+        )
+    found = evaluate(model, elements, config.micro_batch_tokens, config.seed)
+    table = Table("rankings", "pairs", "in order", "95 % interval", "loss, nats")
+    interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
+    table.add_row(
+        f"{found['rankings']:,}", f"{found['pairs']:,}", f"{found['accuracy']:.3f}", interval, f"{found['loss']:.3f}"
+    )
+    Console().print(table)
+    print(verdict(found))
+    run.finish(dropped=dropped({**loaded.dropped, "too long": too_long}), verdict=verdict(found), **found)

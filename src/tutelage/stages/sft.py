@@ -21,12 +21,12 @@ from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import encode_pairs, load_tokenizer, require_same_tokens, same_reading
 from tutelage.objectives.sft import nll_sum
 from tutelage.records import Demonstration, Request
-from tutelage.runs import inputs_of, open_run
+from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.sampling.local import LocalSampler
 from tutelage.sampling.random import request_seed
 from tutelage.stages.config import SftConfig
 from tutelage.stages.pretrain import rows_of, text_nll
-from tutelage.stages.training import Checkpoint, adamw, batches, cosine, shuffled, update
+from tutelage.stages.training import Checkpoint, adamw, batches, cosine, hold_out, update
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,19 @@ def run(config: SftConfig) -> None:
     whole = context_length(policy)
     limits = (config.max_prompt_tokens, config.max_completion_tokens, whole)
     loaded = read_demonstrations(config.demonstrations)
-    train, dropped = encode(loaded.records, tokenizer, limits)
+    train, too_long = encode(loaded.records, tokenizer, limits)
+    lost = {}
     if config.valid_demonstrations:
-        valid, _ = encode(read_demonstrations(config.valid_demonstrations).records, tokenizer, limits)
+        loaded_valid = read_demonstrations(config.valid_demonstrations)
+        valid, dropped_valid = encode(loaded_valid.records, tokenizer, limits)
+        lost["valid_demonstrations"] = {**loaded_valid.dropped, **dropped_valid}
     else:
-        held_out = max(1, len(train) // 10)
-        mixed = shuffled(train, config.seed, -1)
-        train, valid = mixed[held_out:], mixed[:held_out]
+        train, valid = hold_out(train, [tuple(e.prompt_ids) for e in train], 0.1, config.seed)
     if not train or not valid:
         read, fit = len(loaded.records), len(train) + len(valid)
         raise ValueError(
             f"{config.demonstrations}: {read} demonstrations, {fit} within {limits[0]} prompt, {limits[1]} completion"
-            f" and {limits[2]} whole tokens; at least one to train on and one to hold out are needed"
+            f" and {limits[2]} whole tokens; at least one prompt to train on and one to hold out are needed"
         )
     reward_model = None
     if config.reward_model:
@@ -136,7 +137,9 @@ def run(config: SftConfig) -> None:
         reward_model = load_scalar(config.reward_model, reward_tokenizer)
     rows = None
     if config.pretraining_texts:
-        rows = rows_of(tokenizer, read_texts(config.pretraining_texts).records, min(128, whole))
+        texts = read_texts(config.pretraining_texts)
+        lost["pretraining_texts"] = texts.dropped
+        rows = rows_of(tokenizer, texts.records, min(128, whole))
     # 2. The optimizer, and where we were.
     torch.manual_seed(config.seed)
     optimizer = adamw(policy, config)
@@ -186,7 +189,8 @@ def run(config: SftConfig) -> None:
             checkpoint.save(step + 1, best=best, history=history)
     chosen = max(history, key=lambda e: e.get("score", -e["valid_loss"]))
     run.finish(
-        demonstrations=len(train), dropped={**loaded.dropped, **dropped}, history=history, chosen=chosen,
+        demonstrations=len(train), valid_demonstrations=len(valid), history=history, chosen=chosen,
+        dropped=dropped({**loaded.dropped, **too_long}, **lost),
         chosen_by="reward model score" if reward_model is not None else "validation loss",
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -78,6 +78,15 @@ def shuffled(items: Sequence[T], seed: int, epoch: int) -> list[T]:
     order = list(items)
     Random(f"{seed}/{epoch}").shuffle(order)
     return order
+
+
+def hold_out(items: Sequence[T], groups: Sequence[Hashable], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """(rest, held out): this share of the groups, at random, at least one and never all; a group stays whole."""
+    names = list(dict.fromkeys(groups))
+    count = min(max(1, round(share * len(names))), len(names) - 1) if share and names else 0
+    drawn = set(shuffled(names, seed, -1)[:count])
+    pairs = list(zip(items, groups, strict=True))
+    return [item for item, group in pairs if group not in drawn], [item for item, group in pairs if group in drawn]
 
 
 def batches(items: Sequence[T], size: int, seed: int, epochs: int) -> Iterator[list[T]]:
