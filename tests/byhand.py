@@ -48,19 +48,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>")
 
 
-def shape(kind: str, dropout: float = 0.0) -> PreTrainedConfig:
+def shape(kind: str, dropout: float = 0.0, context: int = CONTEXT) -> PreTrainedConfig:
     common = {"vocab_size": len(WORDS), "initializer_range": 0.4, "pad_token_id": 0, "eos_token_id": END}
     if kind == "gpt2":
         drop = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
-        return GPT2Config(n_embd=WIDTH, n_layer=1, n_head=2, n_positions=CONTEXT, bos_token_id=None, **common, **drop)
+        return GPT2Config(n_embd=WIDTH, n_layer=1, n_head=2, n_positions=context, bos_token_id=None, **common, **drop)
     size = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
-    return LlamaConfig(max_position_embeddings=CONTEXT, bos_token_id=None, **common, **size)
+    return LlamaConfig(max_position_embeddings=context, bos_token_id=None, **common, **size)
 
 
-def make(kind: str, folder: Path, *, scalar: bool = False, dropout: float = 0.0) -> Path:
+def make(kind: str, folder: Path, *, scalar: bool = False, dropout: float = 0.0, context: int = CONTEXT) -> Path:
     """A folder with a random policy, or with a random reward model, and the tokenizer."""
     torch.manual_seed(5 if scalar else 4)
-    config = shape(kind, dropout)
+    config = shape(kind, dropout, context)
     if scalar:
         config.num_labels = 1
     model = (AutoModelForSequenceClassification if scalar else AutoModelForCausalLM).from_config(config)

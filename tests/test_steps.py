@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 
 import byhand
@@ -134,6 +135,96 @@ def assert_centred(folder: Path, trained: PreTrainedModel) -> None:
     assert held_out["loss"] == pytest.approx(float(sum(losses)) / 3, abs=1e-5)
     assert held_out["accuracy"] == pytest.approx(sum(right) / sum(pairs))
     assert (held_out["pairs"], held_out["rankings"]) == (sum(pairs), 3) == (9, 3)
+    assert held_out["calibration"] == calibration(saved)
+
+
+def calibration(model: PreTrainedModel) -> list[list[float]]:
+    """Pairs by how sure the model is, in steps of 5 %: mean probability of its favourite, how often it won, number."""
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for ranking in RANKINGS:
+        scores, ranks = [byhand.score(model, x).item() for x in sequences(ranking)], ranking["ranks"]
+        for w, x in permutations(range(len(ranks)), 2):
+            if ranks[w] < ranks[x]:
+                sure = 1 / (1 + math.exp(-abs(scores[w] - scores[x])))
+                bins.setdefault(int((sure - 0.5) / 0.05), []).append((sure, scores[w] > scores[x]))
+    return [
+        pytest.approx([sum(c for c, _ in b) / len(b), sum(won for _, won in b) / len(b), len(b)], abs=2e-4)
+        for _, b in sorted(bins.items())
+    ]
+
+
+def reward_config(policy: Path, output: Path, **changes: Any) -> RewardConfig:
+    """Three steps of one ranking each; files lie beside the output."""
+    rankings = write(output.with_name("rankings.jsonl"), RANKINGS)
+    values = {"rankings": rankings, "valid": {"held_out": rankings}, "batch_size": 1, "seed": 3, **COMMON, **changes}
+    return RewardConfig(output=output, model=str(policy), **values)
+
+
+def test_reward_training_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    policy = byhand.make("llama", tmp_path / "policy")
+    with byhand.steps_taken() as whole:
+        reward.run(reward_config(policy, tmp_path / "whole"))
+
+    def interrupt(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if len(parts) == 2:  # the model has moved, and nothing of it is saved
+            raise KeyboardInterrupt
+
+    config = reward_config(policy, tmp_path / "parts", checkpoint_seconds=1e-9)
+    with byhand.steps_taken() as parts:
+        hook = register_optimizer_step_post_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            reward.run(config)
+        hook.remove()
+        reward.run(config)
+        reward.run(config)  # a finished run is left alone
+    del parts[1]
+    assert_same_steps(parts, whole)
+    a, b = (byhand.metrics(tmp_path / name) for name in ("parts", "whole"))
+    assert [row["loss/train"] for row in a] == pytest.approx([row["loss/train"] for row in b])
+    # Without demonstrations nothing is shifted: the last step's weights are the model's.
+    saved = byhand.scalar_of(tmp_path / "parts" / "model")
+    for weight, last in zip(saved.parameters(), whole[-1].after, strict=True):
+        torch.testing.assert_close(weight.detach(), last)
+
+
+def test_what_does_not_fit_is_dropped(tmp_path: Path) -> None:
+    """A prompt may have five tokens, and all of a text sixteen, its end included."""
+    policy = byhand.make("gpt2", tmp_path / "policy")
+    five, six = "a b c d e", "a b c d e f"
+    completion = {n: " j" * (16 - 5 - 1 + n) for n in (0, 1)}  # fits exactly; is one too long
+    rankings = [
+        {"prompt": five, "completions": [" i", completion[0]], "ranks": [1, 2]},
+        {"prompt": five, "completions": [" i", completion[1]], "ranks": [1, 2]},
+        {"prompt": six, "completions": [" i", " h"], "ranks": [1, 2]},
+        {"prompt": "d", "completions": [" i", " h"], "ranks": [2, 2]},
+    ]
+    # Only the first demonstration fits, so its score alone is shifted to 0.
+    demonstrations = [{"prompt": five, "completion": completion[n]} for n in (0, 1)]
+    config = reward_config(
+        policy, tmp_path / "out", rankings=write(tmp_path / "r.jsonl", rankings), max_prompt_tokens=5,
+        demonstrations=write(tmp_path / "d.jsonl", demonstrations),
+    )  # fmt: skip
+    reward.run(config)
+    results = done(tmp_path / "out")
+    assert results is not None
+    assert results["rankings"] == len(byhand.metrics(tmp_path / "out")) == 1
+    assert results["dropped"] == {"too long": 2, "all completions tied": 1}
+    assert results["valid"]["held_out"]["rankings"] == 3
+    assert results["demonstration_score"] == pytest.approx(0, abs=1e-4)
+    score = byhand.score(byhand.scalar_of(tmp_path / "out" / "model"), ids(f"{five}{completion[0]} <end>"))
+    assert score.item() == pytest.approx(0, abs=1e-4)
+
+    nothing = write(tmp_path / "nothing.jsonl", [rankings[1]])
+    for changes, message in (
+        ({"rankings": nothing}, r"nothing\.jsonl: no ranking left to train on .*too long: 1"),
+        ({"valid": {"mine": nothing}}, r"valid\.mine: .*nothing\.jsonl: none of its rankings fits"),
+        (
+            {"demonstrations": write(tmp_path / "long.jsonl", demonstrations[1:])},
+            r"long\.jsonl: none of 1 demonstrations fits the context of 16 tokens",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reward.run(reward_config(policy, tmp_path / "error", overwrite=True, **changes))
 
 
 @pytest.mark.parametrize("share", [None, 0.3])

@@ -21,6 +21,7 @@ from torch import Tensor
 import byhand
 from byhand import END, KINDS, AdamW, Step, assert_same_steps, assert_saved, ids
 from tutelage.records import Request, Sample
+from tutelage.runs import done
 from tutelage.sampling.local import LocalSampler
 from tutelage.stages import online
 from tutelage.stages.config import OnlineConfig
@@ -74,8 +75,8 @@ def generalised_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: f
 class Paper:
     """The paper's algorithm on scripted samples."""
 
-    def __init__(self, folders: dict[str, Path], s: dict[str, Any]) -> None:
-        self.s, self.beta = s, s["kl_coef"]
+    def __init__(self, folders: dict[str, Path], s: dict[str, Any], texts: Sequence[str] = (TEXT,)) -> None:
+        self.s, self.beta, self.texts = s, s["kl_coef"], texts
         self.policy, self.reference = (byhand.policy_of(folders["model"]) for _ in range(2))
         self.reward_model, self.value_model = (byhand.scalar_of(folders["reward_model"]) for _ in range(2))
         self.average = copy.deepcopy(self.policy)
@@ -153,7 +154,8 @@ class Paper:
         objective = sum(self.policy_loss(m) for m in members) / count
         logged = {}
         if s["ptx_coef"] is not None:
-            text_loss = byhand.mean_nll(self.policy, ids(TEXT + " <end>"))
+            losses = [byhand.mean_nll(self.policy, ids(text + " <end>")) for text in self.texts]
+            text_loss = torch.stack(losses).mean()
             objective = objective + s["ptx_coef"] * text_loss
             logged["loss/ptx"] = text_loss.item()
         objective.backward()
@@ -198,21 +200,27 @@ def folders(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Path]:
     }
 
 
-def run_online(
-    s: dict[str, Any], folders: dict[str, Path], paper: Paper, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[Step]:
-    """The stage on the script: the steps its optimizers took."""
-    answers = iter(paper.sampled)
-    s = dict(s)
+def settings(s: dict[str, Any], folders: dict[str, Path], output: Path, texts: Sequence[str] = (TEXT,)) -> OnlineConfig:
+    """The stage's config, with its files beside the output."""
+    values: dict[str, Any] = {name: str(folder) for name, folder in folders.items()} | s
     if s["ptx_coef"] is None:
-        del s["ptx_coef"]
+        del values["ptx_coef"]
     else:
-        s["pretraining_texts"] = byhand.write(output.with_name("texts.jsonl"), [{"text": TEXT}])
+        values["pretraining_texts"] = byhand.write(output.with_name("texts.jsonl"), [{"text": text} for text in texts])
+    prompts = byhand.write(output.with_name("prompts.jsonl"), [{"prompt": p} for p in PROMPTS])
+    return OnlineConfig(**{"output": output, "prompts": prompts, "seed": 3, **values})
+
+
+def follow_script(monkeypatch: pytest.MonkeyPatch, s: dict[str, Any], iterations: Sequence[Any]) -> None:
+    """Let the sampler answer as the script does, for these iterations; then it breaks off."""
+    answers = iter(iterations)
 
     def sample(self: LocalSampler, requests: Sequence[Request]) -> list[Sample]:
-        script = {tuple(ids(p)): answer for p, answer in next(answers).items()}
+        answer = next(answers, None)
+        if answer is None:
+            raise KeyboardInterrupt
+        script = {tuple(ids(p)): completion for p, completion in answer.items()}
         assert {r.prompt_ids for r in requests} == script.keys()
-        assert len({r.seed for r in requests}) == len(requests)
         for r in requests:
             assert (r.temperature, r.max_new_tokens, r.top_p, r.top_k) == (s["temperature"], 5, 1, 0)
             assert END in r.stop_ids
@@ -220,11 +228,24 @@ def run_online(
         return [Sample(tuple(c), tuple(lp.tolist()), "stop" if c[-1] == END else "length") for c, lp in asked]
 
     monkeypatch.setattr(LocalSampler, "sample", sample)
-    prompts = byhand.write(output.with_name("prompts.jsonl"), [{"prompt": p} for p in PROMPTS])
-    inputs = {name: str(folder) for name, folder in folders.items()}
+
+
+def run_online(
+    s: dict[str, Any], folders: dict[str, Path], paper: Paper, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[Step]:
+    """The stage on the script: the steps its optimizers took."""
+    follow_script(monkeypatch, s, paper.sampled)
     with byhand.steps_taken() as steps:
-        online.run(OnlineConfig(output=output, prompts=prompts, seed=3, **inputs, **s))
+        online.run(settings(s, folders, output))
     return steps
+
+
+def assert_steps(steps: Sequence[Step], paper: Paper) -> None:
+    """The policy's steps, and the value model's; which of the two goes first does not matter."""
+    for scalar in (False, True):
+        assert_same_steps(
+            [step for step in steps if step.of_scalar == scalar], [p for p in paper.steps if p.of_scalar == scalar]
+        )
 
 
 def assert_logged(output: Path, expected: Sequence[dict[str, float]]) -> None:
@@ -246,10 +267,7 @@ def test_two_iterations(
         paper.iteration(i, orders=[(0, 1), (0, 1)])  # both episodes are one minibatch: their order does not matter
     steps = run_online(s, folders, paper, tmp_path / "out", monkeypatch)
     assert_logged(tmp_path / "out", paper.logged)
-    for scalar in (False, True):
-        assert_same_steps(
-            [step for step in steps if step.of_scalar == scalar], [p for p in paper.steps if p.of_scalar == scalar]
-        )
+    assert_steps(steps, paper)
     assert_saved(tmp_path / "out" / "model", paper.average)
     samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     with torch.no_grad():
@@ -258,6 +276,10 @@ def test_two_iterations(
             sequence = ids(f"{PROMPTS[k]} {SCRIPT[row['iteration']][k]}")
             assert row["score"] == pytest.approx(float(byhand.score(paper.reward_model, sequence)), abs=1e-5)
     assert len(samples) == 4
+    results = done(tmp_path / "out")
+    assert results is not None
+    assert (results["prompts"], results["dropped"]) == (2, 0)
+    assert results["kl_coef"] == pytest.approx(paper.beta)
 
 
 def test_the_script_is_hard_enough(tmp_path: Path) -> None:
@@ -299,8 +321,129 @@ def test_minibatches_take_each_episode_once_an_epoch(
     row = byhand.metrics(tmp_path / "out")[0]
     paper = min(candidates, key=lambda p: abs(p.logged[0]["loss/policy"] - row["loss/policy"]))
     assert_logged(tmp_path / "out", paper.logged)
-    for scalar in (False, True):
-        assert_same_steps(
-            [step for step in steps if step.of_scalar == scalar], [p for p in paper.steps if p.of_scalar == scalar]
-        )
+    assert_steps(steps, paper)
     assert_saved(tmp_path / "out" / "model", paper.average)
+
+
+@pytest.mark.parametrize("folders", ["llama"], indirect=True)
+def test_a_run_goes_on_where_it_was_interrupted(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models, moments of Adam, the average and β come back: the second iteration is what it would have been."""
+    paper = Paper(folders, EVERYTHING)
+    for i in range(2):
+        paper.iteration(i, orders=[(0, 1), (0, 1)])
+    config = settings(EVERYTHING | {"checkpoint_seconds": 1e-9}, folders, tmp_path / "out")
+    with byhand.steps_taken() as steps:
+        follow_script(monkeypatch, EVERYTHING, paper.sampled[:1])
+        with pytest.raises(KeyboardInterrupt):
+            online.run(config)
+        assert done(tmp_path / "out") is None
+        follow_script(monkeypatch, EVERYTHING, paper.sampled[1:])
+        online.run(config)
+        online.run(config)  # a finished run is left alone
+    assert_logged(tmp_path / "out", paper.logged)
+    assert_steps(steps, paper)
+    assert_saved(tmp_path / "out" / "model", paper.average)
+
+
+@pytest.mark.parametrize("folders", ["llama"], indirect=True)
+def test_rows_of_text_are_drawn(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rows for two episodes at 1.5 an episode: the gradient is that of the mean over what was drawn."""
+    texts = (TEXT, "j i j i j i j i")
+    s = EVERYTHING | {"total_episodes": 2, "num_ppo_epochs": 1, "ptx_per_episode": 1.5, "micro_batch_tokens": 18}
+    papers = [Paper(folders, s, [texts[0]] * k + [texts[1]] * (3 - k)) for k in range(4)]
+    for paper in papers:
+        paper.iteration(0, [(0, 1)])
+    follow_script(monkeypatch, s, papers[0].sampled)
+    with byhand.steps_taken() as steps:
+        online.run(settings(s, folders, tmp_path / "out", texts))
+    row = byhand.metrics(tmp_path / "out")[0]
+    paper = min(papers, key=lambda p: abs(p.logged[0]["loss/ptx"] - row["loss/ptx"]))
+    assert_logged(tmp_path / "out", paper.logged)
+    assert_steps(steps, paper)
+
+
+SLOW = EVERYTHING | {
+    "learning_rate": 1e-12, "value_learning_rate": 1e-12, "num_ppo_epochs": 1, "max_completion_length": 3,
+    "ema_decay": 0.0, "kl_target": None, "warmup_iterations": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("folders", ["llama"], indirect=True)
+def test_every_update_draws_anew(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A policy that hardly moves: what it loses on text shows which rows were drawn."""
+    texts = (TEXT, "j i j i j i j i", "a a a a a a a a")
+    online.run(settings(SLOW | {"total_episodes": 16, "ptx_per_episode": 0.5}, folders, tmp_path / "out", texts))
+    policy = byhand.policy_of(folders["model"])
+    losses = [byhand.mean_nll(policy, ids(text + " <end>")).item() for text in texts]
+    drawn = [min(range(3), key=lambda k: abs(losses[k] - row["loss/ptx"])) for row in byhand.metrics(tmp_path / "out")]
+    assert len(drawn) == 8
+    assert [losses[k] for k in drawn] == pytest.approx([row["loss/ptx"] for row in byhand.metrics(tmp_path / "out")])
+    assert set(drawn) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("folders", ["llama"], indirect=True)
+def test_what_is_sampled_depends_on_the_seed_alone(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two prompts, twelve episodes an iteration, so each is asked six times; three iterations."""
+    real, asked = LocalSampler.sample, []
+
+    def sample(self: LocalSampler, requests: Sequence[Request]) -> list[Sample]:
+        asked[-1].append(list(requests))
+        return real(self, requests)
+
+    monkeypatch.setattr(LocalSampler, "sample", sample)
+    s = SLOW | {"total_episodes": 30, "batch_size": 12, "mini_batch_size": 12, "sample_every": 2, "ptx_coef": None}
+    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
+        asked.append([])
+        online.run(settings(s | {"seed": seed}, folders, tmp_path / name))
+    assert asked[0] == asked[1]
+    for iterations in asked:
+        assert [len(requests) for requests in iterations] == [12, 12, 12]  # 30 episodes are three iterations
+        for requests in iterations:
+            prompts = [r.prompt_ids for r in requests]
+            assert {prompts.count(p) for p in prompts} == {6}
+    seeds = [r.seed for iterations in asked[1:] for requests in iterations for r in requests]
+    assert len(set(seeds)) == 72
+    # Of the first and the third iteration, and of the last one anyway, eight samples are kept.
+    kept = [json.loads(line) for line in (tmp_path / "one" / "samples.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in kept] == [0] * 8 + [2] * 8
+    assert {len(row["completion"].split()) <= 3 for row in kept} == {True}
+    assert len({row["prompt"] for row in kept}) == 2
+    assert len({(row["prompt"], row["completion"]) for row in kept}) > 4
+
+
+@pytest.mark.parametrize("folders", ["gpt2"], indirect=True)
+@pytest.mark.parametrize(
+    ("changes", "longest"),
+    [
+        ({"max_completion_length": 5}, 6),  # the models' contexts are 16 and, the smaller one, 11 tokens
+        ({"max_completion_length": 3}, 8),
+        ({"max_completion_length": 3, "max_prompt_tokens": 7}, 7),
+    ],
+)
+def test_prompts_leave_room_for_a_completion(
+    changes: dict[str, int], longest: int, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders["reward_model"] = byhand.make("gpt2", tmp_path / "small", scalar=True, context=11)
+    lengths = [2, longest, longest + 1, 14]
+    prompts = byhand.write(tmp_path / "p.jsonl", [{"prompt": " ".join("abcdefghijabcdef"[:n])} for n in lengths])
+    s = SLOW | changes | {"prompts": prompts, "batch_size": 2, "ptx_length": 2}
+    online.run(settings(s, folders, tmp_path / "out"))
+    results = done(tmp_path / "out")
+    assert results is not None
+    assert (results["prompts"], results["dropped"]) == (2, 2)
+    byhand.write(tmp_path / "p.jsonl", [{"prompt": "a b c d e f g h i"}])
+    with pytest.raises(
+        ValueError, match=r"p\.jsonl: none of 1 prompts leaves room for a completion: lower .*=\d \(.*11"
+    ):
+        online.run(settings(s, folders, tmp_path / "none"))
+
+
+@pytest.mark.parametrize("folders", ["llama"], indirect=True)
+def test_batches_must_divide(folders: dict[str, Path], tmp_path: Path) -> None:
+    s = EVERYTHING | {"batch_size": 3}
+    with pytest.raises(ValueError, match="mini_batch_size=2 does not divide batch_size=3"):
+        online.run(settings(s, folders, tmp_path / "out"))
