@@ -17,7 +17,9 @@ from transformers import PreTrainedModel
 
 import byhand
 from byhand import KINDS, AdamW, Step, assert_same_steps, assert_saved, ids, write
+from tutelage.records import Request, Sample
 from tutelage.runs import done
+from tutelage.sampling.local import LocalSampler
 from tutelage.stages import reward, sft
 from tutelage.stages.config import RewardConfig, SftConfig
 
@@ -272,3 +274,52 @@ def test_supervised_fine_tuning(kind: str, micro_batch_tokens: int, share: float
     assert [entry["valid_loss"] for entry in results["history"]] == pytest.approx(valid, abs=1e-5)
     assert valid == sorted(valid, reverse=True)  # the last is the best, so it is the one that was saved
     assert_saved(tmp_path / "out" / "model", policy)
+
+
+@pytest.mark.parametrize("by_score", [False, True])
+def test_sft_saves_its_best_epoch(by_score: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four epochs, a step each. Held-out demonstrations want the opposite, so the loss on them is lowest early; what is
+    sampled for the reward model follows a script that is best in between."""
+    base = byhand.make("llama", tmp_path / "base")
+    opposite = [{"prompt": d["prompt"], "completion": " g g h"} for d in DEMONSTRATIONS]
+    values: dict[str, Any] = {"valid_demonstrations": write(tmp_path / "valid.jsonl", opposite)}
+    script = ["a <end>", "b c", "d <end>", "e f g <end>"]
+    if by_score:
+        values["reward_model"] = str(byhand.make("llama", tmp_path / "reward", scalar=True))
+        reward_model = byhand.scalar_of(tmp_path / "reward")
+        with torch.no_grad():
+            scores = [
+                sum(byhand.score(reward_model, ids(f"{d['prompt']} {text}")).item() for d in DEMONSTRATIONS) / 3
+                for text in script
+            ]
+        best = max(range(4), key=scores.__getitem__)
+        script[1], script[best], scores[1], scores[best] = script[best], script[1], scores[best], scores[1]
+    turns = iter(script)
+
+    def sample(self: LocalSampler, requests: Sequence[Request]) -> list[Sample]:
+        completion = tuple(ids(next(turns)))
+        assert sorted(r.prompt_ids for r in requests) == sorted(tuple(ids(d["prompt"])) for d in DEMONSTRATIONS)
+        return [Sample(completion, (-1.0,) * len(completion), "stop") for _ in requests]
+
+    monkeypatch.setattr(LocalSampler, "sample", sample)
+    demonstrations = write(tmp_path / "demonstrations.jsonl", DEMONSTRATIONS)
+    config = SftConfig(
+        output=tmp_path / "out", model=str(base), demonstrations=demonstrations, epochs=4, batch_size=3,
+        max_completion_tokens=5, **values, **COMMON,
+    )  # fmt: skip
+    with byhand.steps_taken() as steps:
+        sft.run(config)
+    results = done(tmp_path / "out")
+    assert results is not None
+    history = results["history"]
+    if by_score:
+        assert [entry["score"] for entry in history] == pytest.approx(scores, abs=1e-5)
+        chosen = 1
+    else:
+        losses = [entry["valid_loss"] for entry in history]
+        chosen = losses.index(min(losses))
+        assert chosen < 3  # or saving the last would do
+    assert results["chosen"] == history[chosen]
+    saved = byhand.policy_of(tmp_path / "out" / "model")
+    for weight, then in zip(saved.parameters(), steps[chosen].after, strict=True):
+        torch.testing.assert_close(weight.detach(), then)
