@@ -1,11 +1,11 @@
-# Five commands: demo, test, check, bench, screenshots. Each makes .venv and installs on first use.
+# Six commands: demo, test, check, bench, screenshots, mutate. Each makes .venv and installs on first use.
 # A C++ compiler (g++) makes it faster. Tests of the labeling pages want a browser and PostgreSQL (skipped if missing):
 # apt-get install g++ chromium postgresql
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/demo
 
-.PHONY: demo test check bench screenshots
+.PHONY: demo test check bench screenshots mutate
 .DEFAULT_GOAL := demo
 
 # torch is pinned by itself first: from the pinned release pip takes a build without CUDA where there is one.
@@ -31,3 +31,7 @@ bench: .venv/installed
 
 screenshots: .venv/installed
 	$(BIN)/python docs/screenshots.py
+
+# Break the algorithms on purpose: does a test fail? ONLY=objectives/kl takes the files whose path has that in it.
+mutate: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py $(ONLY)
