@@ -1,11 +1,11 @@
-# Six commands: demo, test, check, bench, screenshots, mutate. Each makes .venv and installs on first use.
+# demo, test, check, bench, screenshots and mutate, for a GPU test-gpu and gpu-wheels. Each of the first makes .venv and installs on first use.
 # A C++ compiler (g++) makes it faster. Tests of the labeling pages want a browser and PostgreSQL (skipped if missing):
 # apt-get install g++ chromium postgresql
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/demo
 
-.PHONY: demo test check bench screenshots mutate
+.PHONY: demo test check bench screenshots mutate test-gpu gpu-wheels
 .DEFAULT_GOAL := demo
 
 # torch is pinned by itself first: from the pinned release pip takes a build without CUDA where there is one.
@@ -35,3 +35,12 @@ screenshots: .venv/installed
 # Break the algorithms on purpose: does a test fail? ONLY=objectives/kl takes the files whose path has that in it.
 mutate: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py $(ONLY)
+
+# On a machine with a GPU and its own torch and transformers; tests/gpu/README.md says what else it needs.
+test-gpu:
+	$(PYTHON) -m pip install --quiet --no-index --find-links build/wheels pydantic pyyaml rich jaxtyping jinja2 pytest || true
+	PYTHONPATH=src $(PYTHON) -m pytest -o addopts= -o filterwarnings= -p no:cacheprovider -q tests/gpu
+
+gpu-wheels:
+	$(PYTHON) -m pip download --quiet --only-binary :all: --constraint constraints.txt --dest build/wheels \
+		pydantic pyyaml rich jaxtyping jinja2 pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import Any
 from unittest import mock
@@ -20,9 +21,11 @@ from transformers import (
 )
 
 from tutelage import kernels
-from tutelage.models import attention, llama
+from tutelage.models import attention, forward, llama, loading
 from tutelage.models.forward import completion_logprobs, group_scores, hidden_at
 from tutelage.models.packing import MicroBatch, micro_batches, tree_batches
+from tutelage.records import Request
+from tutelage.sampling.local import LocalSampler
 
 SHAPE = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 90,
@@ -197,3 +200,58 @@ def test_what_comes_after_the_last_wanted_token_is_not_read() -> None:
     assert (read, whole) == (1 + 31 + 17, 98)
     assert_alike(found, expected)
     assert hidden_at(model, batch, row[:0], column[:0]).shape == (0, found[0].shape[1])
+
+
+# --- few shapes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no kernels")
+def test_bf16_products_have_few_shapes(tiny: Callable[[str], PreTrainedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor builds each new shape first. Rounding up adds tokens that nobody reads: results stay."""
+    monkeypatch.setattr(loading, "trains_in_bf16", lambda _: True)
+    policy = tiny("llama")
+    shapes: set[int] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs: shapes.add(inputs[0].shape[0]))
+        for name, module in policy.named_modules()
+        if name.endswith("_proj")
+    ]
+    rng = Random(0)
+    sequences = [[rng.randrange(2, 320) for _ in range(n)] for n in (5, 17, 30, 33, 41)]
+    found = {}
+    for step in (64, 1):
+        monkeypatch.setattr(llama, "STEP", step)
+        shapes.clear()
+        policy.zero_grad()
+        for batch in micro_batches(sequences, 60, 0):
+            logprobs, entropy = forward.selected_logprobs(
+                policy, batch, batch.completion_mask([2] * 5), with_entropy=True
+            )
+            (logprobs.sum() + 0 * entropy.sum()).backward()
+        found[step] = (logprobs.detach(), *(p.grad.clone() for p in policy.parameters() if p.grad is not None))
+        assert (shapes == {64}) == (step == 64)
+    for a, b in zip(found[64], found[1], strict=True):
+        assert_close(a, b, rtol=0.02, atol=0.02 * float(b.abs().max()))
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no kernels")
+def test_bf16_sampling_has_few_shapes(tiny: Callable[[str], PreTrainedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tutelage.sampling.local.trains_in_bf16", lambda _: True)
+    policy = tiny("llama")
+    requests = [Request((5, 6, *range(7, 7 + k % 5)), k, 4 + k % 7, (20, 21)) for k in range(30)]
+    shapes: set[int] = set()
+    real = torch.nn.Linear.forward
+
+    def watched(self: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        shapes.add(x.shape[0])
+        return real(self, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
+    samples = LocalSampler(policy, bf16=True).sample(requests)
+    assert all(n % 16 == 0 for n in shapes)
+    monkeypatch.setattr(llama, "STEP", 1)
+    plain = LocalSampler(policy, bf16=True).sample(requests)
+    same = sum(a.completion_ids == b.completion_ids for a, b in zip(samples, plain, strict=True))
+    assert same > 24  # a product's last bf16 digit may differ with its shape

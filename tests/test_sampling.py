@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 from unittest import mock
@@ -12,14 +14,17 @@ from unittest import mock
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import KINDS, STORIES, tiny_model
 from tutelage import kernels
 from tutelage.models import llama, loading
 from tutelage.models.forward import completion_logprobs
-from tutelage.records import Request, Sample
+from tutelage.models.loading import load_policy
+from tutelage.models.tokens import load_tokenizer
+from tutelage.records import Demonstration, Message, Prompt, Request, Sample
 from tutelage.sampling import local
+from tutelage.sampling.completions import Writer, complete
 from tutelage.sampling.local import LocalSampler, choose
 from tutelage.sampling.random import request_seed, uniforms
 
@@ -441,3 +446,52 @@ def test_bf16_draws_from_nearly_the_same_policy(kind: str, tiny: Tiny, monkeypat
     assert 0 < gaps["rounded"] < 0.05
     assert 0 < gaps["exact"] < 0.1
     assert all(torch.equal(before[name], p) for name, p in policy.named_parameters())
+
+
+# --- after worked examples --------------------------------------------------------------------------------------------
+
+
+def chain(vocabulary: int, then: dict[int, int], end: int) -> PreTrainedModel:
+    """A policy whose likeliest next token is then[token]: one-hot embeddings, and blocks that do nothing."""
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=-(-vocabulary // 8) * 8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, tie_word_embeddings=False, eos_token_id=end, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0 if "norm" in name else 0.0)
+        model.model.embed_tokens.weight[:, :vocabulary] = torch.eye(vocabulary)
+        for token, following in then.items():
+            model.lm_head.weight[following, token] = 2.0
+    return model
+
+
+def test_a_line_break_inside_a_token_ends_an_answer(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """The answer is cut before it and whole: a reward model reads it with its end."""
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens([".\n"])
+    word, stop = own.encode("cat", add_special_tokens=False)[0], own.convert_tokens_to_ids(".\n")
+    start = own.encode(":", add_special_tokens=False)[0]
+    chain(len(own), {start: word, word: stop, stop: word}, 1).save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    own = load_tokenizer(tmp_path)
+    shown = (Demonstration(prompt=Prompt(id="a", text="What is one?:"), completion=" One."),)
+    writer = Writer("base", load_policy(tmp_path, own), own, shown)
+    (completion,), (request,), (sample,) = complete(
+        writer, [Prompt(id="b", text="What is two?:")], 0, temperature=0, max_new_tokens=9
+    )
+    assert own.decode(request.prompt_ids) == "What is one?: One.\nWhat is two?:"
+    assert (completion.text, completion.finish) == (own.decode([word]) + ".", "stop")
+    assert sample.completion_ids == (word, stop)
+
+
+def test_worked_examples_begin_once(stories: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
+    policy, tokenizer = stories
+    hi, who = (Prompt(id=text, text=(Message(role="user", content=text),)) for text in ("Hi", "Who are you?"))
+    ids = Writer("base", policy, tokenizer, (Demonstration(prompt=hi, completion="Hello."),)).prompt_ids(who)
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == (
+        "User: Hi\nAssistant: Hello.\nUser: Who are you?\nAssistant:"
+    )

@@ -160,12 +160,14 @@ def run(config: OnlineConfig) -> None:
     for name, weights in (("model", average if decay else policy), ("last", policy)):
         save_model(weights.eval(), tokenizer, run.folder / name)
         rollout = sample(weights, LocalSampler(weights), fixed, iterations, config)
-        reference_logprobs = completion_logprobs(
+        rollout.ref_logprobs = completion_logprobs(
             reference, rollout.sequences, rollout.prompt_lengths, config.temperature
         )
+        ended = torch.tensor([s[-1] in ends for s in rollout.sequences])
+        rollout.scores = all_scores(reward_model, readings(rollout, ended, fixed, tokenizer, reward_tokenizer))
         final[name] = {
-            "score": float(all_scores(reward_model, rollout.sequences).mean()),
-            "kl": float(keep(k1(rollout.logprobs, reference_logprobs), rollout.mask).sum(1).mean()),
+            "score": float(rollout.scores.mean()),
+            "kl": float(keep(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask).sum(1).mean()),
             "length": float(rollout.mask.sum(1).float().mean()),
         }
         said = "  ".join(f"{key} {value:.3f}" for key, value in final[name].items())
