@@ -226,6 +226,7 @@ def reward_ours(folder: Path) -> list[dict[str, float]]:
             output=Path(output) / "run",
             model=str(folder / "policy"),
             rankings=str(folder / "rankings.jsonl"),
+            held_out=0,
             batch_size=1,
             **SLOW,
         )

@@ -44,5 +44,5 @@ def test_peoples_rankings_reach_a_reward_model(workspace: Workspace, tmp_path: P
     run = RewardConfig(output=tmp_path / "reward", rankings=str(tmp_path / "out" / "rankings.jsonl"), **settings)
     reward.run(run)
     done = json.loads((tmp_path / "reward" / "done.json").read_text())
-    assert done["rankings"] == len(trained)
+    assert done["rankings"] + done["valid"]["held_out"]["rankings"] == len(trained)
     assert (tmp_path / "reward" / "model" / "model.safetensors").exists()
