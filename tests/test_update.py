@@ -233,8 +233,8 @@ def follow_script(monkeypatch: pytest.MonkeyPatch, s: dict[str, Any], iterations
 def run_online(
     s: dict[str, Any], folders: dict[str, Path], paper: Paper, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[Step]:
-    """The stage on the script: the steps its optimizers took."""
-    follow_script(monkeypatch, s, paper.sampled)
+    """The stage on the script: the steps its optimizers took. At the end it samples for both sets of weights."""
+    follow_script(monkeypatch, s, [*paper.sampled, paper.sampled[-1], paper.sampled[-1]])
     with byhand.steps_taken() as steps:
         online.run(settings(s, folders, output))
     return steps
@@ -272,13 +272,13 @@ def test_two_iterations(
     samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     with torch.no_grad():
         for row in samples:
-            k = [c.removesuffix("<end>").strip() for c in SCRIPT[row["iteration"]]].index(row["completion"])
+            k = [c.removesuffix("<end>").strip() for c in SCRIPT[row["iteration"]]].index(row["completion"].strip())
             sequence = ids(f"{PROMPTS[k]} {SCRIPT[row['iteration']][k]}")
             assert row["score"] == pytest.approx(float(byhand.score(paper.reward_model, sequence)), abs=1e-5)
     assert len(samples) == 4
     results = done(tmp_path / "out")
     assert results is not None
-    assert (results["prompts"], results["dropped"]) == (2, 0)
+    assert (results["prompts"], results["dropped"]) == (2, {})
     assert results["kl_coef"] == pytest.approx(paper.beta)
 
 

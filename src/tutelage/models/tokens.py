@@ -86,7 +86,10 @@ def _padding(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Ids that the tokenizer puts before a text and after it, as <s> or [CLS] and [SEP]."""
-    bare, whole = (tokenizer.encode(MARK, add_special_tokens=specials) for specials in (False, True))
+    try:
+        bare, whole = (tokenizer.encode(MARK, add_special_tokens=specials) for specials in (False, True))
+    except Exception:  # tokenizers' own kind: a vocabulary of words may have no token for what it does not know
+        bare, whole = (tokenizer.encode(tokenizer.eos_token, add_special_tokens=specials) for specials in (False, True))
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]
