@@ -11,9 +11,19 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tutelage import kernels
 from tutelage.objectives.logprobs import token_logprobs
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["kernels", "torch alone"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to compute: by our kernels, and by torch, as on an accelerator or without a compiler."""
+    if request.param == "torch alone":
+        monkeypatch.setattr(kernels, "available", lambda: False)
+    elif not kernels.available():
+        pytest.skip("no compiler")
 
 
 def problem(n: int = 13, d: int = 5, v: int = 11, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 
 import byhand
-from byhand import KINDS, AdamW, Step, assert_same_steps, assert_saved, ids, write
+from byhand import KINDS, WIDTH, AdamW, Step, assert_same_steps, assert_saved, ids, write
 from tutelage.records import Request, Sample
 from tutelage.runs import done
 from tutelage.sampling.local import LocalSampler
@@ -76,9 +76,9 @@ def trained_reward_model(
     return model, steps, logged
 
 
-@pytest.mark.parametrize("max_grad_norm", [1e6, 0.05])
-@pytest.mark.parametrize("micro_batch_tokens", [1, 1000])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "micro_batch_tokens", "max_grad_norm"), [("llama", 1, 1e6), ("gpt2", 1, 0.05), ("gpt2", 1000, 1e6)]
+)
 def test_reward_training(kind: str, micro_batch_tokens: int, max_grad_norm: float, tmp_path: Path) -> None:
     """Three rankings in batches of two: a step on two rankings, then one on the third; two epochs."""
     s = COMMON | {"max_grad_norm": max_grad_norm}
@@ -127,7 +127,14 @@ def assert_centred(folder: Path, trained: PreTrainedModel) -> None:
     every = [*demonstrations, *[x for r in RANKINGS for x in sequences(r)]]
     shifts = torch.stack([byhand.score(trained, x) - byhand.score(saved, x) for x in every])
     assert results["offset_residual"] == pytest.approx(shifts.std().item(), rel=1e-2, abs=1e-5)
-    assert results["offset_residual"] < 0.5 * abs(results["offset"])
+    # The shift lies along u, the best fit of h · u = 1 over all final states h, scaled to be right for demonstrations.
+    states = torch.stack([trained.base_model(torch.tensor([x])).last_hidden_state[0, -1] for x in every]).double()
+    gram = states.T @ states
+    ridge = 1e-6 * gram.diagonal().mean()  # for states that lie in a plane, as GPT-2's do
+    u = torch.linalg.inv(gram + ridge * torch.eye(WIDTH)) @ states.sum(0)
+    u = u / (states[: len(demonstrations)] @ u).mean()
+    moved = (trained.score.weight - saved.score.weight)[0].double()
+    torch.testing.assert_close(moved, before.mean() * u, rtol=1e-2, atol=1e-3)
     for (name, a), b in zip(saved.named_parameters(), trained.parameters(), strict=True):
         if name != "score.weight":
             torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
@@ -229,8 +236,7 @@ def test_what_does_not_fit_is_dropped(tmp_path: Path) -> None:
             reward.run(reward_config(policy, tmp_path / "error", overwrite=True, **changes))
 
 
-@pytest.mark.parametrize("share", [None, 0.3])
-@pytest.mark.parametrize("micro_batch_tokens", [1, 1000])
+@pytest.mark.parametrize(("micro_batch_tokens", "share"), [(1, None), (1, 0.3), (1000, 0.3)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_supervised_fine_tuning(kind: str, micro_batch_tokens: int, share: float | None, tmp_path: Path) -> None:
     """One batch of all demonstrations, three epochs, with and without pretraining text."""
