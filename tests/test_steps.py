@@ -92,6 +92,7 @@ def test_reward_training(kind: str, micro_batch_tokens: int, max_grad_norm: floa
                 warmup_steps=3, micro_batch_tokens=micro_batch_tokens, seed=3, **s,
             )
         )  # fmt: skip
+    byhand.assert_run_of(tmp_path / "out", "reward", "model", "rankings", "valid.held_out", "demonstrations")
     # It begins with the policy's weights and a new head.
     given = load_file(policy / "model.safetensors")
     for (name, _), weight in zip(byhand.scalar_of(policy).named_parameters(), steps[0].before, strict=True):
@@ -191,6 +192,9 @@ def test_reward_training_goes_on_where_it_was_interrupted(tmp_path: Path) -> Non
     a, b = (byhand.metrics(tmp_path / name) for name in ("parts", "whole"))
     assert [row["loss/train"] for row in a] == pytest.approx([row["loss/train"] for row in b])
     # Without demonstrations nothing is shifted: the last step's weights are the model's.
+    results = done(tmp_path / "parts")
+    assert results is not None
+    assert "offset" not in results
     saved = byhand.scalar_of(tmp_path / "parts" / "model")
     for weight, last in zip(saved.parameters(), whole[-1].after, strict=True):
         torch.testing.assert_close(weight.detach(), last)
