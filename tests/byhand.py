@@ -91,6 +91,13 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def assert_run_of(folder: Path, stage: str, *inputs: str) -> None:
+    """The run says which stage it was and what it read, so that a changed input is noticed."""
+    assert json.loads((folder / "done.json").read_text())["stage"] == stage
+    identity = json.loads((folder / "inputs.json").read_text())["identity"]
+    assert (identity["stage"], set(identity["inputs"])) == (stage, set(inputs))
+
+
 # --- what models say, by transformers' own forward pass ---------------------------------------------------------------
 
 

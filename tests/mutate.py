@@ -17,7 +17,7 @@ from pathlib import Path
 
 import libcst
 from jaxtyping import install_import_hook
-from libcst.matchers import Attribute, Call, Decorator, Name, OneOf, matches
+from libcst.matchers import Arg, Attribute, Call, Decorator, Name, OneOf, matches
 from mutmut.__main__ import cli
 from mutmut.configuration import config
 from mutmut.mutation import file_mutation
@@ -37,7 +37,7 @@ HARMLESS = Decorator(
         Name("staticmethod"),
     )
 )
-STRICT = re.compile(r",\s*strict=\w+")  # of zip: a check of ourselves, which no right program can fail
+STRICT = re.compile(r",\s*(strict=\w+)?(?=\))")  # of zip: a check of ourselves, which no right program can fail
 
 
 def prepare_mutmut() -> None:
@@ -48,11 +48,9 @@ def prepare_mutmut() -> None:
     def skip_fewer(self: file_mutation.MutationVisitor, node: libcst.CSTNode) -> bool:
         if isinstance(node, libcst.FunctionDef) and node.decorators:
             return not all(matches(decorator, HARMLESS) for decorator in node.decorators)
-        return skip(self, node)
+        return matches(node, Arg(keyword=Name("strict"))) or skip(self, node)
 
     def create_fewer(self: file_mutation.MutationVisitor, node: libcst.CSTNode) -> None:
-        if matches(node, libcst.matchers.Arg(keyword=Name("strict"))):
-            return
         before = len(self.mutations)
         create(self, node)
         self.mutations[before:] = [m for m in self.mutations[before:] if code(m.original_node) != code(m.mutated_node)]

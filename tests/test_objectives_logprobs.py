@@ -1,6 +1,7 @@
 """Chunked log-probabilities against dense ones: values, gradients, dtypes, and that no (n, v) tensor is made."""
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +12,19 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tutelage import kernels
 from tutelage.objectives.logprobs import token_logprobs
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["kernels", "torch alone"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to compute: by our kernels, and by torch, as on an accelerator or without a compiler."""
+    if request.param == "torch alone":
+        monkeypatch.setattr(kernels, "available", lambda: False)
+    elif not kernels.available() and not os.environ.get("CI"):
+        pytest.skip("no compiler")
 
 
 def problem(n: int = 13, d: int = 5, v: int = 11, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:

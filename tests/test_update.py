@@ -276,6 +276,8 @@ def test_two_iterations(
             sequence = ids(f"{PROMPTS[k]} {SCRIPT[row['iteration']][k]}")
             assert row["score"] == pytest.approx(float(byhand.score(paper.reward_model, sequence)), abs=1e-5)
     assert len(samples) == 4
+    texts = [] if s["ptx_coef"] is None else ["pretraining_texts"]
+    byhand.assert_run_of(tmp_path / "out", "online", "model", "reward_model", "prompts", *texts)
     results = done(tmp_path / "out")
     assert results is not None
     assert (results["prompts"], results["dropped"]) == (2, {})
