@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_dropped(tmp_path: Path) -> None:
     results = done(tmp_path / "out")
     assert results is not None
     assert results["rankings"] == len(byhand.metrics(tmp_path / "out")) == 1
-    assert results["dropped"] == {"too long": 2, "all completions tied": 1}
+    assert results["dropped"] == {"too long": 2, "all completions tied": 1, "too long in demonstrations": 1}
     assert results["valid"]["held_out"]["rankings"] == 3
     assert results["demonstration_score"] == pytest.approx(0, abs=1e-4)
     score = byhand.score(byhand.scalar_of(tmp_path / "out" / "model"), ids(f"{five}{completion[0]} <end>"))

@@ -211,14 +211,18 @@ def settings(s: dict[str, Any], folders: dict[str, Path], output: Path, texts: S
     return OnlineConfig(**{"output": output, "prompts": prompts, "seed": 3, **values})
 
 
-def follow_script(monkeypatch: pytest.MonkeyPatch, s: dict[str, Any], iterations: Sequence[Any]) -> None:
-    """Let the sampler answer as the script does, for these iterations; then it breaks off."""
+def follow_script(
+    monkeypatch: pytest.MonkeyPatch, s: dict[str, Any], iterations: Sequence[Any], breaks: bool = False
+) -> None:
+    """Let the sampler answer as the script does, for these iterations; then it breaks off, or says the last again, for
+    a finished run that measures its weights."""
     answers = iter(iterations)
 
     def sample(self: LocalSampler, requests: Sequence[Request]) -> list[Sample]:
         answer = next(answers, None)
-        if answer is None:
+        if answer is None and breaks:
             raise KeyboardInterrupt
+        answer = answer or iterations[-1]
         script = {tuple(ids(p)): completion for p, completion in answer.items()}
         assert {r.prompt_ids for r in requests} == script.keys()
         for r in requests:
@@ -233,8 +237,8 @@ def follow_script(monkeypatch: pytest.MonkeyPatch, s: dict[str, Any], iterations
 def run_online(
     s: dict[str, Any], folders: dict[str, Path], paper: Paper, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[Step]:
-    """The stage on the script: the steps its optimizers took. At the end it samples for both sets of weights."""
-    follow_script(monkeypatch, s, [*paper.sampled, paper.sampled[-1], paper.sampled[-1]])
+    """The stage on the script: the steps its optimizers took."""
+    follow_script(monkeypatch, s, paper.sampled)
     with byhand.steps_taken() as steps:
         online.run(settings(s, folders, output))
     return steps
@@ -337,7 +341,7 @@ def test_a_run_goes_on_where_it_was_interrupted(
         paper.iteration(i, orders=[(0, 1), (0, 1)])
     config = settings(EVERYTHING | {"checkpoint_seconds": 1e-9}, folders, tmp_path / "out")
     with byhand.steps_taken() as steps:
-        follow_script(monkeypatch, EVERYTHING, paper.sampled[:1])
+        follow_script(monkeypatch, EVERYTHING, paper.sampled[:1], breaks=True)
         with pytest.raises(KeyboardInterrupt):
             online.run(config)
         assert done(tmp_path / "out") is None
@@ -403,7 +407,14 @@ def test_what_is_sampled_depends_on_the_seed_alone(
         online.run(settings(s | {"seed": seed}, folders, tmp_path / name))
     assert asked[0] == asked[1]
     for iterations in asked:
-        assert [len(requests) for requests in iterations] == [12, 12, 12]  # 30 episodes are three iterations
+        assert [len(requests) for requests in iterations] == [
+            12,
+            12,
+            12,
+            2,
+            2,
+        ]  # three for 30 episodes, then both weights
+        del iterations[3:]
         for requests in iterations:
             prompts = [r.prompt_ids for r in requests]
             assert {prompts.count(p) for p in prompts} == {6}
@@ -436,7 +447,7 @@ def test_prompts_leave_room_for_a_completion(
     online.run(settings(s, folders, tmp_path / "out"))
     results = done(tmp_path / "out")
     assert results is not None
-    assert (results["prompts"], results["dropped"]) == (2, 2)
+    assert (results["prompts"], results["dropped"]) == (2, {"too long": 2})
     byhand.write(tmp_path / "p.jsonl", [{"prompt": "a b c d e f g h i"}])
     with pytest.raises(
         ValueError, match=r"p\.jsonl: none of 1 prompts leaves room for a completion: lower .*=\d \(.*11"
