@@ -766,7 +766,7 @@ def test_a_reward_model_reads_its_own_template(
     monkeypatch.setattr(online, "all_scores", lambda model, ids: read.extend(ids) or real(model, ids))
     online.run(c)
     texts = [other.decode(ids) for ids in read]
-    assert len(texts) == 16
+    assert len(texts) == 16 + 2 * 24  # an iteration, and both sets of weights at the end
     assert all(text.startswith("<user>") and "<|endoftext|><assistant>" in text for text in texts)
     with pytest.raises(ValueError, match="reward: its chat template differs"):
         sft.run(config("sft", reward_model=tmp_path / "reward"))
