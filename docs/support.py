@@ -305,8 +305,8 @@ def page(rows: Sequence[Row]) -> str:
         "- **same numbers**: sampling goes on from a cache, a ranking is one tree whose prompt is read once.",
         "- **by rows**: the same numbers, slower: the cache or the tree of this architecture did not give them when it "
         "was tried, so rows are read whole.",
-        "- **policy only**: the same numbers, but no reward model can start from it; one of another architecture with "
-        "the same tokenizer serves.",
+        "- **policy only**: the same log-probabilities and samples, but no reward model can start from it, so training "
+        "was not tried; a reward model of another architecture with the same tokenizer serves.",
         "- **refused**: with the reason.",
         "- **not tried**: this script could not make a small one. A model of your own is compared when you load it.",
         "",
