@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,33 @@ def test_what_is_no_run_is_never_deleted(config: Config, overwrite: bool) -> Non
     assert (config.output / "thesis.txt").read_text() == "years of work"
     with pytest.raises(ValueError, match="is a file; choose a folder"):
         opened(changed(config, output=config.output / "thesis.txt", overwrite=overwrite))
+
+
+def test_two_processes_do_not_share_a_folder(config: Config) -> None:
+    """The second is refused while the first is at work, and finds its run done, or open, after that."""
+    code = (
+        "import sys, test_runs; from pathlib import Path\n"
+        "c = test_runs.Config(output=Path(sys.argv[1]), data=sys.argv[2], rate=float(sys.argv[3]), overwrite=True)\n"
+        "try: run = test_runs.opened(c); print('done' if run is None else 'open')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+
+    def other(rate: float = 0.1) -> str:
+        arguments = [sys.executable, "-c", code, str(config.output), config.data, str(rate)]
+        return subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+    run = opened(config)
+    assert run is not None
+    refusal = f"output: another process is at work in {config.output}; wait until it ends, or choose another folder"
+    assert other() == refusal
+    assert other(rate=0.5) == refusal  # overwriting is no exception
+    assert opened(config) is not None  # this process goes on
+    run.finish()
+    assert other() == "done"
+    assert other(rate=0.5) == "open"
+    assert opened(changed(config, overwrite=True)) is not None  # a process that ended holds nothing
+    assert other() == refusal
 
 
 def test_fingerprints_follow_content(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ checkpoint or, if done, are skipped. Progress goes to a rich display on a termin
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -126,6 +128,7 @@ class Run:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         done = {"stage": self.stage, "seconds": round(self.seconds, 3), "peak_memory_gib": peak_memory_gib(), **results}
         write_json(self.folder / "done.json", done)
+        _unlock(self.folder)
         if lost := [f"{number:,} {why}" for why, number in results.get("dropped", {}).items() if number]:
             self.say(f"rows dropped or changed: {'; '.join(lost)}")
         return done
@@ -145,6 +148,38 @@ def _whole(line: str) -> dict[str, Any] | None:
 
 def _numbers(shown: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+
+
+_locked: dict[Path, int] = {}  # run folders that this process works in, and the descriptors that hold their locks
+
+
+def _lock(folder: Path) -> None:
+    """Keep other processes out of a run folder until this one ends or has finished the run.
+
+    Raises:
+        ValueError: if another process is at work there.
+    """
+    place = folder.resolve()
+    if place in _locked and os.fstat(_locked[place]).st_ino == place.stat().st_ino:
+        return
+    _unlock(folder)  # of a folder that was deleted since
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise ValueError(
+                f"output: another process is at work in {folder}; wait until it ends, or choose another folder"
+            ) from None
+        return  # a file system without locks
+    _locked[place] = descriptor
+
+
+def _unlock(folder: Path) -> None:
+    descriptor = _locked.pop(folder.resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def done(folder: Path) -> dict[str, Any] | None:
@@ -172,7 +207,8 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
     """Open a run folder for work; None if it holds the finished run of these very settings and inputs.
 
     Raises:
-        ValueError: if an input is missing, or the folder holds another run and `overwrite` is off, or no run at all.
+        ValueError: if an input is missing, the folder holds another run and `overwrite` is off, or no run at all, or
+            another process is at work in it.
     """
     for name, path in inputs.items():
         if not path.exists():
@@ -191,17 +227,23 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
     known = folder / "inputs.json"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: {folder} is a file; choose a folder")
+    if known.exists():
+        _lock(folder)
     if folder.exists() and any(folder.iterdir()):
         before = json.loads(known.read_text())["identity"] if known.exists() else None
         if before == identity and done(folder) is not None:
+            _unlock(folder)
             return None
         begun = any(p.name not in (known.name, "config.yaml") for p in folder.iterdir())  # else refused before its work
         if before != identity:
             if before is None or (begun and not config.overwrite):  # what is not ours is never deleted
+                _unlock(folder)
                 remedy = "choose another" + ("" if before is None else ", or set overwrite")
                 raise ValueError(f"output: {folder} holds {_difference(before, identity)}; {remedy}")
+            _unlock(folder)
             shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder)
     write_json(
         known, {"identity": identity, "paths": {name: str(path) for name, path in inputs.items()}}
     )  # marks it ours

@@ -163,29 +163,26 @@ def run(config: SftConfig) -> None:
             (text_nll(policy, rows[drawn]) * share / (8 * (rows.shape[1] - 1))).backward()
         rate = config.learning_rate * cosine(step, total)
         norm = update(optimizer, policy, config.max_grad_norm, rate, run, step)
-        run.log(step, show=("loss__train",), loss__train=loss / count, grad_norm=norm, learning_rate=rate)
+        metrics = {"loss__train": loss / count, "grad_norm": norm, "learning_rate": rate}
         # 4. After each epoch: is this the best checkpoint so far?
-        if (step + 1) % per_epoch == 0:
+        epoch_ends = (step + 1) % per_epoch == 0
+        if epoch_ends:
             entry = {
                 "epoch": (step + 1) // per_epoch,
                 "valid_loss": validation_loss(policy, valid, config.micro_batch_tokens),
             }
+            metrics["valid__loss"] = entry["valid_loss"]
             if reward_model is not None:
-                entry["score"] = mean_score(
+                entry["score"] = metrics["valid__score"] = mean_score(
                     policy, reward_model, valid[: config.score_samples], config.seed, config.max_completion_tokens
                 )
             history.append(entry)
             quality = entry.get("score", -entry["valid_loss"])
-            run.log(
-                step,
-                show=(),
-                **{f"valid__{k.removeprefix('valid_')}": float(v) for k, v in entry.items() if k != "epoch"},
-            )
             if best is None or quality > best:
                 best = quality
                 save_model(policy, tokenizer, run.folder / "model")
-            checkpoint.save(step + 1, best=best, history=history)
-        elif checkpoint.due():
+        run.log(step, show=("loss__train",), **metrics)
+        if epoch_ends or checkpoint.due():
             checkpoint.save(step + 1, best=best, history=history)
     chosen = max(history, key=lambda e: e.get("score", -e["valid_loss"]))
     run.finish(
