@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import libcst
@@ -23,6 +24,7 @@ from mutmut.configuration import config
 from mutmut.mutation import file_mutation
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.runners.harness import BadTestExecutionCommandsException, PytestRunner
 from mutmut.stats import status_by_exit_code
 from mutmut.utils.file_utils import walk_mutatable_files
 
@@ -41,7 +43,7 @@ STRICT = re.compile(r",\s*(strict=\w+)?(?=\))")  # of zip: a check of ourselves,
 
 
 def prepare_mutmut() -> None:
-    """Let it change functions under harmless decorators, and not the `strict` of a zip."""
+    """Let it change functions under harmless decorators, not a `strict` of zip, and count no failed start as a kill."""
     visitor = file_mutation.MutationVisitor
     skip, create = visitor._skip_node_and_children, visitor._create_mutations
 
@@ -59,6 +61,15 @@ def prepare_mutmut() -> None:
         return STRICT.sub("", libcst.Module([]).code_for_node(node))
 
     visitor._skip_node_and_children, visitor._create_mutations = skip_fewer, create_fewer
+    run_tests = PytestRunner.run_tests
+
+    def run_guarded(self: PytestRunner, *, mutant_name: str | None, tests: Iterable[str]) -> int:
+        try:
+            return run_tests(self, mutant_name=mutant_name, tests=tests)
+        except BadTestExecutionCommandsException:
+            return 35  # pytest did not even start: suspicious, not killed
+
+    PytestRunner.run_tests = run_guarded
 
 
 def change(name: str, path: Path) -> str:

@@ -198,6 +198,12 @@ def test_gae_at_one_one_is_reward_to_go_minus_value(seed: int) -> None:
     close(returns, keep(to_go, mask))
 
 
+def test_gae_of_one_token() -> None:
+    advantages, returns = gae(row(3), row(1), everywhere(row(0)), 0.9, 0.8)
+    close(advantages, 2.0)
+    close(returns, 3.0)
+
+
 @given(seeds)
 @quick
 def test_gae_at_lambda_zero_is_the_td_error(seed: int) -> None:

@@ -148,6 +148,17 @@ def test_bf16_without_autocast_returns_fp32() -> None:
     assert weight.grad.dtype == torch.bfloat16
 
 
+def test_gradients_in_bf16_are_summed_in_fp32() -> None:
+    """Half a unit from each of 2,000 tokens is 1,000; added one by one in bf16 it would stop at 128."""
+    weight, bias = (torch.zeros(*s, dtype=torch.bfloat16, requires_grad=True) for s in ((2, 1), (2,)))
+    hidden, targets = torch.ones(2000, 1, dtype=torch.bfloat16), torch.zeros(2000, dtype=torch.long)
+    logp, _ = token_logprobs(hidden, weight, targets, bias=bias, chunk_tokens=1)
+    logp.sum().backward()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    assert weight.grad.flatten().tolist() == bias.grad.tolist() == [1000, -1000]
+
+
 class LargestOutput(TorchDispatchMode):
     """Remembers the most elements that any operation put out."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
@@ -146,6 +146,7 @@ def assert_centred(folder: Path, trained: PreTrainedModel) -> None:
     assert held_out["accuracy"] == pytest.approx(sum(right) / sum(pairs))
     assert (held_out["pairs"], held_out["rankings"]) == (sum(pairs), 3) == (9, 3)
     assert held_out["calibration"] == calibration(saved)
+    assert 0 <= held_out["low"] <= held_out["accuracy"] <= held_out["high"] <= 1
 
 
 def calibration(model: PreTrainedModel) -> list[list[float]]:
@@ -156,7 +157,7 @@ def calibration(model: PreTrainedModel) -> list[list[float]]:
         for w, x in permutations(range(len(ranks)), 2):
             if ranks[w] < ranks[x]:
                 sure = 1 / (1 + math.exp(-abs(scores[w] - scores[x])))
-                bins.setdefault(int((sure - 0.5) / 0.05), []).append((sure, scores[w] > scores[x]))
+                bins.setdefault(min(9, int((sure - 0.5) / 0.05)), []).append((sure, scores[w] > scores[x]))
     return [
         pytest.approx([sum(c for c, _ in b) / len(b), sum(won for _, won in b) / len(b), len(b)], abs=2e-4)
         for _, b in sorted(bins.items())
@@ -198,6 +199,35 @@ def test_reward_training_goes_on_where_it_was_interrupted(tmp_path: Path) -> Non
     saved = byhand.scalar_of(tmp_path / "parts" / "model")
     for weight, last in zip(saved.parameters(), whole[-1].after, strict=True):
         torch.testing.assert_close(weight.detach(), last)
+
+
+def test_a_sure_reward_model_is_calibrated_too(tmp_path: Path) -> None:
+    """States a thousand times as large make large margins: the last step of calibration takes in certainty itself."""
+    policy = byhand.make("llama", tmp_path / "policy")
+    weights = load_file(policy / "model.safetensors")
+    save_file(weights | {"model.norm.weight": 1000 * weights["model.norm.weight"]}, policy / "model.safetensors")
+    reward.run(reward_config(policy, tmp_path / "out", learning_rate=1e-12))
+    results = done(tmp_path / "out")
+    assert results is not None
+    found = results["valid"]["held_out"]["calibration"]
+    with torch.no_grad():
+        assert found == calibration(byhand.scalar_of(tmp_path / "out" / "model"))
+    assert found[-1][0] > 0.99
+
+
+def test_the_order_of_rankings_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    policy = byhand.make("llama", tmp_path / "policy")
+    orders = []
+    for name, seed in (("one", 3), ("two", 3), *((f"other{k}", k) for k in range(4, 9))):
+        reward.run(reward_config(policy, tmp_path / name, seed=seed, learning_rate=1e-12, max_grad_norm=1e-9))
+        with torch.no_grad():  # a model that does not move: a loss says which ranking it was
+            model = byhand.scalar_of(tmp_path / name / "model")
+            losses = [ranking_loss(model, r)[0].item() for r in RANKINGS]
+        rows = byhand.metrics(tmp_path / name)
+        orders.append([min(range(3), key=lambda k: abs(losses[k] - row["loss/train"])) for row in rows])
+    assert all(sorted(order) == [0, 1, 2] for order in orders)
+    assert orders[0] == orders[1]
+    assert len(set(map(tuple, orders))) > 1
 
 
 def test_what_does_not_fit_is_dropped(tmp_path: Path) -> None:

@@ -355,10 +355,10 @@ def test_a_run_goes_on_where_it_was_interrupted(
 
 @pytest.mark.parametrize("folders", ["llama"], indirect=True)
 def test_rows_of_text_are_drawn(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three rows for two episodes at 1.5 an episode: the gradient is that of the mean over what was drawn."""
+    """Five rows for two episodes at 2.5 an episode: the gradient is that of the mean over what was drawn."""
     texts = (TEXT, "j i j i j i j i")
-    s = EVERYTHING | {"total_episodes": 2, "num_ppo_epochs": 1, "ptx_per_episode": 1.5, "micro_batch_tokens": 18}
-    papers = [Paper(folders, s, [texts[0]] * k + [texts[1]] * (3 - k)) for k in range(4)]
+    s = EVERYTHING | {"total_episodes": 2, "num_ppo_epochs": 1, "ptx_per_episode": 2.5, "micro_batch_tokens": 18}
+    papers = [Paper(folders, s, [texts[0]] * k + [texts[1]] * (5 - k)) for k in range(6)]
     for paper in papers:
         paper.iteration(0, [(0, 1)])
     follow_script(monkeypatch, s, papers[0].sampled)
@@ -366,6 +366,7 @@ def test_rows_of_text_are_drawn(folders: dict[str, Path], tmp_path: Path, monkey
         online.run(settings(s, folders, tmp_path / "out", texts))
     row = byhand.metrics(tmp_path / "out")[0]
     paper = min(papers, key=lambda p: abs(p.logged[0]["loss/ptx"] - row["loss/ptx"]))
+    assert len(set(paper.texts)) == 2  # this seed draws both
     assert_logged(tmp_path / "out", paper.logged)
     assert_steps(steps, paper)
 
@@ -380,13 +381,17 @@ SLOW = EVERYTHING | {
 def test_every_update_draws_anew(folders: dict[str, Path], tmp_path: Path) -> None:
     """A policy that hardly moves: what it loses on text shows which rows were drawn."""
     texts = (TEXT, "j i j i j i j i", "a a a a a a a a")
-    online.run(settings(SLOW | {"total_episodes": 16, "ptx_per_episode": 0.5}, folders, tmp_path / "out", texts))
+    config = settings(SLOW | {"total_episodes": 16, "ptx_per_episode": 0.5}, folders, tmp_path / "out", texts)
+    online.run(config)
     policy = byhand.policy_of(folders["model"])
     losses = [byhand.mean_nll(policy, ids(text + " <end>")).item() for text in texts]
     drawn = [min(range(3), key=lambda k: abs(losses[k] - row["loss/ptx"])) for row in byhand.metrics(tmp_path / "out")]
     assert len(drawn) == 8
     assert [losses[k] for k in drawn] == pytest.approx([row["loss/ptx"] for row in byhand.metrics(tmp_path / "out")])
     assert set(drawn) == {0, 1, 2}
+    online.run(config.model_copy(update={"output": tmp_path / "again"}))  # the seed alone decides
+    again, first = (byhand.metrics(tmp_path / name) for name in ("again", "out"))
+    assert [row["loss/ptx"] for row in again] == [row["loss/ptx"] for row in first]
 
 
 @pytest.mark.parametrize("folders", ["llama"], indirect=True)
