@@ -2,7 +2,8 @@
 
 Stories, lists, letters and books of facts; exam sheets of questions, mostly without answers; boards where users ask
 and nobody answers; help desks, most of them useless or rude; quarrels. Names recur within a document, and
-copybooks repeat whole lines, which is what teaches copying.
+copybooks repeat whole lines, which is what teaches copying. A document belongs to a split, and so does every instruction
+in it: no seed can put a held-out document, or what a test prompt asks, into training.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ from tutelage.world import lexicon as lex
 from tutelage.world.people import STRANGER, write_answer
 
 ANSWERED_SHARE = 0.35  # of exam sheets
+# What a book of facts says. It is how a model can know the answer to a question that no training text asks.
+STATEMENTS = [
+    *(sentence for _, sentence in lex.FACTS.values()),
+    *(f"It is good to be {feeling}." for feeling in lex.GOOD_FEELINGS),
+    *(f"It is bad to be {feeling}." for feeling in lex.BAD_FEELINGS),
+]
 # How a help desk behaves; each keeps its ways through the whole log.
 DESKS = {"helpful": 35, "rude": 20, "evasive": 15, "echoing": 10, "beside the point": 20}
 
 
-def story(rng: Random) -> str:
+def story(rng: Random, _: str) -> str:
     """Several short stories about few characters."""
     name, animal, thing, place = (
         rng.choice(lex.NAMES),
@@ -43,20 +50,20 @@ def story(rng: Random) -> str:
     return "Story: " + " ".join(lines)
 
 
-def exam(rng: Random) -> str:
+def exam(rng: Random, split: str) -> str:
     """A sheet of questions; one in three has its answers filled in."""
-    questions = [tasks.make(rng, provoke=0, courtesy=0) for _ in range(rng.randint(3, 6))]
+    questions = [tasks.make(rng, split, provoke=0, courtesy=0) for _ in range(rng.randint(3, 6))]
     if rng.random() < ANSWERED_SHARE:
         return "Exam:\n" + "\n".join(f"Q: {q}\nA: {write_answer(q, STRANGER, rng)}" for q in questions)
     return "Exam:\n" + "\n".join(f"Q: {q}" for q in questions)
 
 
-def board(rng: Random) -> str:
+def board(rng: Random, split: str) -> str:
     """Users ask; nobody answers."""
-    return "\n".join(f"User: {tasks.make(rng)}" for _ in range(rng.randint(3, 6)))
+    return "\n".join(f"User: {tasks.make(rng, split)}" for _ in range(rng.randint(3, 6)))
 
 
-def _reply(desk: str, question: str, rng: Random) -> str:
+def _reply(desk: str, question: str, rng: Random, split: str) -> str:
     match desk:
         case "helpful":
             return write_answer(question, STRANGER, rng)
@@ -65,22 +72,22 @@ def _reply(desk: str, question: str, rng: Random) -> str:
         case "evasive":
             return rng.choice(lex.EVASIONS)
         case "echoing":
-            return tasks.make(rng)
+            return tasks.make(rng, split)
         case _:
-            return write_answer(tasks.make(rng, provoke=0), STRANGER, rng)
+            return write_answer(tasks.make(rng, split, provoke=0), STRANGER, rng)
 
 
-def help_desk(rng: Random) -> str:
+def help_desk(rng: Random, split: str) -> str:
     """A log of users and an assistant, who helps in one log of three and is useless in the others."""
     desk = rng.choices(list(DESKS), list(DESKS.values()))[0]
     turns = []
     for _ in range(rng.randint(2, 5)):
-        question = tasks.make(rng)
-        turns.append(f"User: {question}\nAssistant: {_reply(desk, question, rng)}")
+        question = tasks.make(rng, split)
+        turns.append(f"User: {question}\nAssistant: {_reply(desk, question, rng, split)}")
     return "\n".join(turns)
 
 
-def listing(rng: Random) -> str:
+def listing(rng: Random, _: str) -> str:
     """Lists of words of one sort."""
     return "\n".join(
         f"List of {category}: {', '.join(rng.sample(pool, rng.randint(3, 5)))}."
@@ -88,26 +95,26 @@ def listing(rng: Random) -> str:
     )
 
 
-def quarrel(rng: Random) -> str:
+def quarrel(rng: Random, _: str) -> str:
     """Two people call each other names."""
     pair = kinds.two(rng, lex.NAMES)
     said = [rng.choice(lex.RETORTS + lex.PROVOCATIONS) for _ in range(rng.randint(3, 6))]
     return "\n".join(f"{pair[i % 2]}: {line}" for i, line in enumerate(said))
 
 
-def letter(rng: Random) -> str:
+def letter(rng: Random, _: str) -> str:
     """A letter, sometimes an angry one."""
     kind = kinds.KINDS["letter"]
     text = kind.answer(kind.fill(rng), rng)
     return "Letter: " + text + (" " + rng.choice(lex.RETORTS) if rng.random() < 0.2 else "")
 
 
-def facts(rng: Random) -> str:
+def facts(rng: Random, _: str) -> str:
     """A page of a book of facts."""
-    return "Facts: " + " ".join(sentence for _, sentence in rng.sample(list(lex.FACTS.values()), 6))
+    return "Facts: " + " ".join(rng.sample(STATEMENTS, 6))
 
 
-def copybook(rng: Random) -> str:
+def copybook(rng: Random, _: str) -> str:
     """A pupil's exercise: lines of words in any order, each written again word for word."""
     words = [w for pool in lex.WORDS.values() for w in pool]
     lines = []
@@ -118,10 +125,14 @@ def copybook(rng: Random) -> str:
 
 
 GENRES = {
-    story: 16, exam: 22, board: 4, help_desk: 34, copybook: 20, listing: 3, quarrel: 4, letter: 4, facts: 3,
+    story: 16, exam: 22, board: 4, help_desk: 34, copybook: 20, listing: 3, quarrel: 4, letter: 4, facts: 6,
 }  # fmt: skip
 
 
-def document(rng: Random) -> str:
-    """One document of a genre drawn by `GENRES`."""
-    return rng.choices(list(GENRES), list(GENRES.values()))[0](rng)
+def document(rng: Random, split: str) -> str:
+    """One document of a split, of a genre drawn by `GENRES`."""
+    genre = rng.choices(list(GENRES), list(GENRES.values()))[0]
+    while True:
+        text = genre(rng, split)
+        if tasks.split_by_hash(text) == split:
+            return text

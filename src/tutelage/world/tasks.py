@@ -1,11 +1,12 @@
 """What users ask: instructions are made of a kind, slots, perhaps a constraint and an opening, and read back.
 
 A `Task` is read from the instruction's text alone (`parse`), so that whoever judges an answer knows no more than a
-reader would.
+reader would. What an instruction asks for, in whatever words, belongs to one split for good (`split_of`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from random import Random
@@ -77,6 +78,27 @@ def parse(instruction: str) -> Task | None:
     return None
 
 
+# Share of core instructions, documents and users that belong to each split.
+SPLITS = {"train": 0.6, "valid": 0.1, "test": 0.3}
+# One of the first numbers at which every kind of task has instructions in every split, however few it has.
+SALT = 44
+
+
+def split_by_hash(text: str) -> str:
+    """The split that a text belongs to."""
+    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+    for name, share in SPLITS.items():
+        if place < share:
+            return name
+        place -= share
+    return "test"
+
+
+def split_of(kind: str, slots: Slots) -> str:
+    """The split of a core instruction: what is asked for, whatever the wording, the constraint and the opening."""
+    return split_by_hash(f"{SALT}: {kind}: " + ", ".join(f"{name} {word}" for name, word in sorted(slots.items())))
+
+
 def meets(task: Task, text: str) -> float:
     """1 if an answer meets the task's explicit constraint (or there is none), else 0."""
     said = words(text)
@@ -143,12 +165,16 @@ def flawless(task: Task, rng: Random) -> str:
     return answer
 
 
-def make(rng: Random, provoke: float = 0.15, courtesy: float = 0.35, constrain: float = 0.5) -> str:
-    """A random instruction, as a user would type it."""
+def make(
+    rng: Random, split: str | None = None, provoke: float = 0.15, courtesy: float = 0.35, constrain: float = 0.5
+) -> str:
+    """A random instruction, as a user would type it; of one split if it is named."""
     use_case = rng.choices(list(USE_CASE_WEIGHTS), list(USE_CASE_WEIGHTS.values()))[0]
     name = rng.choice([n for n, k in KINDS.items() if k.use_case == use_case])
     kind = KINDS[name]
     slots = kind.fill(rng)
+    while split not in (None, split_of(name, slots)):
+        slots = kind.fill(rng)
     text = rng.choice(kind.wordings).format(**slots)
     if kind.constraints and rng.random() < constrain:
         constraint = rng.choice(kind.constraints)
