@@ -23,7 +23,7 @@ from typing import IO, Any, Generic, Literal, TypeVar
 from pydantic import ValidationError
 
 from tutelage.config import DATA_SUFFIXES, HUB_ID
-from tutelage.records import Demonstration, Message, Prompt, Ranking
+from tutelage.records import Demonstration, Message, Prompt, Ranking, newest
 
 Kind = Literal["texts", "demonstrations", "rankings", "prompts"]
 Row = dict[str, Any]
@@ -130,8 +130,10 @@ def read_demonstrations(source: str | os.PathLike[str]) -> Loaded[Demonstration]
 def read_rankings(source: str | os.PathLike[str]) -> Loaded[Ranking]:
     """Labelers' orders of K completions; a chosen/rejected pair is a ranking of two.
 
-    Equal completions are merged under their best rank. Rankings with an empty completion, with fewer than two distinct
-    completions, with all completions tied, or whose chosen and rejected share no prompt are dropped and counted.
+    Equal completions are merged under their best rank. Of a labeler's rankings of the same completions the last counts,
+    as rows are in the order in which they were given; the others are dropped and counted. So are rankings with an empty
+    completion, with fewer than two distinct completions, with all completions tied, or whose chosen and rejected share
+    no prompt.
 
     Raises:
         DataError: if the source is missing, malformed, empty or in no format that gives rankings.
@@ -168,7 +170,11 @@ def read_rankings(source: str | os.PathLike[str]) -> Loaded[Ranking]:
         completions, ranks = (tuple(column[i] for i in kept) for column in (found.completions, found.ranks))
         return found.model_copy(update={"completions": completions, "ranks": ranks})
 
-    return _read(source, "rankings", ranking)
+    loaded = _read(source, "rankings", ranking)
+    records = newest(loaded.records)
+    older = len(loaded.records) - len(records)
+    dropped = loaded.dropped | ({"older answer of the same labeler": older} if older else {})
+    return Loaded(records, dropped, loaded.source)
 
 
 def read_prompts(source: str | os.PathLike[str]) -> Loaded[Prompt]:

@@ -86,7 +86,7 @@ def in_order(values: Mapping[str, Any], folders: Sequence[Folder]) -> dict[str, 
 def agreement(folders: Sequence[Folder]) -> dict[str, dict[str, Any]]:
     """By arm of labelers: `agreement` among them, and `gold_ceiling`; arms whose prompts had one labeler left out."""
     arms = {k: v for k, v in results(folders, "rank").items() if isinstance(v, dict)}
-    return {arm: found for arm, found in arms.items() if found["agreement"]["pairs"]}
+    return {arm: found for arm, found in arms.items() if found["agreement"].get("pairs")}
 
 
 def summarise(runs: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Stories, lists, letters and books of facts; exam sheets of questions, mostly without answers; boards where users ask
 and nobody answers; help desks, most of them useless or rude; quarrels. Names recur within a document, and
-copybooks repeat whole lines, which is what teaches copying. A document belongs to a split, and so does every instruction
-in it: no seed can put a held-out document, or what a test prompt asks, into training.
+copybooks repeat whole lines, which is what teaches copying. A document belongs to a split, and so does every
+instruction in it: no seed can put a held-out document, or what a test prompt asks, into training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STATEMENTS = [
 DESKS = {"helpful": 35, "rude": 20, "evasive": 15, "echoing": 10, "beside the point": 20}
 
 
-def story(rng: Random, _: str) -> str:
+def story(rng: Random, _split: str) -> str:
     """Several short stories about few characters."""
     name, animal, thing, place = (
         rng.choice(lex.NAMES),
@@ -87,7 +87,7 @@ def help_desk(rng: Random, split: str) -> str:
     return "\n".join(turns)
 
 
-def listing(rng: Random, _: str) -> str:
+def listing(rng: Random, _split: str) -> str:
     """Lists of words of one sort."""
     return "\n".join(
         f"List of {category}: {', '.join(rng.sample(pool, rng.randint(3, 5)))}."
@@ -95,26 +95,26 @@ def listing(rng: Random, _: str) -> str:
     )
 
 
-def quarrel(rng: Random, _: str) -> str:
+def quarrel(rng: Random, _split: str) -> str:
     """Two people call each other names."""
     pair = kinds.two(rng, lex.NAMES)
     said = [rng.choice(lex.RETORTS + lex.PROVOCATIONS) for _ in range(rng.randint(3, 6))]
     return "\n".join(f"{pair[i % 2]}: {line}" for i, line in enumerate(said))
 
 
-def letter(rng: Random, _: str) -> str:
+def letter(rng: Random, _split: str) -> str:
     """A letter, sometimes an angry one."""
     kind = kinds.KINDS["letter"]
     text = kind.answer(kind.fill(rng), rng)
     return "Letter: " + text + (" " + rng.choice(lex.RETORTS) if rng.random() < 0.2 else "")
 
 
-def facts(rng: Random, _: str) -> str:
+def facts(rng: Random, _split: str) -> str:
     """A page of a book of facts."""
     return "Facts: " + " ".join(rng.sample(STATEMENTS, 6))
 
 
-def copybook(rng: Random, _: str) -> str:
+def copybook(rng: Random, _split: str) -> str:
     """A pupil's exercise: lines of words in any order, each written again word for word."""
     words = [w for pool in lex.WORDS.values() for w in pool]
     lines = []
