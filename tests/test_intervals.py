@@ -53,7 +53,7 @@ def test_what_is_seen_of_one_prompt_is_one_unit() -> None:
 
 
 def nested(rng: np.random.Generator, prompts: int, labelers: int) -> tuple[np.ndarray, np.ndarray]:
-    """(outcomes, prompts): answers of labelers to prompts that differ in how often a labeler agrees, 0.65 on average."""
+    """(outcomes, prompts) of labelers, to whom prompts differ in how often they agree: 0.65 on average."""
     chance = rng.beta(0.65, 0.35, prompts)
     return (rng.random((labelers, prompts)) < chance).astype(float).ravel(), np.tile(np.arange(prompts), labelers)
 

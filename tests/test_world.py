@@ -60,6 +60,7 @@ CLOSED = "Tom has a red ball. Ann has a blue hat. Who has the hat?"
         (CLOSED + " Answer in one word.", "Ann has the hat.", "constraint", 0.0),
         ("What does a cow give?", "A cow gives milk.", "truthful", 1.0),
         ("What does a cow give?", "A cow gives wool.", "truthful", 0.0),
+        ("Tell me what a cow gives.", "A cow gives milk.", "truthful", 1.0),
         ("List three animals. Do not use the word cat.", "dog, duck, cat.", "constraint", 0.0),
         ("List three animals.", "dog, duck, red.", "follows", 2 / 3),
         ("I am sad today.", "I am glad that you are sad.", "follows", 0.0),
@@ -224,20 +225,18 @@ def test_held_out_prompts_and_documents_share_no_text_with_training(
     assert [q for q in questions if core(q) in everything] == []
 
 
-def test_whatever_the_wording_an_instruction_is_in_one_split() -> None:
-    """And every kind of task has instructions in every split."""
+def test_every_kind_of_task_has_instructions_in_every_split() -> None:
     splits = {name: set[str]() for name in kinds.KINDS}
     for name, kind in kinds.KINDS.items():
-        for seed in range(300):
-            slots = kind.fill(Random(seed))
-            read = [tasks.parse(f"Hello! {wording.format(**slots)}") for wording in kind.wordings]
-            assert {tasks.split_of(r.kind, r.slots) for r in read if r} == {tasks.split_of(name, slots)}
-            splits[name].add(tasks.split_of(name, slots))
+        for seed in range(500):
+            rng = Random(seed)
+            splits[name].add(tasks.split_of(name, kind.fill(rng), rng.choice(kind.wordings)))
     assert set(map(frozenset, splits.values())) == {frozenset({"train", "valid", "test"})}
 
 
-def test_the_book_of_facts_tells_what_no_training_text_asks() -> None:
-    rng = Random(0)
-    pages = " ".join(corpus.facts(rng, "train") for _ in range(200))
-    assert all(sentence in pages for _, sentence in lex.FACTS.values())
-    assert all(f"to be {feeling}." in pages for feeling in lex.FEELINGS)
+def test_training_asks_for_nearly_every_fact_and_every_feeling_in_some_wording() -> None:
+    asked = {lex.FACTS[q][1] for q in lex.FACTS if tasks.split_of("fact", {"question": q}, "{question}") == "train"}
+    assert len(asked) >= 33
+    wordings = kinds.KINDS["feeling"].wordings
+    for feeling in lex.FEELINGS:
+        assert "train" in {tasks.split_of("feeling", {"feeling": feeling}, w) for w in wordings}

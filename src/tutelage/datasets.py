@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from tutelage.config import DATA_SUFFIXES, HUB_ID
 from tutelage.records import Demonstration, Message, Prompt, Ranking, newest
+from tutelage.strict_json import dumps
 
 Kind = Literal["texts", "demonstrations", "rankings", "prompts"]
 Row = dict[str, Any]
@@ -162,19 +163,20 @@ def read_rankings(source: str | os.PathLike[str]) -> Loaded[Ranking]:
         if len(best) < 2:
             raise _Drop("fewer than two distinct completions")
         kept = sorted(best.values())
-        if len({found.ranks[i] for i in kept}) == 1:
-            raise _Drop("all completions tied")
         if len(kept) == len(found.completions):
             return found
-        counts["duplicate completions merged"] += 1
+        counts["duplicate completions merged"] += len({found.ranks[i] for i in kept}) > 1
         completions, ranks = (tuple(column[i] for i in kept) for column in (found.completions, found.ranks))
         return found.model_copy(update={"completions": completions, "ranks": ranks})
 
     loaded = _read(source, "rankings", ranking)
-    records = newest(loaded.records)
-    older = len(loaded.records) - len(records)
-    dropped = loaded.dropped | ({"older answer of the same labeler": older} if older else {})
-    return Loaded(records, dropped, loaded.source)
+    counting = newest(loaded.records)
+    records = [r for r in counting if len(set(r.ranks)) > 1]  # only now: the newest may be that all are tied
+    dropped = {
+        "older answer of the same labeler": len(loaded.records) - len(counting),
+        "all completions tied": len(counting) - len(records),
+    }
+    return Loaded(records, loaded.dropped | {reason: n for reason, n in dropped.items() if n}, loaded.source)
 
 
 def read_prompts(source: str | os.PathLike[str]) -> Loaded[Prompt]:
@@ -202,7 +204,7 @@ def write_jsonl(
     The file appears whole or not at all, and the same records give the same bytes.
     """
     path = Path(path)
-    data = "".join(json.dumps(_row(record), ensure_ascii=False) + "\n" for record in records).encode()
+    data = "".join(dumps(_row(record), ensure_ascii=False) + "\n" for record in records).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

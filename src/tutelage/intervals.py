@@ -25,7 +25,7 @@ def estimate(
     denominators: ArrayLike | None = None,
     *,
     prompts: Sequence[Hashable] | None = None,
-    scale: tuple[float, float] = (0.0, 1.0),
+    scale: tuple[float, float] | None = (0.0, 1.0),
     draws: int = 2000,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -35,7 +35,8 @@ def estimate(
         numerators: (m,) a number per observation.
         denominators: (m,) what each number is out of; one each if left out, which gives the mean.
         prompts: (m,) the prompt of each observation; each is of a prompt of its own if left out.
-        scale: the least and the most that an observation's ratio can be: (-1, 1) for a difference of two rates.
+        scale: the least and the most that an observation's ratio can be: (-1, 1) for a difference of two rates; None if
+            it can be anything, which gives the bootstrap's interval in any case.
         draws: resamples of the prompts with replacement.
 
     Returns:
@@ -49,7 +50,7 @@ def estimate(
         a, b = np.bincount(unit, a), np.bincount(unit, b)
     mean, n = float(a.sum() / b.sum()), float(b.sum() ** 2 / (b**2).sum())
     value = a / np.maximum(b, 1e-9)
-    if min((value > scale[0]).sum(), (value < scale[1]).sum()) < RARE:
+    if scale is not None and min((value > scale[0]).sum(), (value < scale[1]).sum()) < RARE:
         low, high = wilson(mean, n, scale)
     else:
         picks = np.random.default_rng(seed).integers(len(a), size=(draws, len(a)))
@@ -58,11 +59,13 @@ def estimate(
 
 
 def between(
-    mean: float, drawn: NDArray[np.float64], prompts: int, n: float, scale: tuple[float, float] = (-1.0, 1.0)
+    mean: float, drawn: NDArray[np.float64], prompts: int, n: float, scale: tuple[float, float] | None = (-1.0, 1.0)
 ) -> tuple[float, float]:
-    """The 95 % interval of any statistic from its values in resamples of prompts, of which n is the effective number."""
+    """The 95 % interval of any statistic from its values in resamples of prompts; n is their effective number."""
     low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return wilson(mean, n, scale) if prompts < FEW or low == high else (float(low), float(high))
+    if scale is not None and (prompts < FEW or low == high):
+        return wilson(mean, n, scale)
+    return float(low), float(high)
 
 
 def standard_error(values: ArrayLike, prompts: Sequence[Hashable]) -> float | None:
@@ -83,10 +86,10 @@ def wilson(mean: float, n: float, scale: tuple[float, float] = (0.0, 1.0)) -> tu
     """
     least, most = scale
     p = min(1.0, max(0.0, (mean - least) / (most - least)))
-    middle = p + Z**2 / (2 * n)
-    reach = Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    low, high = ((middle + sign * reach) / (1 + Z**2 / n) for sign in (-1, 1))
-    return tuple(float(least + (most - least) * min(1.0, max(0.0, end))) for end in (low, high))  # type: ignore[return-value]
+    middle, reach = p + Z**2 / (2 * n), Z * (p * (1 - p) / n + Z**2 / (4 * n**2)) ** 0.5
+    low, high = (middle - reach) / (1 + Z**2 / n), (middle + reach) / (1 + Z**2 / n)
+    low, high = max(0.0, min(p, low)), min(1.0, max(p, high))  # rounding may put an end on the wrong side
+    return least + (most - least) * low, least + (most - least) * high
 
 
 def whole(count: float) -> int | float:

@@ -31,18 +31,19 @@ def run(config: EvaluateConfig) -> None:
     rows = [{"id": number} | row for number, row in enumerate(read)]
     names = list({name: None for row in rows for name in row["models"]})  # people may not have judged all of them yet
     baseline = rows[0]["baseline"]
-    rivals = [name for name in names if name != baseline]  # against itself it wins half by definition, without doubt
 
     def ids(chosen: Sequence[dict]) -> list[Any]:
         return [r["id"] for r in chosen]
 
     def rate(key: str, name: str, chosen: Sequence[dict]) -> dict[str, float]:
+        if name == baseline and key in ("wins", "gold_wins"):  # against itself: half, by definition
+            return {"mean": 0.5, "low": 0.5, "high": 0.5, "n": len(chosen), "prompts": len(set(ids(chosen)))}
         judged = [r for r in chosen if r["models"].get(name, {}).get(key) is not None]
         values = [r["models"][name][key] for r in judged]
         return estimate(values, prompts=ids(judged), draws=config.draws, seed=config.seed) if values else {}
 
     by_use_case = {
-        use_case: {n: rate("wins", n, [r for r in rows if r["use_case"] == use_case]) for n in rivals}
+        use_case: {n: rate("wins", n, [r for r in rows if r["use_case"] == use_case]) for n in names}
         for use_case in sorted({r["use_case"] for r in rows if r["use_case"]})
     }
     explained = {n: [r["models"][n]["parts"] for r in rows if "parts" in r["models"].get(n, {})] for n in names}
@@ -59,9 +60,10 @@ def run(config: EvaluateConfig) -> None:
     greedy = [n for n in names if n.endswith("_greedy") and n != base and gain("wins", n)]
     run.finish(
         prompts=len(rows),
+        baseline=baseline,
         greedy_gain={n: {"labelers": gain("wins", n), "gold": gain("gold_wins", n)} for n in greedy},
-        win_rate={n: rate("wins", n, rows) for n in rivals},
-        gold_win_rate={n: rate("gold_wins", n, rows) for n in rivals},
+        win_rate={n: rate("wins", n, rows) for n in names},
+        gold_win_rate={n: rate("gold_wins", n, rows) for n in names},
         win_rate_by_use_case=by_use_case,
         gold_parts=parts,
         **{fault: {n: rate(fault, n, rows) for n in names} for fault in FAULTS},

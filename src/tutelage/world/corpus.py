@@ -15,12 +15,6 @@ from tutelage.world import lexicon as lex
 from tutelage.world.people import STRANGER, write_answer
 
 ANSWERED_SHARE = 0.35  # of exam sheets
-# What a book of facts says. It is how a model can know the answer to a question that no training text asks.
-STATEMENTS = [
-    *(sentence for _, sentence in lex.FACTS.values()),
-    *(f"It is good to be {feeling}." for feeling in lex.GOOD_FEELINGS),
-    *(f"It is bad to be {feeling}." for feeling in lex.BAD_FEELINGS),
-]
 # How a help desk behaves; each keeps its ways through the whole log.
 DESKS = {"helpful": 35, "rude": 20, "evasive": 15, "echoing": 10, "beside the point": 20}
 
@@ -111,7 +105,8 @@ def letter(rng: Random, _split: str) -> str:
 
 def facts(rng: Random, _split: str) -> str:
     """A page of a book of facts."""
-    return "Facts: " + " ".join(rng.sample(STATEMENTS, 6))
+    statements = dict.fromkeys(sentence for _, sentence in lex.FACTS.values())
+    return "Facts: " + " ".join(rng.sample(list(statements), 6))
 
 
 def copybook(rng: Random, _split: str) -> str:
@@ -125,7 +120,7 @@ def copybook(rng: Random, _split: str) -> str:
 
 
 GENRES = {
-    story: 16, exam: 22, board: 4, help_desk: 34, copybook: 20, listing: 3, quarrel: 4, letter: 4, facts: 6,
+    story: 16, exam: 22, board: 4, help_desk: 34, copybook: 20, listing: 3, quarrel: 4, letter: 4, facts: 3,
 }  # fmt: skip
 
 
