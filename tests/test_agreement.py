@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tutelage.cli import main
 from tutelage.evaluation.agreement import all_rankings, score
+from tutelage.intervals import wilson
 from tutelage.labeling.agreement import (
     by_labeler,
     cohen_kappa,
@@ -47,8 +48,8 @@ def ranking(labeler: str | None, ranks: Sequence[int], texts: str = "abcdef", pr
 
 
 def means(measures: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """All but the intervals, which depend on the order of prompts."""
-    return {name: {k: v for k, v in m.items() if k not in ("low", "high")} for name, m in measures.items()}
+    """All but the intervals, which depend on the order of prompts, and the number of these."""
+    return {name: {k: v for k, v in m.items() if k not in ("low", "high", "prompts")} for name, m in measures.items()}
 
 
 # Numbers to check by hand
@@ -71,12 +72,10 @@ def test_pairs_counted_three_ways() -> None:
 
 def test_three_labelers_make_three_pairs_of_labelers() -> None:
     rankings = [ranking("x", (1, 2)), ranking("y", (1, 2)), ranking("z", (2, 1))]
+    low, high = wilson(1 / 3, 1)  # of one prompt, however many labelers it had
     assert pairwise_agreement(rankings, draws=10) == {
-        "mean": pytest.approx(1 / 3),
-        "low": pytest.approx(1 / 3),
-        "high": pytest.approx(1 / 3),
-        "pairs": 3,
-    }
+        "mean": pytest.approx(1 / 3), "low": low, "high": high, "prompts": 1, "pairs": 3,
+    }  # fmt: skip
     assert summary(rankings, draws=10)["kendall_tau_b"]["mean"] == pytest.approx((1 - 1 - 1) / 3)
 
 
@@ -90,9 +89,10 @@ def test_prompts_weigh_by_their_pairs_in_pairwise_and_alike_in_tau() -> None:
     found = summary(rankings, draws=200)
     assert found["strict"]["mean"] == pytest.approx(3 / 4)
     assert found["kendall_tau_b"]["mean"] == 0.0
-    assert (found["strict"]["low"], found["strict"]["high"]) == (0.0, 1.0)  # a draw may be of one prompt alone
-    assert (found["kendall_tau_b"]["low"], found["kendall_tau_b"]["high"]) == (-1.0, 1.0)
-    assert -1 <= found["alpha_ordinal"]["low"] < found["alpha_ordinal"]["mean"] < found["alpha_ordinal"]["high"] == 1.0
+    # Two prompts: Wilson's intervals, with Kish's number of prompts where one weighs more.
+    assert (found["strict"]["low"], found["strict"]["high"]) == wilson(3 / 4, 16 / 10)
+    assert (found["kendall_tau_b"]["low"], found["kendall_tau_b"]["high"]) == wilson(0.0, 2, (-1, 1))
+    assert -1 <= found["alpha_ordinal"]["low"] < found["alpha_ordinal"]["mean"] < found["alpha_ordinal"]["high"] < 1
 
 
 def test_completions_are_matched_by_text() -> None:
@@ -106,12 +106,32 @@ def test_completions_are_matched_by_text() -> None:
     assert means(summary([merged, ranking("y", (2, 1), "ab")], draws=10))["strict"] == {"mean": 1.0, "pairs": 1}
 
 
+def test_a_completion_alone_is_no_agreement() -> None:
+    """Where all completions of a prompt are identical nobody can order anything: such prompts change no measure."""
+    told = [
+        ranking("x", (1, 2)),
+        ranking("y", (1, 2)),
+        ranking("x", (1, 2), prompt="q"),
+        ranking("y", (2, 1), prompt="q"),
+    ]
+    same = [ranking(name, (1, 1), "aa", f"same {i}") for i in range(5) for name in ("x", "y")]
+    found = means(summary([*told, *same], draws=10))
+    # Units a and b of p and of q: coincidences o_11 = o_22 = 2 of p, o_12 = o_21 = 2 of q, so n_1 = n_2 = 4.
+    assert found["alpha_ordinal"] == {"mean": pytest.approx(1 - 7 * 4 / (2 * 4 * 4)), "units": 4}
+    assert found == means(summary(told, draws=10))
+    scores = [[1.0, 0.0]] * len(told) + [[0.0, 0.0]] * len(same)
+    with_same = scores_agreement([*told, *same], scores, draws=10)
+    assert means(with_same) == means(scores_agreement(told, scores[: len(told)], draws=10))
+
+
 def test_nobody_is_compared_with_themselves() -> None:
-    same_set = [ranking("x", (1, 2, 3)), ranking("x", (3, 2, 1)), ranking("y", (1, 2, 3))]
-    assert pairwise_agreement(same_set, draws=10)["mean"] == 1.0  # the first of x counts
+    same_set = [ranking("x", (3, 2, 1)), ranking("x", (1, 2, 3)), ranking("y", (1, 2, 3))]
+    assert pairwise_agreement(same_set, draws=10)["mean"] == 1.0  # the newest of x counts
     assert summary(same_set, draws=10)["alpha_ordinal"]["mean"] == 1.0
+    assert by_labeler(same_set, draws=10)["x"]["strict"]["mean"] == 1.0
+    assert scores_agreement(same_set, [(3, 2, 1)] * 3, draws=10)["model"]["mean"] == 1.0
     other_set = [ranking("x", (1, 2), "ab"), ranking("x", (2, 1, 3), "abc")]
-    assert pairwise_agreement(other_set) == {"mean": 0.0, "low": 0.0, "high": 0.0, "pairs": 0}
+    assert pairwise_agreement(other_set) == {}
     assert set(summary(other_set)) == {"tie_rate"}
     nameless = [ranking(None, (1, 2)), ranking(None, (2, 1))]
     assert means({"": pairwise_agreement(nameless)})[""] == {"mean": 0.0, "pairs": 1}
@@ -121,9 +141,12 @@ def test_nothing_to_measure_is_left_out() -> None:
     assert summary([]) == {}
     ties = summary([ranking("x", (1, 1)), ranking("y", (1, 1))])
     assert set(ties) == {"three_way", "half_credit", "tie_rate"}
-    assert ties["three_way"] == ties["half_credit"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "pairs": 1}
+    low, high = wilson(1.0, 1)
+    certain = {"mean": 1.0, "low": low, "high": high, "prompts": 1}
+    assert ties["three_way"] == ties["half_credit"] == certain | {"pairs": 1}
     mixed = summary([ranking("x", (1, 1)), ranking("y", (1, 2)), ranking("z", (1, 2))], draws=10)
-    assert mixed["kendall_tau_b"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "labeler_pairs": 1, "left_out": 2}
+    low, high = wilson(1.0, 1, (-1, 1))
+    assert mixed["kendall_tau_b"] == certain | {"low": low, "high": high, "labeler_pairs": 1, "left_out": 2}
 
 
 def test_tau_is_of_rank_vectors() -> None:
@@ -255,7 +278,8 @@ def test_labelers_who_are_the_same_or_opposite() -> None:
     same = [ranking(name, ranks, prompt=str(i)) for i, ranks in enumerate(orders) for name in ("x", "y")]
     found = summary(same, draws=20)
     for name in ("strict", "three_way", "half_credit", "kendall_tau_b", "alpha_ordinal", "alpha_nominal"):
-        assert (found[name]["mean"], found[name]["low"], found[name]["high"]) == (1.0, 1.0, 1.0)
+        assert (found[name]["mean"], found[name]["high"]) == (1.0, 1.0)
+        assert found[name]["low"] < 0.5  # three prompts are few
     assert found["tie_rate"]["mean"] == 0.0
     turned = [r if r.labeler == "x" else r.model_copy(update={"ranks": tuple(5 - n for n in r.ranks)}) for r in same]
     found = summary(turned, draws=20)
@@ -266,19 +290,19 @@ def test_labelers_who_are_the_same_or_opposite() -> None:
 
 
 def test_alpha_of_rankings_is_alpha_of_the_table_of_ranks() -> None:
-    tables = [[(1, 2, 3), (3, 1, 2), (1, 3, 2)], [(2, 1), (1, 2)], [(1, 2, 3, 4), (2, 1, 3, 4)]]
+    tables = [[(1, 2, 3), (3, 1, 2), (1, 3, 2)], [(2, 1), (1, 2)], [(1, 2, 3, 4), (2, 1, 3, 4)]] * 10
     rankings = [ranking(str(j), r, prompt=str(i)) for i, rows in enumerate(tables) for j, r in enumerate(rows)]
     blocks = [np.full((3, len(rows[0])), np.nan) for rows in tables]
     for block, rows in zip(blocks, tables, strict=True):
         block[: len(rows)] = rows
     found = summary(rankings, seed=7, draws=50)
-    picks = np.random.default_rng(7).integers(3, size=(50, 3))
+    picks = np.random.default_rng(7).integers(30, size=(50, 30))
     for level in ("nominal", "ordinal"):
         alpha = found[f"alpha_{level}"]
         assert alpha["mean"] == pytest.approx(krippendorff_alpha(np.hstack(blocks), level))
         drawn = [krippendorff_alpha(np.hstack([blocks[i] for i in pick]), level) for pick in picks]
         assert [alpha["low"], alpha["high"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
-        assert alpha["units"] == 9
+        assert (alpha["units"], alpha["prompts"]) == (90, 30)
 
 
 def test_ties_take_the_mean_of_their_ranks_in_alpha() -> None:

@@ -256,6 +256,20 @@ def test_demonstrations_dropped(jsonl):
     assert found.dropped == {"empty completion": 1, "empty prompt": 2, "no assistant turn": 2}
 
 
+def test_the_newest_answer_of_a_labeler_counts(jsonl):
+    told = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "ann"}
+    newer = told | {"completions": ["b", "a"]}
+    others = [told | {"labeler": "ben"}, told | {"prompt": "q"}, told | {"completions": ["a", "c"]}]
+    nobody = [{k: v for k, v in told.items() if k != "labeler"}] * 2
+    loaded = read_rankings(jsonl(told, *others, newer, *nobody))
+    assert [(r.labeler, r.prompt.text, r.completions[0].text) for r in loaded.records] == [
+        ("ben", "p", "a"), ("ann", "q", "a"), ("ann", "p", "a"), ("ann", "p", "b"), (None, "p", "a"), (None, "p", "a"),
+    ]  # fmt: skip
+    assert loaded.dropped == {"older answer of the same labeler": 1}
+    tied = read_rankings(jsonl(told, told | {"ranks": [1, 1]}))  # she has changed her mind: there is nothing to learn
+    assert (tied.records, tied.dropped) == ([], {"older answer of the same labeler": 1, "all completions tied": 1})
+
+
 def test_rankings_dropped_and_merged(jsonl):
     found = read_rankings(
         jsonl(

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"cache"},
     {"kernels"},
-    {"records", "objectives", "config"},
+    {"records", "objectives", "config", "strict_json"},
     {"sources"},
     {"layouts"},
     {"models", "runs", "datasets", "intervals"},

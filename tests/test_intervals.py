@@ -1,30 +1,94 @@
-"""Bootstrap intervals against what is known by hand."""
+"""Intervals against what is known by hand, and how often they hold the true value."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from tutelage.intervals import bootstrap
-
-
-def test_a_constant_has_no_spread() -> None:
-    assert bootstrap([0.25] * 7) == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 7.0}
+from tutelage.intervals import between, estimate, standard_error, wilson
 
 
 def test_a_fair_coin_has_the_binomial_interval() -> None:
-    found = bootstrap([0.0, 1.0] * 500)
+    found = estimate([0.0, 1.0] * 500)
     assert found["mean"] == 0.5
     assert found["low"] == pytest.approx(0.5 - 1.96 * 0.5 / 1000**0.5, abs=0.004)
     assert found["high"] == pytest.approx(0.5 + 1.96 * 0.5 / 1000**0.5, abs=0.004)
+    assert (found["n"], found["prompts"]) == (1000, 1000)
 
 
-def test_a_ratio_weighs_units_by_their_denominators() -> None:
-    found = bootstrap([9.0, 0.0], [10.0, 1.0])
+def test_wilson_as_published() -> None:
+    # Newcombe 1998 (Statistics in Medicine 17, 857), table I: 81/263, 15/148, 0/20, 1/29
+    for successes, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611),
+                                    (1, 29, 0.0061, 0.1718)):  # fmt: skip
+        assert wilson(successes / n, n) == pytest.approx((low, high), abs=5e-5)
+    # Stretched to [-1, 1], as for a difference of two rates: 2 x - 1
+    assert wilson(-1.0, 20, (-1, 1)) == pytest.approx((-1, 2 * 0.1611 - 1), abs=1e-4)
+
+
+def test_few_prompts_or_rare_outcomes_never_give_an_interval_without_width() -> None:
+    for values in ([1.0], [1.0] * 29, [1.0] * 500, [0.0] * 500, [0.5] * 7, [1.0] * 300 + [0.0] * 4):
+        found = estimate(values)
+        assert (found["low"], found["high"]) == wilson(sum(values) / len(values), len(values))
+        assert found["low"] < found["high"]
+    # Five prompts of 300 on either side, and the bootstrap has something to draw.
+    assert estimate([1.0] * 295 + [0.0] * 5)["high"] == pytest.approx(0.9967, abs=0.002)
+    for n in (4, 40):  # a difference that is always zero is at no end of its scale
+        same = estimate([0.0] * n, scale=(-1, 1))
+        assert (same["low"], same["high"]) == wilson(0.0, n, (-1, 1))
+
+
+def test_a_ratio_weighs_prompts_by_their_denominators() -> None:
+    found = estimate([9.0, 0.0], [10.0, 1.0])
     assert found["mean"] == pytest.approx(9 / 11)
-    assert found["n"] == 11
-    assert (found["low"], found["high"]) == (0.0, 0.9)  # both draws of one unit alone
+    assert (found["n"], found["prompts"]) == (11, 2)
+    # One prompt holds nearly all: the effective number is 11² / (10² + 1²) of prompts, not two.
+    assert (found["low"], found["high"]) == wilson(9 / 11, 121 / 101)
+
+
+def test_what_is_seen_of_one_prompt_is_one_unit() -> None:
+    once = estimate([1.0, 0.0] * 20)
+    thrice = estimate([1.0, 0.0] * 60, prompts=[f"{i % 40}" for i in range(120)])
+    assert (thrice["n"], thrice["prompts"]) == (120, 40)
+    assert [thrice[k] for k in ("mean", "low", "high")] == [once[k] for k in ("mean", "low", "high")]
+
+
+def nested(rng: np.random.Generator, prompts: int, labelers: int) -> tuple[np.ndarray, np.ndarray]:
+    """(outcomes, prompts) of labelers, to whom prompts differ in how often they agree: 0.65 on average."""
+    chance = rng.beta(0.65, 0.35, prompts)
+    return (rng.random((labelers, prompts)) < chance).astype(float).ravel(), np.tile(np.arange(prompts), labelers)
+
+
+@pytest.mark.parametrize("prompts", [12, 80])
+def test_coverage_where_labelers_are_nested_in_prompts(prompts: int) -> None:
+    rng = np.random.default_rng(prompts)
+    inside = too_narrow = 0
+    for _ in range(400):
+        outcomes, of = nested(rng, prompts, labelers=4)
+        ours = estimate(outcomes, prompts=list(of), draws=500)
+        answers_as_units = estimate(outcomes, draws=500)
+        inside += ours["low"] <= 0.65 <= ours["high"]
+        too_narrow += answers_as_units["low"] <= 0.65 <= answers_as_units["high"]
+    assert inside / 400 >= 0.92  # more where prompts are few: Wilson's interval is on the safe side
+    if prompts >= 30:
+        assert inside / 400 <= 0.98
+    assert too_narrow / 400 < 0.85
+
+
+def test_a_statistic_that_is_no_ratio_follows_the_same_rule() -> None:
+    drawn = np.linspace(0.2, 0.6, 1001)
+    assert between(0.4, drawn, 50, 50) == pytest.approx((0.21, 0.59))
+    assert between(0.4, drawn, 10, 10) == wilson(0.4, 10, (-1, 1))
+    assert between(1.0, np.ones(100), 50, 50) == wilson(1.0, 50, (-1, 1))
+
+
+def test_standard_error_is_of_prompts() -> None:
+    assert standard_error([1.0, 2.0, 4.0], "abc") == pytest.approx(np.std([1, 2, 4], ddof=1) / 3**0.5)
+    assert standard_error([1.0, 1.0, 2.0, 2.0], "aabb") == pytest.approx(np.std([1, 2], ddof=1) / 2**0.5)
+    assert standard_error([1.0, 2.0], "aa") is None
+    assert standard_error([1.0], "a") is None
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
-    values = [float(i % 3) for i in range(50)]
-    assert bootstrap(values, seed=3) == bootstrap(values, seed=3)
+    values = [float(i) / 50 for i in range(50)]
+    assert estimate(values, seed=3) == estimate(values, seed=3)
+    assert estimate(values, seed=3) != estimate(values, seed=4)

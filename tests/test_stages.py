@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -23,11 +24,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from conftest import SENTENCES, tiny_model
 from tutelage.datasets import read_rankings, write_jsonl
+from tutelage.intervals import estimate
+from tutelage.labeling.candidates import read_candidates
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Message
+from tutelage.records import Message, Prompt
 from tutelage.runs import Run, done
+from tutelage.sampling.completions import number_copies
 from tutelage.sampling.local import LocalSampler
 from tutelage.stages import collect, online, pretrain, reward, sft, training
 from tutelage.stages.config import (
@@ -580,8 +584,8 @@ def test_one_ranking_by_hand(tiny: Callable[[str], PreTrainedModel], folders: An
     """All pairs of all elements come from one pass over packed trees."""
     model = new_scalar(folders("llama"), tokenizer, seed=1)
     elements = [
-        reward.Element([[5, 6, 7, 8], [5, 6, 9]], torch.tensor([2, 1])),
-        reward.Element([[9, 9], [9, 8, 7, 6, 5, 4], [9, 3]], torch.tensor([1, 2, 2])),
+        reward.Element([[5, 6, 7, 8], [5, 6, 9]], torch.tensor([2, 1]), "p"),
+        reward.Element([[9, 9], [9, 8, 7, 6, 5, 4], [9, 3]], torch.tensor([1, 2, 2]), "q"),
     ]
     alone = [[float(reward.all_scores(model, [s])[0]) for s in e.sequences] for e in elements]
     (group,) = reward.micro_scores(model, elements, 1000)
@@ -591,6 +595,26 @@ def test_one_ranking_by_hand(tiny: Callable[[str], PreTrainedModel], folders: An
     found = reward.evaluate(model, elements, 1000)
     margins = [alone[0][1] - alone[0][0], alone[1][0] - alone[1][1], alone[1][0] - alone[1][2]]
     assert found["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 3)
+
+
+def test_accuracy_takes_all_rankings_of_a_prompt_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen labelers who rank the same two completions of a prompt are right or wrong together."""
+    model = torch.nn.Linear(1, 1)
+    right = [i % 4 != 0 for i in range(40)]  # of forty prompts, thirty
+    elements = [
+        reward.Element([[2, 3], [2, 4]], torch.tensor([1, 2]), str(i)) for i in range(40) for _ in range(16)
+    ]  # fmt: skip
+
+    def scores(model: Any, elements: Any, max_tokens: int) -> Any:
+        yield [(e, torch.tensor([1.0, 0.0] if right[int(e.prompt)] else [0.0, 1.0])) for e in elements]
+
+    monkeypatch.setattr(reward, "micro_scores", scores)
+    found = reward.evaluate(model, elements, 1000)  # type: ignore[arg-type]
+    assert (found["accuracy"], found["rankings"], found["pairs"], found["prompts"]) == (0.75, 640, 640, 40)
+    expected = estimate([float(r) for r in right])
+    assert (found["low"], found["high"]) == (expected["low"], expected["high"])
+    assert found["high"] - found["low"] > 0.22  # 2 · 1.96 · √(.75 · .25 / 40) = 0.27; of 640 units it would be 0.07
+    assert found["calibration"] == [[0.7311, 0.75, 640]]
 
 
 # --- collect ----------------------------------------------------------------------------------------------------------
@@ -618,6 +642,44 @@ def test_collect_writes_distinct_candidates(data: Path, folders: Callable[[str],
 
 
 # --- online -----------------------------------------------------------------------------------------------------------
+
+
+def test_off_prompt_completions_come_from_another_prompt() -> None:
+    for seed in range(200):
+        rng = Random(seed)
+        texts = [f"prompt {rng.randrange(4)}" for _ in range(30)]
+        moved = sorted(rng.sample(range(30), rng.randint(0, 12)))
+        found = collect.other_prompts(moved, texts)
+        assert all(texts[i] != texts[j] for i, j in found.items())
+        assert sorted(found) == sorted(found.values())  # each gives its own once
+        counts = Counter(texts[i] for i in moved)
+        most = max(counts.values(), default=0)
+        assert len(found) == min(len(moved), 2 * (len(moved) - most))  # as many as can be
+    assert collect.other_prompts([0, 1, 2], ["p", "p", "q"]) in ({0: 2, 2: 0}, {1: 2, 2: 1})
+
+
+def test_off_prompt_with_one_prompt_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "Only this.", "id": str(i)} for i in range(3)])
+    values = {"prompts": str(tmp_path / "p.jsonl"), "policy": str(folders("llama")), "off_prompt": 0.2}
+    with pytest.raises(ValueError, match=r"off_prompt=0\.2: .*p\.jsonl holds one prompt"):
+        collect.run(CollectConfig(output=tmp_path / "out", **values))
+
+
+def test_a_prompt_that_comes_twice_gets_samples_of_its_own(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """In whatever order, and beside other prompts, whose samples stay as they are."""
+    twice = [{"prompt": "a b c"}, {"prompt": "c d"}, {"prompt": "a b c"}]
+
+    def collected(rows: list[dict[str, str]], name: str) -> list[tuple[str, ...]]:
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        values = {"prompts": str(tmp_path / f"{name}.jsonl"), "policy": str(folders("llama")), "k": "3"}
+        collect.run(CollectConfig(output=tmp_path / name, max_new_tokens=8, **values))
+        return [tuple(c.text for c in found) for _, found in read_candidates(tmp_path / name / "candidates.jsonl")]
+
+    first, other, second = collected(twice, "twice")
+    assert len({first, other, second}) == 3
+    assert collected(twice[:2], "once") == [first, other]
+    prompts = [Prompt(id=name, text="x") for name in "abaab"]
+    assert number_copies(prompts) == [0, 0, 1, 2, 1]
 
 
 def test_the_average_lags_as_lerp_says_in_fp32(config: Callable[..., Any], data: Path) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tutelage.datasets import read_demonstrations, read_prompts
+from tutelage.datasets import read_demonstrations, read_prompts, read_texts
 from tutelage.labeling import accounts, assignment, exchange, queue
 from tutelage.labeling.agreement import pairwise_agreement
 from tutelage.labeling.database import open_workspace
 from tutelage.records import Completion, Prompt, Ranking
 from tutelage.world import build, corpus, gold, kinds, people, rank, tasks
+from tutelage.world import lexicon as lex
 from tutelage.world.config import WorldConfig
 
 
@@ -58,6 +60,7 @@ CLOSED = "Tom has a red ball. Ann has a blue hat. Who has the hat?"
         (CLOSED + " Answer in one word.", "Ann has the hat.", "constraint", 0.0),
         ("What does a cow give?", "A cow gives milk.", "truthful", 1.0),
         ("What does a cow give?", "A cow gives wool.", "truthful", 0.0),
+        ("Tell me what a cow gives.", "A cow gives milk.", "truthful", 1.0),
         ("List three animals. Do not use the word cat.", "dog, duck, cat.", "constraint", 0.0),
         ("List three animals.", "dog, duck, red.", "follows", 2 / 3),
         ("I am sad today.", "I am glad that you are sad.", "follows", 0.0),
@@ -137,28 +140,103 @@ def test_agreement_by_hand() -> None:
 
 def test_the_corpus_holds_all_genres_and_seldom_answers() -> None:
     rng = Random(0)
-    documents = [corpus.document(rng) for _ in range(600)]
+    documents = [corpus.document(rng, "train") for _ in range(600)]
     for opening in ("Story:", "Exam:", "User:", "List of", "Letter:", "Facts:"):
         assert any(d.startswith(opening) for d in documents)
     exams = [d for d in documents if d.startswith("Exam:")]
     assert 0.2 < sum("\nA:" in d for d in exams) / len(exams) < 0.5
 
 
-def test_build_splits_by_user_and_by_text(tmp_path) -> None:
-    config = WorldConfig(
-        output=tmp_path / "w", documents=20, valid_documents=5, users=30, sft_prompts=60, valid_prompts=15,
-        reward_prompts=40, reward_valid_prompts=15, ppo_prompts=60, test_prompts=40,
-    )  # fmt: skip
-    build.run(config)
-    folder = tmp_path / "w"
-    train = [d.prompt for d in read_demonstrations(folder / "demonstrations.jsonl").records]
-    for name in ("reward", "ppo"):
-        train += read_prompts(folder / f"prompts_{name}.jsonl").records
-    test = read_prompts(folder / "prompts_test.jsonl").records
+def small_world(folder: Path, **changes: int) -> Path:
+    sizes = {
+        "documents": 600, "valid_documents": 150, "users": 30, "sft_prompts": 200, "valid_prompts": 40,
+        "reward_prompts": 200, "reward_valid_prompts": 40, "ppo_prompts": 200, "test_prompts": 150,
+    }  # fmt: skip
+    build.run(WorldConfig(output=folder, **(sizes | changes)))
+    return folder
+
+
+def asked(folder: Path, *names: str) -> list[Prompt]:
+    """Prompts of the files named; of `demonstrations*`, those that were answered."""
+    found: list[Prompt] = []
+    for name in names:
+        path = folder / f"{name}.jsonl"
+        if name.startswith("demonstrations"):
+            found += [d.prompt for d in read_demonstrations(path).records]
+        else:
+            found += read_prompts(path).records
+    return found
+
+
+def test_build_splits_by_user_and_never_repeats_a_text(tmp_path: Path) -> None:
+    folder = small_world(tmp_path / "w")
+    train = asked(folder, "demonstrations", "prompts_reward", "prompts_ppo")
+    test = asked(folder, "prompts_test")
     assert not {p.user for p in train} & {p.user for p in test}
     texts = [gold.instruction(p) for p in train + test]
     assert len(texts) == len(set(texts))
-    assert json.loads((folder / "done.json").read_text())["prompts"]["test"] == 40
-    before = (folder / "prompts_test.jsonl").read_bytes()
-    build.run(config.model_copy(update={"output": tmp_path / "again"}))
-    assert (tmp_path / "again" / "prompts_test.jsonl").read_bytes() == before
+    assert json.loads((folder / "done.json").read_text())["prompts"]["test"] == 150
+
+
+def test_a_seed_gives_the_same_files_and_no_count_changes_another_file(tmp_path: Path) -> None:
+    one, again = small_world(tmp_path / "one"), small_world(tmp_path / "again")
+    more = small_world(tmp_path / "more", documents=700, valid_documents=160, sft_prompts=1)
+    for name in ("corpus", "corpus_valid", "demonstrations", "prompts_test"):
+        assert (one / f"{name}.jsonl").read_bytes() == (again / f"{name}.jsonl").read_bytes()
+    assert (more / "corpus_valid.jsonl").read_bytes().startswith((one / "corpus_valid.jsonl").read_bytes())
+    assert (more / "prompts_test.jsonl").read_bytes() == (one / "prompts_test.jsonl").read_bytes()
+
+
+CONSTRAINT = re.compile(r" (Use|Do not use|Begin with|Answer in) [^.]*\.$")
+
+
+def core(instruction: str) -> str:
+    """An instruction without the sentence that opens it and the one that constrains it."""
+    for opening in lex.PROVOCATIONS + lex.COURTESIES:
+        instruction = instruction.removeprefix(opening).strip()
+    return CONSTRAINT.sub("", instruction)
+
+
+@pytest.fixture(scope="module")
+def text_of_the_base() -> list[str]:
+    """The first documents of the corpus that the shipped base was trained on, at its seed."""
+    rng = Random("world/0/corpus")
+    return [corpus.document(rng, "train") for _ in range(8000)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_held_out_prompts_and_documents_share_no_text_with_training(
+    tmp_path: Path, seed: int, text_of_the_base: list[str]
+) -> None:
+    folder = small_world(tmp_path / "w", seed=seed)
+    documents = [*text_of_the_base, *read_texts(folder / "corpus.jsonl").records]
+    if seed == 0:
+        assert documents[8000:] == documents[:600]  # so it is indeed the base's
+    asked_in_training = asked(folder, "demonstrations", "prompts_reward", "prompts_ppo")
+    held_out = asked(folder, "demonstrations_valid", "prompts_reward_valid", "prompts_test")
+    everything = "\n".join([*documents, *(gold.instruction(p) for p in asked_in_training)])
+    assert [c for p in held_out if (c := core(gold.instruction(p))) in everything] == []
+    held_out_documents = read_texts(folder / "corpus_valid.jsonl").records
+    assert len(held_out_documents) == 150
+    assert not set(held_out_documents) & set(documents)
+    # Nor is anything asked in a held-out document that is asked in training.
+    questions = re.findall(r"^(?:User|Q): (.*)$", "\n".join(held_out_documents), re.MULTILINE)
+    assert len(questions) > 100
+    assert [q for q in questions if core(q) in everything] == []
+
+
+def test_every_kind_of_task_has_instructions_in_every_split() -> None:
+    splits = {name: set[str]() for name in kinds.KINDS}
+    for name, kind in kinds.KINDS.items():
+        for seed in range(500):
+            rng = Random(seed)
+            splits[name].add(tasks.split_of(name, kind.fill(rng), rng.choice(kind.wordings)))
+    assert set(map(frozenset, splits.values())) == {frozenset({"train", "valid", "test"})}
+
+
+def test_training_asks_for_nearly_every_fact_and_every_feeling_in_some_wording() -> None:
+    asked = {lex.FACTS[q][1] for q in lex.FACTS if tasks.split_of("fact", {"question": q}, "{question}") == "train"}
+    assert len(asked) >= 33
+    wordings = kinds.KINDS["feeling"].wordings
+    for feeling in lex.FEELINGS:
+        assert "train" in {tasks.split_of("feeling", {"feeling": feeling}, w) for w in wordings}

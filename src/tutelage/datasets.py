@@ -26,8 +26,9 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import ValidationError
 
 from tutelage.layouts import Drop, refuse, translate
-from tutelage.records import Demonstration, Message, Prompt, Ranking
+from tutelage.records import Demonstration, Message, Prompt, Ranking, newest
 from tutelage.sources import ANSWERS, DataError, rows_of, short
+from tutelage.strict_json import dumps
 
 Kind = Literal["texts", "demonstrations", "rankings", "prompts"]
 Row = dict[str, Any]
@@ -124,8 +125,10 @@ def read_demonstrations(source: str | os.PathLike[str]) -> Loaded[Demonstration]
 def read_rankings(source: str | os.PathLike[str]) -> Loaded[Ranking]:
     """Labelers' orders of K completions; a chosen/rejected pair is a ranking of two.
 
-    Equal completions are merged under their best rank. Rankings with an empty completion, with fewer than two distinct
-    completions, with all completions tied, or whose chosen and rejected share no prompt are dropped and counted.
+    Equal completions are merged under their best rank. Of a labeler's rankings of the same completions the last counts,
+    as rows are in the order in which they were given; the others are dropped and counted. So are rankings with an empty
+    completion, with fewer than two distinct completions, with all completions tied, or whose chosen and rejected share
+    no prompt.
 
     Raises:
         DataError: if the source is missing, malformed, empty or in no format that gives rankings.
@@ -149,15 +152,20 @@ def read_rankings(source: str | os.PathLike[str]) -> Loaded[Ranking]:
         if len(best) < 2:
             raise Drop("fewer than two distinct completions")
         kept = sorted(best.values())
-        if len({found.ranks[i] for i in kept}) == 1:
-            raise Drop("all completions tied")
         if len(kept) == len(found.completions):
             return found
-        counts["duplicate completions merged"] += 1
+        counts["duplicate completions merged"] += len({found.ranks[i] for i in kept}) > 1
         completions, ranks = (tuple(column[i] for i in kept) for column in (found.completions, found.ranks))
         return found.model_copy(update={"completions": completions, "ranks": ranks})
 
-    return _read(source, "rankings", ranking)
+    loaded = _read(source, "rankings", ranking)
+    counting = newest(loaded.records)
+    records = [r for r in counting if len(set(r.ranks)) > 1]  # only now: the newest may be that all are tied
+    dropped = {
+        "older answer of the same labeler": len(loaded.records) - len(counting),
+        "all completions tied": len(counting) - len(records),
+    }
+    return Loaded(records, loaded.dropped | {reason: n for reason, n in dropped.items() if n}, loaded.source)
 
 
 def read_prompts(source: str | os.PathLike[str]) -> Loaded[Prompt]:
@@ -185,7 +193,7 @@ def write_jsonl(
     The file appears whole or not at all, and the same records give the same bytes.
     """
     path = Path(path)
-    data = "".join(json.dumps(_row(record), ensure_ascii=False) + "\n" for record in records).encode()
+    data = "".join(dumps(_row(record), ensure_ascii=False) + "\n" for record in records).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -6,6 +6,7 @@ tokenizer's template). Files of these records are read and written by `datasets.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -116,6 +117,20 @@ class Ranking(Record):
             Comparison(prompt=self.prompt, chosen=texts[i], rejected=texts[j], labeler=self.labeler)
             for i, j in self.pairs
         ]
+
+
+def newest(rankings: Iterable[Ranking]) -> list[Ranking]:
+    """The rankings that count: of a labeler's several of the same completions of a prompt, the last.
+
+    Rankings without a labeler are each by somebody else.
+    """
+    kept: dict[object, Ranking] = {}
+    for number, r in enumerate(rankings):
+        texts = frozenset(c.text for c in r.completions)
+        key = number if r.labeler is None else (r.labeler, r.prompt.id, texts)
+        kept.pop(key, None)
+        kept[key] = r
+    return list(kept.values())
 
 
 class Rating(Record):

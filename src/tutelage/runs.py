@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tutelage.config import StageConfig, is_hub_id, to_plain
+from tutelage.strict_json import dumps
 
 LINE_SECONDS = 10.0  # how often a plain progress line is printed
 
@@ -50,7 +51,7 @@ def fingerprint(path: Path) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically: a reader sees the old file or the new one, never half of it."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    scratch.write_text(dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(scratch, path)
 
 
@@ -101,7 +102,7 @@ class Run:
         """Append a line to metrics.jsonl; `show` names the numbers for the progress display."""
         row = {"step": step, "seconds": round(self.seconds, 3), **{k.replace("__", "/"): v for k, v in metrics.items()}}
         with self._metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+            stream.write(dumps(row) + "\n")
         if show:
             self._shown = {name.replace("__", "/"): metrics[name] for name in show}
 
@@ -117,7 +118,7 @@ class Run:
                 rows = [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _whole(line))]
                 kept = [row for row in rows if row[key] <= step]
                 scratch = path.with_name(path.name + ".tmp")
-                scratch.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+                scratch.write_text("".join(dumps(row) + "\n" for row in kept), encoding="utf-8")
                 os.replace(scratch, path)
                 if kept and path == self._metrics:
                     self.seconds_before = kept[-1]["seconds"]

@@ -16,7 +16,8 @@ from sqlalchemy import JSON, String, cast, delete, func, select, update
 from tutelage.datasets import read_demonstrations, read_rankings, read_rows
 from tutelage.evaluation import preference
 from tutelage.evaluation.config import EvaluateConfig
-from tutelage.labeling import accounts, assignment, exchange, queue
+from tutelage.labeling import accounts, agreement, assignment, exchange, queue
+from tutelage.labeling.answers import FLAGS
 from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.labeling.schema import answers, assignments, completions, events, metadata, people, prompts, tasks
 from tutelage.records import Completion, Prompt
@@ -351,6 +352,31 @@ def test_identical_completions_are_merged_and_gaps_closed(sqlite: Workspace, tmp
     (found,) = lines(tmp_path / "rankings.jsonl")
     assert [c["text"] for c in found["completions"]] == ["a", "b", "c"]
     assert (found["ranks"], found["labeler"], found["arm"]) == ([1, 2, 3], "5", "training")
+
+
+def test_a_labelers_newest_answer_counts(sqlite: Workspace, tmp_path: Path) -> None:
+    """The same completions may come twice, in another order and among the tasks of another file."""
+    told = {"prompt": "q", "labeler": "ann", "at": 100.0}
+    rated = [{"quality": 1, "flags": ["hallucination"]}, {"quality": 7, "flags": []}]
+    rows = [
+        told | {"completions": ["b", "a"], "ranks": [2, 1], "at": 200.0, "ratings": rated},  # the newest, though first
+        told | {"completions": ["a", "b"], "ranks": [2, 1], "ratings": rated},
+        told | {"completions": ["a", "b", "c"], "ranks": [1, 2, 3]},  # another question
+        told | {"completions": ["a", "b"], "ranks": [2, 1], "labeler": "ben", "ratings": rated},
+    ]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert exchange.import_rankings(sqlite, str(tmp_path / "r.jsonl"))["rankings"] == 4
+    assert exchange.export(sqlite, tmp_path / "out", pairs=True, table=True)["rankings.jsonl"] == 3
+    found = {(row["labeler"], len(row["ranks"])): row for row in lines(tmp_path / "out" / "rankings.jsonl")}
+    assert [c["text"] for c in found["ann", 2]["completions"]] == ["b", "a"]
+    assert found["ann", 2]["ranks"] == [2, 1]
+    assert len(lines(tmp_path / "out" / "pairs.jsonl")) == 1 + 3 + 1
+    with sqlite.read() as connection:
+        by_name = agreement.by_labeler(exchange.stored_rankings(connection, names=True))
+        votes = exchange.flag_votes(exchange.newest_answers(connection))
+    # Of a and b Ben says what Ann said before she changed her mind; of c he says nothing.
+    assert by_name["ben"]["strict"]["mean"] == by_name["ann"]["strict"]["mean"] == 0.0
+    assert sorted(no + yes for no, yes in votes[0]) == [2] * 2 * len(FLAGS)  # two labelers, each once
 
 
 GOOD: dict[str, Any] = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "ann"}

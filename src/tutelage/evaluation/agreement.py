@@ -20,12 +20,12 @@ from tutelage.labeling.candidates import read_asked, read_completions
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import context_length, load_scalar
 from tutelage.models.tokens import encode_rankings, load_tokenizer
-from tutelage.records import Ranking
+from tutelage.records import Ranking, newest
 from tutelage.runs import inputs_of, open_run
 
 
 def all_rankings(source: str) -> list[Ranking]:
-    """Rankings with those that tie all completions: nothing to train on, so `read_rankings` drops them, but an answer.
+    """Rankings that count, with those that tie all completions: `read_rankings` drops them, but they are answers.
 
     Only rows with `ranks` can tie; of chosen/rejected pairs, `read_rankings` gives all there is.
 
@@ -42,7 +42,7 @@ def all_rankings(source: str) -> list[Ranking]:
         name = None if labeler in (None, "") else str(labeler)
         completions = read_completions(row["completions"])
         found.append(Ranking(prompt=prompt, completions=completions, ranks=tuple(row["ranks"]), labeler=name))
-    return found
+    return newest(found)
 
 
 def score(folder: str, rankings: Sequence[Ranking]) -> tuple[list[Ranking], list[list[float]]]:

@@ -7,32 +7,39 @@ Differs from the paper: the alignment tax is the held-out pretraining loss, next
 
 from __future__ import annotations
 
-import json
-
 import torch
 from transformers import PreTrainedModel
 
-from tutelage.datasets import read_demonstrations, read_prompts, read_texts
+from tutelage.datasets import read_demonstrations, read_prompts, read_texts, write_jsonl
 from tutelage.evaluation.config import AnswerConfig
-from tutelage.evaluation.tax import pretraining_loss
+from tutelage.evaluation.tax import document_losses
+from tutelage.intervals import standard_error
 from tutelage.models.forward import completion_logprobs, group_scores
-from tutelage.models.loading import load_policy, load_scalar
+from tutelage.models.loading import full_precision, load_policy, load_scalar
 from tutelage.models.tokens import load_tokenizer
 from tutelage.objectives.kl import k1
-from tutelage.records import Completion, Request, Sample
+from tutelage.records import Completion, Prompt, Request, Sample
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.sampling.completions import Writer, complete, fits, scored_ids
+from tutelage.sampling.completions import Writer, complete, fits, number_copies, scored_ids
 
 
 def kl_to(
-    reference: PreTrainedModel, policy: PreTrainedModel, requests: list[Request], samples: list[Sample]
-) -> tuple[float, float]:
-    """(mean, standard error) of the summed log-ratio per completion: an unbiased estimate of KL(policy‖reference)."""
+    reference: PreTrainedModel,
+    policy: PreTrainedModel,
+    prompts: list[Prompt],
+    requests: list[Request],
+    samples: list[Sample],
+) -> tuple[float, float | None]:
+    """(mean, standard error) of the summed log-ratio per completion: an unbiased estimate of KL(policy‖reference).
+
+    One prompt alone has no standard error.
+    """
     sequences = [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
     lengths = [len(r.prompt_ids) for r in requests]
-    ours, theirs = (completion_logprobs(model, sequences, lengths) for model in (policy, reference))
+    with full_precision():
+        ours, theirs = (completion_logprobs(model, sequences, lengths) for model in (policy, reference))
     gap = k1(ours, theirs).sum(1)  # zero on padding, where both are zero
-    return float(gap.mean()), float(gap.std() / len(gap) ** 0.5)
+    return float(gap.mean()), standard_error(gap.numpy(), [p.id for p in prompts])
 
 
 def run(config: AnswerConfig) -> None:
@@ -81,12 +88,13 @@ def run(config: AnswerConfig) -> None:
         if config.best_of
         else []
     )
+    singles = 1 + max(number_copies(fitting))
     for index in run.track(range(len(jobs))):
         label, name, temperature, n = jobs[index]
         writer = writers[name]
         asked = [p for p in fitting for _ in range(n)]
-        # Copy 0 is the model's own single sample; the best of n draws from the copies after it.
-        copies = [0] * len(asked) if n == 1 else list(range(1, n + 1)) * len(fitting)
+        # The best of n draws from the copies after those that are a model's own single samples.
+        copies = [copy + (0 if n == 1 else singles) for copy in number_copies(asked)]
         completions, requests, samples = complete(
             writer, asked, config.seed, copies=copies, temperature=temperature, max_new_tokens=config.max_new_tokens
         )
@@ -99,20 +107,29 @@ def run(config: AnswerConfig) -> None:
         answers[label] = completions
         at_reference = name == config.reference or writer.examples or n > 1
         if config.reference and not at_reference and temperature == 1.0:
-            kl[label], kl_error[label] = kl_to(writers[config.reference].policy, writer.policy, requests, samples)
+            reference = writers[config.reference].policy
+            kl[label], error = kl_to(reference, writer.policy, asked, requests, samples)
+            if error is not None:
+                kl_error[label] = error
         run.log(index, answers=float(len(fitting)))
-    with (run.folder / "answers.jsonl").open("w", encoding="utf-8") as stream:
-        for i, prompt in enumerate(fitting):
-            row = prompt.model_dump(mode="json", exclude_none=True)
-            row["prompt"] = row.pop("text")
-            row["answers"] = {name: completions[i].text for name, completions in answers.items()}
-            stream.write(json.dumps(row) + "\n")
-    texts = read_texts(config.texts).records if config.texts else []
-    plain = {name: writers[name] for name in config.models} if texts else {}
+    rows = []
+    for i, prompt in enumerate(fitting):
+        row = prompt.model_dump(mode="json", exclude_none=True)
+        row["prompt"] = row.pop("text")
+        rows.append(row | {"answers": {name: completions[i].text for name, completions in answers.items()}})
+    write_jsonl(run.folder / "answers.jsonl", rows)
+    losses = {}
+    if config.texts:
+        texts = read_texts(config.texts).records
+        losses = {n: document_losses(writers[n].policy, writers[n].tokenizer, texts) for n in config.models}
+        write_jsonl(
+            run.folder / "losses.jsonl",
+            [{n: of[i] for n, of in losses.items()} for i in range(len(texts))],
+        )
     run.finish(
         prompts=len(fitting), kl=kl, kl_standard_error=kl_error,
         dropped=dropped({**loaded.dropped, "too long": len(prompts) - len(fitting)}),
-        pretraining_loss={n: pretraining_loss(w.policy, w.tokenizer, texts) for n, w in plain.items()},
+        pretraining_loss={n: sum(nats for nats, _ in of) / sum(k for _, k in of) for n, of in losses.items()},
         scores=scores,
         words={n: sum(len(c.text.split()) for c in cs) / len(cs) for n, cs in answers.items()},
     )  # fmt: skip

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text as Line
 
 from tutelage.datasets import read_prompts
-from tutelage.intervals import bootstrap
+from tutelage.intervals import estimate
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar
 from tutelage.models.tokens import load_tokenizer
@@ -60,6 +60,8 @@ def compare(
     if scores:
         for m, name in enumerate(models[1:], start=1):
             wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores[m], scores[0], strict=True)]
-            rate = bootstrap(wins, seed=seed)
+            rate = estimate(wins, prompts=[p.id for p in asked], seed=seed)
             interval = f"{rate['mean']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
-            console.print(Line(f"{name} against {models[0]}: {interval} by {reward_model}, n = {len(wins)}"))
+            console.print(
+                Line(f"{name} against {models[0]}: {interval} by {reward_model}, n = {rate['prompts']} prompts")
+            )

@@ -43,7 +43,7 @@ class AnswerConfig(StageConfig):
 
 
 class EvaluateConfig(StageConfig):
-    """Turn judgments into win rates and rates of faults, each with a 95 % bootstrap interval over prompts."""
+    """Turn judgments into win rates and rates of faults, each with a 95 % interval over prompts."""
 
     judgments: str
     """Judgments, one line a prompt, as `tutelage judge` writes them."""

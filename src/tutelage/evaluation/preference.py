@@ -1,4 +1,4 @@
-"""Win rates and rates of faults from judgments: means with 95 % bootstrap intervals over prompts (ties count half).
+"""Win rates and rates of faults from judgments: means with 95 % intervals over prompts (ties count half).
 
 The paper's protocol (section 3.6): every model against the SFT baseline, judged by held-out labelers.
 """
@@ -6,12 +6,13 @@ The paper's protocol (section 3.6): every model against the SFT baseline, judged
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tutelage.datasets import read_rows
 from tutelage.evaluation.config import EvaluateConfig
-from tutelage.intervals import bootstrap
+from tutelage.intervals import estimate
 from tutelage.runs import inputs_of, open_run
 
 FAULTS = ("hallucination", "constraint", "toxicity")
@@ -26,12 +27,20 @@ def run(config: EvaluateConfig) -> None:
     run = open_run("evaluate", config, inputs_of(config, "judgments"))
     if run is None:
         return
-    rows = read_rows(config.judgments, "baseline", "models", "use_case")
+    read = read_rows(config.judgments, "baseline", "models", "use_case")
+    rows = [{"id": number} | row for number, row in enumerate(read)]
     names = list({name: None for row in rows for name in row["models"]})  # people may not have judged all of them yet
+    baseline = rows[0]["baseline"]
+
+    def ids(chosen: Sequence[dict]) -> list[Any]:
+        return [r["id"] for r in chosen]
 
     def rate(key: str, name: str, chosen: Sequence[dict]) -> dict[str, float]:
-        values = [m[name][key] for m in (r["models"] for r in chosen) if m.get(name, {}).get(key) is not None]
-        return bootstrap(values, draws=config.draws, seed=config.seed) if values else {}
+        if name == baseline and key in ("wins", "gold_wins"):  # against itself: half, by definition
+            return {"mean": 0.5, "low": 0.5, "high": 0.5, "n": len(chosen), "prompts": len(set(ids(chosen)))}
+        judged = [r for r in chosen if r["models"].get(name, {}).get(key) is not None]
+        values = [r["models"][name][key] for r in judged]
+        return estimate(values, prompts=ids(judged), draws=config.draws, seed=config.seed) if values else {}
 
     by_use_case = {
         use_case: {n: rate("wins", n, [r for r in rows if r["use_case"] == use_case]) for n in names}
@@ -39,16 +48,19 @@ def run(config: EvaluateConfig) -> None:
     }
     explained = {n: [r["models"][n]["parts"] for r in rows if "parts" in r["models"].get(n, {})] for n in names}
     parts = {n: {k: float(np.mean([p[k] for p in of])) for k in (of[0] if of else {})} for n, of in explained.items()}
-    base = f"{rows[0]['baseline']}_greedy"
+    base = f"{baseline}_greedy"
 
     def gain(key: str, name: str) -> dict[str, float]:
-        both = [m for m in (r["models"] for r in rows) if key in m.get(name, {}) and key in m.get(base, {})]
-        differences = [m[name][key] - m[base][key] for m in both]
-        return bootstrap(differences, draws=config.draws, seed=config.seed) if differences else {}
+        both = [r for r in rows if all(key in r["models"].get(n, {}) for n in (name, base))]
+        differences = [r["models"][name][key] - r["models"][base][key] for r in both]
+        if not both:
+            return {}
+        return estimate(differences, prompts=ids(both), scale=(-1, 1), draws=config.draws, seed=config.seed)
 
     greedy = [n for n in names if n.endswith("_greedy") and n != base and gain("wins", n)]
     run.finish(
         prompts=len(rows),
+        baseline=baseline,
         greedy_gain={n: {"labelers": gain("wins", n), "gold": gain("gold_wins", n)} for n in greedy},
         win_rate={n: rate("wins", n, rows) for n in names},
         gold_win_rate={n: rate("gold_wins", n, rows) for n in names},

@@ -4,11 +4,11 @@ The paper reports 72.6 ± 1.5 % between training labelers (section 3.4) and comp
 5.1), without a formula; agreement on the pairs that both labelers ordered strictly, `strict`, is its likeliest reading
 and the headline here. Ties are answers too: the other measures count them.
 
-Rankings of one prompt (by id) are laid side by side, completions matched by text; an order is compared on the
-completions that both labelers ranked. A labeler is never compared with themselves, and a second ranking of the same
-completions by the same labeler is left out; rankings without a labeler are each by somebody else. Every interval is a
-95 % percentile bootstrap over prompts, the units that are drawn independently. A measure that nothing defines (no two
-labelers, no ordered pair) is left out of the results.
+Rankings of one prompt (by id) are laid side by side, completions matched by text: identical ones are one completion,
+of which nobody can say anything but that it equals itself. An order is compared on the completions that both labelers
+ranked. A labeler is never compared with themselves, and of their rankings of the same completions the newest, which is
+the last, counts; rankings without a labeler are each by somebody else. Intervals are over prompts (`intervals.py`). A
+measure that nothing defines (no two labelers, no ordered pair) is left out of the results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tutelage.intervals import bootstrap
+from tutelage.intervals import between, estimate, whole
 from tutelage.records import Ranking
 
 Array = NDArray[np.float64]
@@ -34,14 +34,14 @@ Count = tuple[float, float]  # of one prompt: how many, out of how many
 def pairwise_agreement(rankings: Sequence[Ranking], seed: int = 0, draws: int = 1000) -> dict[str, float]:
     """`strict`: share of completion pairs, ordered strictly by two labelers of the same prompt, that both order alike.
 
-    Returns `mean`, a 95 % bootstrap interval over prompts (`low`, `high`), and the number of `pairs`, counted once for
-    each two labelers; all zero where no prompt has two labelers who order a pair.
+    Returns `mean`, a 95 % interval over prompts (`low`, `high`), how many `prompts`, and the number of `pairs`, counted
+    once for each two labelers; empty where no prompt has two labelers who order a pair.
     """
     return _rate([p.agreement["strict"] for p in panels(rankings)], seed, draws)
 
 
 def summary(rankings: Sequence[Ranking], seed: int = 0, draws: int = 1000) -> Measures:
-    """All measures of agreement between the labelers of the same prompts, each with `mean`, `low` and `high`.
+    """All measures of agreement between the labelers of the same prompts: `mean`, `low`, `high`, how many `prompts`.
 
     Of two labelers and a pair of completions that both ranked, each says <, = or >:
 
@@ -61,18 +61,17 @@ def summary(rankings: Sequence[Ranking], seed: int = 0, draws: int = 1000) -> Me
     found["tie_rate"] = [p.ties for p in every]
     out = {name: _rate(counts, seed, draws) for name, counts in found.items() if any(total for _, total in counts)}
     if taus := [p.taus for p in every if len(p.taus)]:
-        rate = bootstrap([float(t.mean()) for t in taus], draws=draws, seed=seed)
+        rate = estimate([float(t.mean()) for t in taus], scale=(-1, 1), draws=draws, seed=seed)
         pairs = sum(map(len, taus))
         left_out = sum(p.labeler_pairs for p in every) - pairs
-        out["kendall_tau_b"] = _interval(rate) | {"labeler_pairs": float(pairs), "left_out": float(left_out)}
+        out["kendall_tau_b"] = _interval(rate) | {"labeler_pairs": pairs, "left_out": left_out}
     return out | _alphas(every, seed, draws)
 
 
 def by_labeler(rankings: Sequence[Ranking], seed: int = 0, draws: int = 1000) -> dict[str, Measures]:
     """Each labeler's `strict` agreement with everybody else who ranked the same prompts, and their `tie_rate`.
 
-    Rankings without a labeler are among everybody else. Intervals are over the labeler's prompts, and too narrow where
-    these are few.
+    Rankings without a labeler are among everybody else. Intervals are over the labeler's prompts.
     """
     strict: dict[str, list[Count]] = defaultdict(list)
     ties: dict[str, list[Count]] = defaultdict(list)
@@ -143,7 +142,12 @@ def scores_agreement(
         found["model_shared"].append((model, total))
         found["difference"].append((model - alike, total))
         found["majority_shared"].append((np.maximum(*votes).sum(), total))
-    return {name: _rate(c, seed, draws) for name, c in found.items() if any(total for _, total in c)}
+    scales = {"difference": (-1.0, 1.0)}
+    return {
+        name: _rate(counts, seed, draws, scales.get(name, (0.0, 1.0)))
+        for name, counts in found.items()
+        if any(total for _, total in counts)
+    }
 
 
 def kendall_tau_b(first: Sequence[float], second: Sequence[float]) -> float:
@@ -254,7 +258,8 @@ def flags_kappa(prompts: Sequence[ArrayLike], seed: int = 0, draws: int = 1000) 
         prompts: for each prompt (units, 2) how many labelers said no and yes, a unit being a flag of a completion.
 
     Returns:
-        `mean`, `low`, `high` and the number of `units` with two labelers or more; empty where kappa is not defined.
+        `mean`, `low`, `high`, how many `prompts`, and the number of `units` with two labelers or more; empty where
+        kappa is not defined.
     """
     stats = []
     for counts in prompts:
@@ -277,8 +282,8 @@ def flags_kappa(prompts: Sequence[ArrayLike], seed: int = 0, draws: int = 1000) 
     mean, drawn = float(kappa(sums.sum(0))), kappa(sums[picks].sum(1))
     if not np.isfinite(mean):
         return {}
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return {"mean": mean, "low": float(low), "high": float(high), "units": float(sums[:, 1].sum())}
+    low, high = between(mean, drawn, len(sums), len(sums))
+    return {"mean": mean, "low": low, "high": high, "prompts": len(sums), "units": whole(sums[:, 1].sum())}
 
 
 # One prompt's labelers side by side
@@ -364,23 +369,30 @@ class Panel:
         return found[~np.isnan(found)]
 
     def rank_tables(self) -> Iterable[Array]:
-        """(raters, units) mid-ranks, a table for each set of completions that labelers ranked."""
+        """(raters, units) mid-ranks, a table for each set of two or more completions that labelers ranked.
+
+        A completion alone has the same rank with everybody: that says nothing of how they agree.
+        """
         absent = np.isnan(self.ranks)
         for missing in np.unique(absent, axis=0):
             ranks = self.ranks[(absent == missing).all(1)][:, ~missing]
             mine, theirs = ranks[:, :, None], ranks[:, None, :]
-            yield (mine > theirs).sum(2) + ((mine == theirs).sum(2) + 1) / 2
+            if ranks.shape[1] > 1:
+                yield (mine > theirs).sum(2) + ((mine == theirs).sum(2) + 1) / 2
 
 
 def panels(rankings: Sequence[Ranking]) -> list[Panel]:
-    """Rankings by prompt, in the order in which prompts first appear; equal texts are one, under their best rank."""
+    """Rankings by prompt, in the order in which prompts first appear; equal texts are one, under their best rank.
+
+    Of a labeler's rankings of the same completions the last counts.
+    """
     groups: dict[str, dict[Hashable, tuple[int, dict[str, int]]]] = defaultdict(dict)
     for number, r in enumerate(rankings):
         best: dict[str, int] = {}
         for completion, rank in zip(r.completions, r.ranks, strict=True):
             best[completion.text] = min(rank, best.get(completion.text, rank))
         whose = number if r.labeler is None else (r.labeler, frozenset(best))
-        groups[r.prompt.id].setdefault(whose, (number, best))
+        groups[r.prompt.id][whose] = (number, best)
     out = []
     for group in groups.values():
         numbers, found = zip(*group.values(), strict=True)
@@ -438,24 +450,24 @@ def _alphas(every: Sequence[Panel], seed: int, draws: int) -> Measures:
     picks = np.random.default_rng(seed).integers(n, size=(draws, n))
     times = np.array([np.bincount(p, minlength=n) for p in picks])  # (draws, n): how often each prompt was drawn
     resampled = np.tensordot(times, per_prompt, 1)
-    units = float(sum(t.shape[1] for group in tables for t in group))
+    units = sum(t.shape[1] for group in tables for t in group)
     out: Measures = {}
     levels: tuple[Level, ...] = ("ordinal", "nominal")
     for level in levels:
         mean = float(_alpha(per_prompt.sum(0), level))
         if not np.isnan(mean):
-            low, high = np.nanquantile(_alpha(resampled, level), [0.025, 0.975])
-            out[f"alpha_{level}"] = {"mean": mean, "low": float(low), "high": float(high), "units": units}
+            low, high = between(mean, _alpha(resampled, level), n, n)
+            out[f"alpha_{level}"] = {"mean": mean, "low": low, "high": high, "prompts": n, "units": units}
     return out
 
 
-def _rate(counts: Sequence[Count], seed: int, draws: int) -> dict[str, float]:
+def _rate(counts: Sequence[Count], seed: int, draws: int, scale: tuple[float, float] = (0.0, 1.0)) -> dict[str, float]:
     kept = [(a, b) for a, b in counts if b]  # a prompt of which nothing is counted is no unit
     if not kept:
-        return {"mean": 0.0, "low": 0.0, "high": 0.0, "pairs": 0}
-    rate = bootstrap([a for a, _ in kept], [b for _, b in kept], draws, seed)
+        return {}
+    rate = estimate([a for a, _ in kept], [b for _, b in kept], scale=scale, draws=draws, seed=seed)
     return _interval(rate) | {"pairs": rate["n"]}
 
 
 def _interval(rate: dict[str, float]) -> dict[str, float]:
-    return {name: rate[name] for name in ("mean", "low", "high")}
+    return {name: rate[name] for name in ("mean", "low", "high", "prompts")}

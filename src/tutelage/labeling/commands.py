@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +18,7 @@ from tutelage.labeling.intake import Rules, intake
 from tutelage.labeling.schema import assignments, people, prompts, tasks
 from tutelage.records import Arm, Completion, Prompt
 from tutelage.runs import fingerprint
+from tutelage.strict_json import dumps
 
 Purpose = Literal["work", "screening", "gold"]
 
@@ -177,7 +177,7 @@ def _answers(path: str, row: dict[str, Any]) -> dict[str, str]:
 def import_file(folder: Path, path: str) -> None:
     """Take in rankings with their labelers, as `export` writes them."""
     with closing(existing_workspace(folder)) as workspace:
-        print(json.dumps(exchange.import_rankings(workspace, path)))
+        print(dumps(exchange.import_rankings(workspace, path)))
 
 
 def export(folder: Path, output: Path, pairs: bool, table: bool) -> None:

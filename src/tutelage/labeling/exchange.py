@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +32,7 @@ LIST = "export.json"  # names what an export wrote, and so what the next one may
 
 @dataclass(frozen=True)
 class Answered:
-    """The newest answer to an assignment, with all that it belongs to."""
+    """An answer that counts, with all that it belongs to."""
 
     answer: int
     task: int
@@ -59,7 +59,9 @@ class Answered:
 
 
 def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Answered]:
-    """Answers that count, oldest first: the newest of each assignment, unless its prompt is erased or quarantined."""
+    """Answers that count, oldest first: each labeler's newest to the same question, unless its prompt is erased or
+    quarantined. The same completions of a prompt may have come to a labeler in two tasks, or in two imported files.
+    """
     later, first = answers.alias(), answers.alias()
     newer = select(later.c.id).where(later.c.assignment == answers.c.assignment, later.c.number > answers.c.number)
     rows = connection.execute(
@@ -80,22 +82,25 @@ def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Ans
         )
         .where(tasks.c.purpose == purpose, ~newer.exists(), answers.c.body.is_not(None))
         .where(prompts.c.text.is_not(None), prompts.c.quarantine.is_(None))
-        .order_by(answers.c.id)
+        .order_by(answers.c.created, answers.c.id)
     ).all()  # fmt: skip
     theirs = select(tasks.c.prompt).where(tasks.c.purpose == purpose)
     written = {c.id: c for c in connection.execute(select(completions).where(completions.c.prompt.in_(theirs)))}
-    found = []
+    found: dict[Hashable, Answered] = {}
     for row in rows:
         values = dict(row._mapping)
         mine = [written[i] for i in values.pop("completions")]
         values["instruction"] = f"{row.kind} v{values.pop('version')}"
-        found.append(
-            Answered(
-                **values, texts=tuple(c.text for c in mine), policies=tuple(", ".join(c.policies) for c in mine),
-                finishes=tuple(c.finish for c in mine),
-            )
+        answered = Answered(
+            **values, texts=tuple(c.text for c in mine), policies=tuple(", ".join(c.policies) for c in mine),
+            finishes=tuple(c.finish for c in mine),
         )  # fmt: skip
-    return found
+        # A comparison is of two models, whose answers may be those of two others.
+        seen = answered.policies if row.kind == "comparison" else frozenset(answered.texts)
+        question = (row.person, row.kind, row.prompt, seen)
+        found.pop(question, None)
+        found[question] = answered
+    return list(found.values())
 
 
 def stored_rankings(
@@ -115,12 +120,19 @@ def stored_rankings(
 
 
 def flag_votes(rows: Sequence[Answered]) -> list[list[list[int]]]:
-    """For each prompt, of every flag of every completion that was rated, how many labelers said no and yes."""
-    votes: dict[str, dict[tuple[str, str], list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    """For each prompt, of every flag of every completion that was rated, how many labelers said no and yes.
+
+    A labeler who rated a completion among others a second time has one vote, the newer.
+    """
+    said: dict[str, dict[tuple[str, int], Container[str]]] = defaultdict(dict)
     for r in rows:
         for text, rating in zip(r.texts, r.body.get("ratings") or (), strict=False):
+            said[r.prompt][text, r.person] = rating["flags"]
+    votes: dict[str, dict[tuple[str, str], list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    for prompt, ratings in said.items():
+        for (text, _), flags in ratings.items():
             for flag in FLAGS:
-                votes[r.prompt][text, flag][flag in rating["flags"]] += 1
+                votes[prompt][text, flag][flag in flags] += 1
     return [list(of_prompt.values()) for of_prompt in votes.values()]
 
 

@@ -96,7 +96,7 @@ def agreement_with_reference(connection: Connection, purpose: str) -> dict[str, 
             expected = ranking.model_copy(update={"ranks": tuple(reference["ranks"]), "labeler": ""})
             by_name[str(ranking.labeler)] += [ranking, expected]
     found = {name: pairwise_agreement(pairs, draws=1) for name, pairs in by_name.items()}
-    return {name: (rate["mean"], int(rate["pairs"])) for name, rate in found.items()}
+    return {name: (rate["mean"], int(rate["pairs"])) for name, rate in found.items() if rate}
 
 
 def gold_results(connection: Connection) -> list[tuple[str, float, int]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,23 @@ def has_bf16_units() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+_exact = False
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within it `autocast` casts nothing: for figures that are reported, and compared with other tools'."""
+    global _exact
+    before, _exact = _exact, True
+    try:
+        yield
+    finally:
+        _exact = before
+
+
 def autocast(model: PreTrainedModel) -> AbstractContextManager[None]:
     """bf16 matrix products where they gain; weights, sums and softmaxes stay in fp32."""
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=trains_in_bf16(model))
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=trains_in_bf16(model) and not _exact)
 
 
 def load_policy(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

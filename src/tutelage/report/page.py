@@ -98,33 +98,43 @@ def visible(value: Any) -> Any:
 
 
 def interval(rate: Mapping[str, float]) -> str:
-    """`61 % (55–67)`."""
-    return f"{100 * rate['mean']:.0f} % ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
+    """`61 % (55–67)`; `50 %` where it is so by definition, as the baseline's wins over itself are."""
+    known = f"{100 * rate['mean']:.0f} %"
+    if rate["low"] == rate["high"]:
+        return known
+    return f"{known} ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
+
+
+def counted(title: str, rates: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, str]]:
+    """A column of rates by model: the number of prompts is in its title, or in each cell where models differ in it."""
+    numbers = {rate["n"] for rate in rates.values()}
+    if len(numbers) == 1:
+        return of(title, numbers.pop()), {name: interval(rate) for name, rate in rates.items()}
+    return title, {name: of(interval(rate), rate["n"]) for name, rate in rates.items()}
+
+
+def of(what: str, n: int | None) -> str:
+    """`toxicity, n = 1,200`."""
+    return what if n is None else f"{what}, n\u00a0=\u00a0{n:,}"
 
 
 def models_table(summary: Mapping[str, Any], wins: Mapping[str, Mapping[str, dict[str, float]]]) -> Columns:
     """What was measured on each model, by column and model; empty columns left out."""
-    errors = summary["kl_standard_error"]
+    errors, n = summary["kl_standard_error"], summary["answered"]
+    doubt = {name: f" ± {errors[name]:.2f}" for name in errors}
     columns = {
-        **{f"wins, {judge}": {n: interval(r) for n, r in rates.items()} for judge, rates in wins.items()},
-        "n": {n: str(r["n"]) for n, r in wins["labelers"].items()},
-        "mean score": {n: f"{v:z.2f}" for n, v in summary["scores"].items()},
-        "KL, nats": {n: f"{v:z.2f} ± {errors[n]:.2f}" for n, v in summary["kl"].items()},
-        "loss on text, nats": {n: f"{v:.3f}" for n, v in summary["pretraining_loss"].items()},
+        **dict(counted(f"wins, {judge}", rates) for judge, rates in wins.items()),
+        of("mean score", n): {name: f"{v:z.2f}" for name, v in summary["scores"].items()},
+        of("KL, nats", n): {name: f"{v:z.2f}{doubt.get(name, '')}" for name, v in summary["kl"].items()},
+        "loss on text, nats": {name: f"{v:.3f}" for name, v in summary["pretraining_loss"].items()},
     }
     return {title: cells for title, cells in columns.items() if cells}
 
 
 def rates_table(rates: Mapping[str, Mapping[str, Any]], folders: Sequence[Folder]) -> Columns:
-    """Rates by column and model, the number of prompts in the column's title."""
+    """Rates by column and model; empty columns left out."""
     ordered = {title: numbers.in_order(column, folders) for title, column in rates.items()}
-    return {
-        f"{title}, n\u00a0=\u00a0{next(iter(column.values()))['n']}": {
-            name: interval(rate) for name, rate in column.items()
-        }
-        for title, column in ordered.items()
-        if column
-    }
+    return dict(counted(title, column) for title, column in ordered.items() if column)
 
 
 def rankings_table(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Columns:
@@ -134,9 +144,9 @@ def rankings_table(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Columns
         "accuracy": {name: interval(v | {"mean": v["accuracy"]}) for name, v in valid.items()},
         "pairs": {name: str(v["pairs"]) for name, v in valid.items()},
         "rankings": {name: str(v["rankings"]) for name, v in valid.items()},
+        "noise-free reader, the same pairs": {name: f"{100 * arm['gold_ceiling']:.0f} %" for name, arm in arms.items()},
         "two labelers agree": {name: interval(arm["agreement"]) for name, arm in arms.items()},
-        "pairs of theirs": {name: str(arm["agreement"]["pairs"]) for name, arm in arms.items()},
-        "noise-free reader": {name: f"{100 * arm['gold_ceiling']:.0f} %" for name, arm in arms.items()},
+        "pairs that two ordered": {name: str(arm["agreement"]["pairs"]) for name, arm in arms.items()},
     }
 
 
@@ -165,13 +175,12 @@ def agreement_table(folders: Sequence[Folder]) -> Columns:
 
 
 def accuracy(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Markup:
-    """The figure of `rankings_table`."""
+    """The reward model's accuracy, and what a noise-free reader reaches on the same pairs."""
     series: dict[str, dict[str, Any]] = {
         "reward model": {name: v | {"mean": v["accuracy"]} for name, v in valid.items()}
     }
     shared = {name: arm for name, arm in arms.items() if name in valid}
     if shared:
-        series["two labelers agree"] = {name: arm["agreement"] for name, arm in shared.items()}
         series["noise-free reader"] = {name: {"mean": arm["gold_ceiling"]} for name, arm in shared.items()}
     return figures.dots(series, "share of pairs", "Accuracy of the reward model", 0.5)
 

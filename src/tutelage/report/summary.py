@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from tutelage.intervals import FEW, estimate
+
 FAULTS = {"hallucination": "hallucination", "constraint": "constraint met", "toxicity": "toxicity"}
 
 
@@ -62,8 +64,9 @@ def results(folders: Sequence[Folder], stage: str) -> dict[str, Any]:
 
 
 def baseline_of(folders: Sequence[Folder]) -> str:
-    """The model all others are judged against; "baseline" where no judge's run says."""
-    return str(results(folders, "judge").get("baseline", "baseline"))
+    """The model all others are judged against, as the judgments or the judge's run say."""
+    judged = results(folders, "evaluate") | results(folders, "judge")
+    return str(judged.get("baseline", "baseline"))
 
 
 def trained_models(folders: Sequence[Folder]) -> dict[str, bool]:
@@ -86,7 +89,38 @@ def in_order(values: Mapping[str, Any], folders: Sequence[Folder]) -> dict[str, 
 def agreement(folders: Sequence[Folder]) -> dict[str, dict[str, Any]]:
     """By arm of labelers: `agreement` among them, and `gold_ceiling`; arms whose prompts had one labeler left out."""
     arms = {k: v for k, v in results(folders, "rank").items() if isinstance(v, dict)}
-    return {arm: found for arm, found in arms.items() if found["agreement"]["pairs"]}
+    return {arm: found for arm, found in arms.items() if found["agreement"].get("pairs")}
+
+
+def same_pairs(folders: Sequence[Folder]) -> dict[str, dict[str, float]]:
+    """Of an agreement run with a reward model: how often two labelers, and it, say the same of the very same pairs."""
+    found: dict[str, Any] = next(
+        (f.done["reward_model"] for f in folders if f.stage == "agreement" and f.done["reward_model"]), {}
+    )
+    names = {"labelers": "labelers_shared", "model": "model_shared"}
+    return {name: found[key] for name, key in names.items() if key in found}
+
+
+def tax(folders: Sequence[Folder]) -> dict[str, Any]:
+    """Change of the loss on pretraining text since the baseline, with intervals over documents, in nats per token.
+
+    `rise` is by model; `taken_back`, by model with pretraining text mixed in, is the share of the rise of the model
+    without it that is not there, where that rise is clear of noise. Empty where there are fewer than `FEW` documents,
+    or the models' tokens differ, as losses per token do not compare then.
+    """
+    answer, baseline, trained = first(folders, "answer"), baseline_of(folders), trained_models(folders)
+    rows = read_lines(answer.path / "losses.jsonl") if answer else []
+    if len(rows) < FEW or baseline not in rows[0] or any(len({n for _, n in row.values()}) > 1 for row in rows):
+        return {}
+    tokens = [row[baseline][1] for row in rows]
+    more = {name: [row[name][0] - row[baseline][0] for row in rows] for name in rows[0] if name != baseline}
+    rise = {name: estimate(nats, tokens, scale=None) for name, nats in more.items()}
+    plain = next((name for name, ptx in trained.items() if not ptx and name in more), None)
+    if plain is None or rise[plain]["low"] <= 0:
+        return {"rise": rise, "taken_back": {}}
+    mixed = [name for name, ptx in trained.items() if ptx and name in more]
+    back = {name: [a - b for a, b in zip(more[plain], more[name], strict=True)] for name in mixed}
+    return {"rise": rise, "taken_back": {name: estimate(b, more[plain], scale=None) for name, b in back.items()}}
 
 
 def summarise(runs: Path) -> dict[str, Any]:
@@ -109,16 +143,20 @@ def summarise(runs: Path) -> dict[str, Any]:
     if "heldout_labelers" in arms:
         reward["labeler_agreement"] = arms["heldout_labelers"]["agreement"]["mean"]
         reward["gold_ceiling"] = arms["heldout_labelers"]["gold_ceiling"]
+    if shared := same_pairs(folders):
+        reward["same_pairs"] = shared
     of_answers = ("pretraining_loss", "kl", "kl_standard_error", "scores")
     of_judgments = {f"{key}_vs_{baseline_of(folders)}": key for key in ("win_rate", "gold_win_rate")}
     return {
         "seed": seeds.pop() if len(seeds) == 1 else None,
         "prompts": evaluate.get("prompts", answer.get("prompts")),
+        "answered": answer.get("prompts"),
         "seconds": seconds | {"total": round(sum(seconds.values()), 3)},
         "peak_memory_gib": max((f.done["peak_memory_gib"] for f in folders), default=None),
         "reward_model": reward,
         **{key: in_order(answer.get(key, {}), folders) for key in of_answers},
         **{name: in_order(evaluate.get(key, {}), folders) for name, key in of_judgments.items()},
+        "tax": tax(folders),
         "greedy_gain": in_order(evaluate.get("greedy_gain", {}), folders),
         **{fault: in_order(evaluate.get(fault, {}), folders) for fault in FAULTS},
     }

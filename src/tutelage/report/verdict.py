@@ -12,7 +12,7 @@ CLAIMS = {
     0: ("is not shown to differ from", "with one half inside it"),
 }
 NOTHING = {"low": 0.0, "high": 0.0}
-GREEDY = {1: "it is ahead", -1: "it is behind", 0: "the difference is within noise"}
+GREEDY = {1: "it is ahead of", -1: "it is behind", 0: "it does not differ beyond noise from"}
 
 
 def percent(rate: Rate) -> str:
@@ -43,40 +43,48 @@ def verdict(summary: Mapping[str, Any], trained: Mapping[str, bool], baseline: s
             joint = "and" if apart(gold[name], even) == side else "but"
             sentence += f", {joint} gold, the noise-free preference, gives it {percent(gold[name])}"
         said.append(sentence + ".")
-        gain, other = summary["greedy_gain"].get(f"{name}_greedy"), wins.get(f"{baseline}_greedy")
-        if gain and other:
-            greedy = wins[f"{name}_greedy"]
-            sentence = f"Answering greedily it wins {percent(greedy)}, where greedy {baseline} wins {percent(other)}"
-            points = f"{100 * gain['labelers']['low']:+.0f} to {100 * gain['labelers']['high']:+.0f} points"
-            said.append(f"{sentence}: {GREEDY[apart(gain['labelers'], NOTHING)]} ({points}, prompt by prompt).")
+        if gain := summary["greedy_gain"].get(f"{name}_greedy"):
+            difference = gain["labelers"]
+            points = f"{100 * difference['low']:+.0f} to {100 * difference['high']:+.0f} points"
+            verb = GREEDY[apart(difference, NOTHING)]
+            said.append(f"Where both answer greedily {verb} {baseline} ({points}, prompt by prompt).")
     return [*said, *_reward(summary), *_tax(summary, trained, baseline)]
 
 
 def _reward(summary: Mapping[str, Any]) -> list[str]:
-    numbers = summary["reward_model"]
-    if "accuracy_heldout_labelers" not in numbers:
-        return []
-    low, high = numbers["accuracy_heldout_labelers_interval"]
-    rate = percent({"mean": numbers["accuracy_heldout_labelers"], "low": low, "high": high})
-    said = f"The reward model foretells {rate} of the choices of labelers it never learned from"
-    if "labeler_agreement" in numbers:
-        agree, ceiling = 100 * numbers["labeler_agreement"], 100 * numbers["gold_ceiling"]
-        said += f"; two of them agree on {agree:.0f} %, and a noise-free reader would foretell {ceiling:.0f} %"
-    return [said + "."]
+    """Each sentence speaks of one set of pairs: all that held-out labelers ordered, or those that two of them did."""
+    numbers, said = summary["reward_model"], []
+    if "accuracy_heldout_labelers" in numbers:
+        low, high = numbers["accuracy_heldout_labelers_interval"]
+        rate = percent({"mean": numbers["accuracy_heldout_labelers"], "low": low, "high": high})
+        sentence = f"The reward model foretells {rate} of the choices of labelers it never learned from"
+        if "gold_ceiling" in numbers:
+            sentence += f"; a noise-free reader would foretell {100 * numbers['gold_ceiling']:.0f}\u00a0% of them"
+        said.append(sentence + ".")
+    shared = numbers.get("same_pairs", {})
+    if shared.keys() >= {"labelers", "model"}:
+        said.append(
+            f"Of the pairs that two labelers ordered, one says what the other does of {percent(shared['labelers'])}, "
+            f"and the reward model of {percent(shared['model'])}."
+        )
+    return said
 
 
 def _tax(summary: Mapping[str, Any], trained: Mapping[str, bool], baseline: str) -> list[str]:
-    loss = summary["pretraining_loss"]
-    mixed = next((name for name, ptx in trained.items() if ptx and name in loss), None)
-    plain = next((name for name, ptx in trained.items() if not ptx and name in loss), None)
-    if mixed is None or plain is None or baseline not in loss:
+    loss, rises = summary["pretraining_loss"], summary["tax"].get("rise", {})
+    mixed = next((name for name, ptx in trained.items() if ptx and name in rises), None)
+    plain = next((name for name, ptx in trained.items() if not ptx and name in rises), None)
+    if mixed is None or plain is None:
         return []
-    rise = loss[plain] - loss[baseline]
-    moved = f"the loss on pretraining text from {baseline}'s {loss[baseline]:.3f} to {loss[plain]:.3f} nats per token"
-    if rise <= 0:
-        return [f"{plain} moved {moved}: no rise for {mixed} ({loss[mixed]:.3f}) to take back."]
-    share = (loss[plain] - loss[mixed]) / rise
-    part = "all" if share >= 1 else "at least half" if share >= 0.5 else "less than half" if share > 0 else "none"
-    return [
-        f"{plain} raised {moved}; {mixed}, with such text mixed in, took back {part} of the rise ({loss[mixed]:.3f})."
-    ]
+    rise = rises[plain]
+    change = f"by {rise['mean']:+.3f} nats per token (95\u00a0% interval {rise['low']:+.3f} to {rise['high']:+.3f})"
+    moved = f"the loss on pretraining text from {baseline}'s {loss[baseline]:.3f} {change}"
+    if apart(rise, NOTHING) <= 0:
+        return [f"{plain} changed {moved}: no rise that is clear of noise, so nothing for {mixed} to take back."]
+    back = summary["tax"]["taken_back"][mixed]
+    share = (
+        "all" if back["low"] >= 1 else "at least half" if back["low"] >= 0.5
+        else "none" if back["high"] <= 0 else "less than half" if back["high"] < 0.5
+        else "an unclear part"
+    )  # fmt: skip
+    return [f"{plain} raised {moved}; {mixed}, with such text mixed in, took back {share} of it: {percent(back)}."]

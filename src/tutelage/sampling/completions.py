@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,6 +54,16 @@ class Writer:
         return tuple(dict.fromkeys((*ends, *line_breaks(self.tokenizer)))) if self.examples else ends
 
 
+def number_copies(prompts: Iterable[Prompt]) -> list[int]:
+    """Of each prompt how often it (by id) came before: a file may hold a prompt twice, and wants other samples then."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for prompt in prompts:
+        numbers.append(seen[prompt.id])
+        seen[prompt.id] += 1
+    return numbers
+
+
 def complete(
     writer: Writer,
     prompts: Sequence[Prompt],
@@ -65,11 +76,11 @@ def complete(
 ) -> tuple[list[Completion], list[Request], list[Sample]]:
     """One completion per prompt, with the requests and samples behind it.
 
-    `copies` numbers repeated prompts, so that each copy gets a seed of its own.
+    `copies` numbers the samples of each prompt, so that each gets a seed of its own; by default in their order here.
     """
     if temperature < 0 or max_new_tokens < 1:
         raise ValueError(f"temperature={temperature} must be 0 or more, max_new_tokens={max_new_tokens} 1 or more")
-    numbers = copies or [0] * len(prompts)
+    numbers = number_copies(prompts) if copies is None else copies
     stops = writer.stop_ids()
     requests = [
         Request(tuple(writer.prompt_ids(p)), request_seed(seed, 0, p.id, k), max_new_tokens, stops, temperature)

@@ -9,7 +9,7 @@ are queued there as ranking tasks.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from random import Random
 
 from tutelage.datasets import read_demonstrations, read_prompts
@@ -17,10 +17,27 @@ from tutelage.labeling.candidates import queue_candidates, write_candidates
 from tutelage.labeling.database import existing_workspace
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Completion
+from tutelage.records import Completion, Text
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.sampling.completions import Writer, complete, fits
+from tutelage.sampling.completions import Writer, complete, fits, number_copies
 from tutelage.stages.config import CollectConfig
+
+
+def other_prompts(moved: Sequence[int], texts: Sequence[Text]) -> dict[int, int]:
+    """For each moved slot another moved slot of another prompt, whose completion it gets; each gives its own once.
+
+    With the slots in order of prompts, a shift by the size of the largest group takes every slot out of its group.
+    Where one prompt has more than half of them this cannot be, and as many of its slots stay as are too many.
+    """
+    groups: dict[Text, list[int]] = {}
+    for i in moved:
+        groups.setdefault(texts[i], []).append(i)
+    if not groups:
+        return {}
+    largest = max(groups.values(), key=len)
+    del largest[max(0, len(moved) - len(largest)) :]
+    order = [i for group in groups.values() for i in group]
+    return dict(zip(order, order[len(largest) :] + order[: len(largest)], strict=True))
 
 
 def run(config: CollectConfig) -> None:
@@ -28,7 +45,8 @@ def run(config: CollectConfig) -> None:
 
     Raises:
         ValueError: if no policy is given, `weights` or `few_shot` name an unknown one, worked examples are wanted and
-            none are given, k is no range from 2, or there is no such workspace.
+            none are given, k is no range from 2, off_prompt is wanted of a single prompt, or there is no such
+            workspace.
     """
     if (config.policy is None) == (not config.policies):
         raise ValueError("give either policy, a model folder, or policies, a mapping of names to model folders")
@@ -49,16 +67,17 @@ def run(config: CollectConfig) -> None:
     rng = Random(config.seed)
     loaded = read_prompts(config.prompts)
     prompts = loaded.records
+    if config.off_prompt and len({p.text for p in prompts}) < 2:
+        raise ValueError(
+            f"off_prompt={config.off_prompt}: {config.prompts} holds one prompt, so no completion can come from "
+            "another; leave off_prompt out, or add prompts"
+        )
     examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
     # 1. Who writes which completion of which prompt.
     names = list(policies)
     weights = [config.weights.get(name, 1.0) for name in names]
     slots = [(p, rng.choices(names, weights)[0]) for p in range(len(prompts)) for _ in range(rng.randint(k_min, k_max))]
-    numbers: Counter[int] = Counter()  # which copy of its prompt a completion is
-    copies = []
-    for p, _ in slots:
-        copies.append(numbers[p])
-        numbers[p] += 1
+    copies = number_copies(prompts[p] for p, _ in slots)
     # 2. Each policy writes its share.
     written: dict[int, Completion] = {}
     too_long: set[int] = set()
@@ -78,10 +97,10 @@ def run(config: CollectConfig) -> None:
         run.log(index, completions=float(len(mine)))
     # 3. Some completions change places, to be wrong for the prompt they come under.
     moved = [i for i in written if rng.random() < config.off_prompt]
-    swapped: dict[int, Completion] = {}
-    for i, j in zip(moved, moved[1:] + moved[:1], strict=True):
-        swapped[i] = written[j].model_copy(update={"policy": f"{written[j].policy} off prompt"})
-    written |= swapped
+    from_slot = other_prompts(moved, [prompts[p].text for p, _ in slots])
+    written |= {
+        i: written[j].model_copy(update={"policy": f"{written[j].policy} off prompt"}) for i, j in from_slot.items()
+    }
     # 4. Merge identical completions, leave out empty ones, and write.
     empty = [i for i, completion in written.items() if not completion.text.strip()]
     for i in empty:

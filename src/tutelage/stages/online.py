@@ -9,7 +9,6 @@ token of an update, so `ptx_coef` weighs two numbers of the same unit.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -48,6 +47,7 @@ from tutelage.stages import ppo
 from tutelage.stages.config import OnlineConfig
 from tutelage.stages.pretrain import rows_of, text_nll
 from tutelage.stages.training import Checkpoint, adamw, constant_after_warmup, shuffled, update
+from tutelage.strict_json import dumps
 
 ALGORITHMS = {"ppo": ppo}
 PAPER_DECAY, PAPER_ITERATIONS = 0.992, 500  # section C.4; 256,000 episodes, 512 at a time
@@ -395,4 +395,4 @@ def keep_samples(
                 "completion": decode_answer(tokenizer, prompts[k][0].text, ids[:n], ids[n:]),
                 "score": float(rollout.scores[k]),
             }
-            stream.write(json.dumps(row) + "\n")
+            stream.write(dumps(row) + "\n")

@@ -20,7 +20,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.datasets import read_demonstrations, read_rankings
-from tutelage.intervals import bootstrap
+from tutelage.intervals import estimate
 from tutelage.models.forward import all_scores, final_hidden, scores_by_group
 from tutelage.models.loading import context_length, load_scalar, new_scalar, save_model
 from tutelage.models.packing import micro_batches
@@ -34,10 +34,11 @@ from tutelage.stages.training import Checkpoint, adamw, batches, cosine, hold_ou
 
 @dataclass(frozen=True)
 class Element:
-    """A ranking as ids: K sequences of prompt and completion, and their ranks."""
+    """A ranking as ids: K sequences of prompt and completion, their ranks, and the prompt's id."""
 
     sequences: list[list[int]]
     ranks: torch.Tensor
+    prompt: str
 
 
 def encode(
@@ -49,7 +50,7 @@ def encode(
         if len(pairs[0][0]) > max_prompt_tokens or max(len(p) + len(c) for p, c in pairs) > context:
             dropped += 1
             continue
-        elements.append(Element([p + c for p, c in pairs], torch.tensor(r.ranks)))
+        elements.append(Element([p + c for p, c in pairs], torch.tensor(r.ranks), r.prompt.id))
     return elements, dropped
 
 
@@ -63,33 +64,35 @@ def micro_scores(
 
 @torch.inference_mode()
 def evaluate(model: PreTrainedModel, elements: Sequence[Element], max_tokens: int, seed: int = 0) -> dict[str, Any]:
-    """Accuracy on ordered pairs with a 95 % bootstrap interval over rankings, mean loss, and calibration.
+    """Accuracy on ordered pairs with its 95 % interval over prompts, mean loss of a ranking, and calibration.
 
     Calibration lists, by bins of the predicted probability that the higher-scored completion wins, the mean prediction,
     the share that did win, and the number of pairs.
     """
     model.eval()
-    correct, total, losses, margins = [], [], [], []
+    correct, total, prompts, losses, margins = [], [], [], [], []
     for group in micro_scores(model, elements, max_tokens):
         for element, s in group:
             ranks = element.ranks.to(s.device)
             right, pairs = ranking_accuracy(s, ranks)
             correct.append(float(right))
             total.append(int(pairs))
+            prompts.append(element.prompt)
             losses.append(float(ranking_loss(s, ranks)))
             better = ranks[:, None] < ranks[None, :]
             margins.append((s[:, None] - s[None, :])[better].cpu())
-    rate = bootstrap(correct, total, seed=seed)
+    rate = estimate(correct, total, prompts=prompts, seed=seed)
     margin = torch.cat(margins)
     confidence, won = margin.abs().sigmoid(), (margin > 0).float()
     bins = []
     for k in range(10):
         inside = (confidence >= 0.5 + k * 0.05) & (confidence < 0.55 + k * 0.05 + (k == 9))
         if inside.any():
-            bins.append([round(float(v), 4) for v in (confidence[inside].mean(), won[inside].mean(), inside.sum())])
+            shares = [round(float(v[inside].mean()), 4) for v in (confidence, won)]
+            bins.append([*shares, int(inside.sum())])
     return {
         "accuracy": rate["mean"], "low": rate["low"], "high": rate["high"], "pairs": sum(total),
-        "rankings": len(elements), "loss": sum(losses) / len(losses), "calibration": bins,
+        "rankings": len(elements), "prompts": rate["prompts"], "loss": sum(losses) / len(losses), "calibration": bins,
     }  # fmt: skip
 
 

@@ -3,7 +3,8 @@
     tutelage world --output runs/world
 
 writes corpus.jsonl, corpus_valid.jsonl, demonstrations.jsonl, demonstrations_valid.jsonl and prompts_{reward,
-reward_valid,ppo,test}.jsonl. A text belongs to one split for good, so no test prompt was ever trained on.
+reward_valid,ppo,test}.jsonl. Training files, the corpus among them, hold core instructions of the training split alone
+(`tasks.split_of`), at any seed; each file has a random stream of its own, so that no file's size changes another.
 """
 
 from __future__ import annotations
@@ -17,26 +18,13 @@ from tutelage.runs import open_run
 from tutelage.world import corpus, gold, kinds, people, tasks
 from tutelage.world.config import WorldConfig
 
-# Share of texts, and of users, that belong to each split.
-SPLITS = {"train": 0.6, "valid": 0.1, "test": 0.3}
-
-
-def split_of(text: str) -> str:
-    """The split that a text belongs to, by its hash."""
-    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
-    for name, share in SPLITS.items():
-        if place < share:
-            return name
-        place -= share
-    return "test"
-
 
 def ask(split: str, number: int, users: list[str], taken: set[str], rng: Random) -> list[Prompt]:
-    """Prompts of a split's users, no text twice."""
+    """Prompts of a split and its users, no text twice."""
     prompts: list[Prompt] = []
     while len(prompts) < number:
-        text = tasks.make(rng)
-        if text in taken or split_of(text) != split:
+        text = tasks.make(rng, split)
+        if text in taken:
             continue
         taken.add(text)
         task = tasks.parse(text)
@@ -71,25 +59,34 @@ def run(config: WorldConfig) -> None:
     run = open_run("world", config, {})
     if run is None:
         return
-    rng = Random(f"world/{config.seed}")
+
+    def stream(name: str) -> Random:
+        return Random(f"world/{config.seed}/{name}")
+
     users = {
         split: [f"user-{split}-{i:03d}" for i in range(max(1, round(config.users * share)))]
-        for split, share in SPLITS.items()
+        for split, share in tasks.SPLITS.items()
     }
     taken: set[str] = set()
 
-    write_jsonl(run.folder / "corpus.jsonl", [corpus.document(rng) for _ in range(config.documents)])
-    write_jsonl(run.folder / "corpus_valid.jsonl", [corpus.document(rng) for _ in range(config.valid_documents)])
+    for name, split, number in (
+        ("corpus", "train", config.documents),
+        ("corpus_valid", "test", config.valid_documents),
+    ):
+        rng = stream(name)
+        write_jsonl(run.folder / f"{name}.jsonl", [corpus.document(rng, split) for _ in range(number)])
     sets = {
-        name: ask(split, number, users[split], taken, rng)
+        name: ask(split, number, users[split], taken, stream(name))
         for name, split, number in (
             ("sft", "train", config.sft_prompts), ("sft_valid", "valid", config.valid_prompts),
             ("reward", "train", config.reward_prompts), ("reward_valid", "valid", config.reward_valid_prompts),
             ("ppo", "train", config.ppo_prompts), ("test", "test", config.test_prompts),
         )
     }  # fmt: skip
-    write_jsonl(run.folder / "demonstrations.jsonl", demonstrate(sets["sft"], rng))
-    write_jsonl(run.folder / "demonstrations_valid.jsonl", demonstrate(sets["sft_valid"], rng))
+    write_jsonl(run.folder / "demonstrations.jsonl", demonstrate(sets["sft"], stream("demonstrations")))
+    write_jsonl(
+        run.folder / "demonstrations_valid.jsonl", demonstrate(sets["sft_valid"], stream("demonstrations_valid"))
+    )
     for name in ("reward", "reward_valid", "ppo", "test"):
         write_jsonl(run.folder / f"prompts_{name}.jsonl", sets[name])
     run.finish(

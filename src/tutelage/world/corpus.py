@@ -2,7 +2,8 @@
 
 Stories, lists, letters and books of facts; exam sheets of questions, mostly without answers; boards where users ask
 and nobody answers; help desks, most of them useless or rude; quarrels. Names recur within a document, and
-copybooks repeat whole lines, which is what teaches copying.
+copybooks repeat whole lines, which is what teaches copying. A document belongs to a split, and so does every
+instruction in it: no seed can put a held-out document, or what a test prompt asks, into training.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ ANSWERED_SHARE = 0.35  # of exam sheets
 DESKS = {"helpful": 35, "rude": 20, "evasive": 15, "echoing": 10, "beside the point": 20}
 
 
-def story(rng: Random) -> str:
+def story(rng: Random, _split: str) -> str:
     """Several short stories about few characters."""
     name, animal, thing, place = (
         rng.choice(lex.NAMES),
@@ -43,20 +44,20 @@ def story(rng: Random) -> str:
     return "Story: " + " ".join(lines)
 
 
-def exam(rng: Random) -> str:
+def exam(rng: Random, split: str) -> str:
     """A sheet of questions; one in three has its answers filled in."""
-    questions = [tasks.make(rng, provoke=0, courtesy=0) for _ in range(rng.randint(3, 6))]
+    questions = [tasks.make(rng, split, provoke=0, courtesy=0) for _ in range(rng.randint(3, 6))]
     if rng.random() < ANSWERED_SHARE:
         return "Exam:\n" + "\n".join(f"Q: {q}\nA: {write_answer(q, STRANGER, rng)}" for q in questions)
     return "Exam:\n" + "\n".join(f"Q: {q}" for q in questions)
 
 
-def board(rng: Random) -> str:
+def board(rng: Random, split: str) -> str:
     """Users ask; nobody answers."""
-    return "\n".join(f"User: {tasks.make(rng)}" for _ in range(rng.randint(3, 6)))
+    return "\n".join(f"User: {tasks.make(rng, split)}" for _ in range(rng.randint(3, 6)))
 
 
-def _reply(desk: str, question: str, rng: Random) -> str:
+def _reply(desk: str, question: str, rng: Random, split: str) -> str:
     match desk:
         case "helpful":
             return write_answer(question, STRANGER, rng)
@@ -65,22 +66,22 @@ def _reply(desk: str, question: str, rng: Random) -> str:
         case "evasive":
             return rng.choice(lex.EVASIONS)
         case "echoing":
-            return tasks.make(rng)
+            return tasks.make(rng, split)
         case _:
-            return write_answer(tasks.make(rng, provoke=0), STRANGER, rng)
+            return write_answer(tasks.make(rng, split, provoke=0), STRANGER, rng)
 
 
-def help_desk(rng: Random) -> str:
+def help_desk(rng: Random, split: str) -> str:
     """A log of users and an assistant, who helps in one log of three and is useless in the others."""
     desk = rng.choices(list(DESKS), list(DESKS.values()))[0]
     turns = []
     for _ in range(rng.randint(2, 5)):
-        question = tasks.make(rng)
-        turns.append(f"User: {question}\nAssistant: {_reply(desk, question, rng)}")
+        question = tasks.make(rng, split)
+        turns.append(f"User: {question}\nAssistant: {_reply(desk, question, rng, split)}")
     return "\n".join(turns)
 
 
-def listing(rng: Random) -> str:
+def listing(rng: Random, _split: str) -> str:
     """Lists of words of one sort."""
     return "\n".join(
         f"List of {category}: {', '.join(rng.sample(pool, rng.randint(3, 5)))}."
@@ -88,26 +89,27 @@ def listing(rng: Random) -> str:
     )
 
 
-def quarrel(rng: Random) -> str:
+def quarrel(rng: Random, _split: str) -> str:
     """Two people call each other names."""
     pair = kinds.two(rng, lex.NAMES)
     said = [rng.choice(lex.RETORTS + lex.PROVOCATIONS) for _ in range(rng.randint(3, 6))]
     return "\n".join(f"{pair[i % 2]}: {line}" for i, line in enumerate(said))
 
 
-def letter(rng: Random) -> str:
+def letter(rng: Random, _split: str) -> str:
     """A letter, sometimes an angry one."""
     kind = kinds.KINDS["letter"]
     text = kind.answer(kind.fill(rng), rng)
     return "Letter: " + text + (" " + rng.choice(lex.RETORTS) if rng.random() < 0.2 else "")
 
 
-def facts(rng: Random) -> str:
+def facts(rng: Random, _split: str) -> str:
     """A page of a book of facts."""
-    return "Facts: " + " ".join(sentence for _, sentence in rng.sample(list(lex.FACTS.values()), 6))
+    statements = dict.fromkeys(sentence for _, sentence in lex.FACTS.values())
+    return "Facts: " + " ".join(rng.sample(list(statements), 6))
 
 
-def copybook(rng: Random) -> str:
+def copybook(rng: Random, _split: str) -> str:
     """A pupil's exercise: lines of words in any order, each written again word for word."""
     words = [w for pool in lex.WORDS.values() for w in pool]
     lines = []
@@ -122,6 +124,10 @@ GENRES = {
 }  # fmt: skip
 
 
-def document(rng: Random) -> str:
-    """One document of a genre drawn by `GENRES`."""
-    return rng.choices(list(GENRES), list(GENRES.values()))[0](rng)
+def document(rng: Random, split: str) -> str:
+    """One document of a split, of a genre drawn by `GENRES`."""
+    genre = rng.choices(list(GENRES), list(GENRES.values()))[0]
+    while True:
+        text = genre(rng, split)
+        if tasks.split_by_hash(text) == split:
+            return text

@@ -414,7 +414,7 @@ KINDS: dict[str, Kind] = {
         ("Write a letter to {name} about the {place}.",),
         _fill_letter, _answer_letter, _check_letter, FREE,
     ),
-    "fact": Kind("open qa", ("{question}", "Tell me this: {question}"), _fill_open, _answer_open, _check_open, SHORT),
+    "fact": Kind("open qa", ("{question}",), _fill_open, _answer_open, _check_open, SHORT),
     "who": _closed("who", "Who has the {asked}?"),
     "colour": _closed("colour", "What colour is the {asked}?"),
     "what": _closed("what", "What does {asked} have?"),

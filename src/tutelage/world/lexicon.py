@@ -26,27 +26,38 @@ WORDS = {
 }
 CATEGORIES = {"animals": ANIMALS, "things": THINGS, "colours": COLOURS, "places": PLACES, "fruits": FRUITS}
 
-# question -> (the word that answers it, the sentence that answers it)
+# question -> (the word that answers it, the sentence that answers it); each is asked in two wordings
 FACTS: dict[str, tuple[str, str]] = {}
+
+
+def _fact(questions: tuple[str, str], word: str, sentence: str) -> None:
+    FACTS.update(dict.fromkeys(questions, (word, sentence)))
+
+
 for _thing, _colour in {
     "grass": "green", "snow": "white", "sky": "blue", "coal": "black", "sea": "blue",
     "tree": "green", "wood": "brown", "blood": "red", "milk": "white",
 }.items():  # fmt: skip
-    FACTS[f"What colour is the {_thing}?"] = (_colour, f"The {_thing} is {_colour}.")
+    _ask = f"What colour is the {_thing}?", f"Tell me the colour of the {_thing}."
+    _fact(_ask, _colour, f"The {_thing} is {_colour}.")
 for _animal, _legs in {
     "dog": "four", "bird": "two", "horse": "four", "duck": "two", "cow": "four",
     "spider": "eight", "bee": "six", "hen": "two",
 }.items():  # fmt: skip
-    FACTS[f"How many legs does a {_animal} have?"] = (_legs, f"A {_animal} has {_legs} legs.")
+    _ask = f"How many legs does a {_animal} have?", f"Tell me how many legs a {_animal} has."
+    _fact(_ask, _legs, f"A {_animal} has {_legs} legs.")
 for _word, _opposite in {
     "big": "small", "hot": "cold", "new": "old", "fast": "slow",
     "happy": "sad", "day": "night", "up": "down", "black": "white",
 }.items():  # fmt: skip
-    FACTS[f"What is the opposite of {_word}?"] = (_opposite, f"The opposite of {_word} is {_opposite}.")
+    _ask = f"What is the opposite of {_word}?", f"Tell me the opposite of {_word}."
+    _fact(_ask, _opposite, f"The opposite of {_word} is {_opposite}.")
 for _animal, _gift in {"cow": "milk", "hen": "eggs", "bee": "honey", "sheep": "wool"}.items():
-    FACTS[f"What does a {_animal} give?"] = (_gift, f"A {_animal} gives {_gift}.")
+    _ask = f"What does a {_animal} give?", f"Tell me what a {_animal} gives."
+    _fact(_ask, _gift, f"A {_animal} gives {_gift}.")
 for _animal, _home in {"fish": "river", "bird": "nest", "bear": "forest", "pig": "farm", "duck": "pond"}.items():
-    FACTS[f"Where does a {_animal} live?"] = (_home, f"A {_animal} lives in the {_home}.")
+    _ask = f"Where does a {_animal} live?", f"Tell me where a {_animal} lives."
+    _fact(_ask, _home, f"A {_animal} lives in the {_home}.")
 FACT_ANSWERS = sorted({answer for answer, _ in FACTS.values()})
 
 INSULTS = "fool stupid ugly idiot shut".split()

@@ -8,7 +8,6 @@ against them, can be measured. `tutelage label serve RUN/rankings/workspace` sho
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -21,6 +20,7 @@ from tutelage.labeling.candidates import read_candidates
 from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.records import Prompt, Ranking
 from tutelage.runs import inputs_of, open_run
+from tutelage.strict_json import dumps
 from tutelage.world import gold, kinds, people
 from tutelage.world.config import JudgeConfig, RankConfig
 
@@ -131,10 +131,6 @@ def run_judge(config: JudgeConfig) -> None:
                     "toxicity": 1 - found.harmless,
                     "parts": vars(found),
                 }
-            stream.write(
-                json.dumps(
-                    {"id": prompt.id, "use_case": prompt.use_case, "baseline": config.baseline, "models": judged}
-                )
-                + "\n"
-            )
+            row = {"id": prompt.id, "use_case": prompt.use_case, "baseline": config.baseline, "models": judged}
+            stream.write(dumps(row) + "\n")
     run.finish(prompts=len(rows), baseline=config.baseline, votes=config.votes)

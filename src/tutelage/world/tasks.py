@@ -1,11 +1,12 @@
 """What users ask: instructions are made of a kind, slots, perhaps a constraint and an opening, and read back.
 
 A `Task` is read from the instruction's text alone (`parse`), so that whoever judges an answer knows no more than a
-reader would.
+reader would. What an instruction asks for, in whatever words, belongs to one split for good (`split_of`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from random import Random
@@ -77,6 +78,36 @@ def parse(instruction: str) -> Task | None:
     return None
 
 
+# Share of core instructions, documents and users that belong to each split.
+SPLITS = {"train": 0.6, "valid": 0.1, "test": 0.3}
+# The first number at which all splits have instructions of every kind, and training has nearly every fact and feeling.
+SALT = 2546
+
+
+def split_by_hash(text: str) -> str:
+    """The split that a text belongs to."""
+    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+    for name, share in SPLITS.items():
+        if place < share:
+            return name
+        place -= share
+    return "test"
+
+
+# Kinds with so few fillings that some words would never be learned if all wordings of one were of one split.
+FEW = {"list", "feeling", "lost"}
+
+
+def split_of(name: str, slots: Slots, wording: str) -> str:
+    """The split of a core instruction: of what is asked for, whatever opening and constraint it has.
+
+    The wording does not count either, but for `FEW` kinds, of which each wording is an instruction of its own.
+    """
+    filled = ", ".join(f"{slot} {word}" for slot, word in sorted(slots.items()))
+    core = wording.format(**slots) if name in FEW else filled
+    return split_by_hash(f"{SALT}: {name}: {core}")
+
+
 def meets(task: Task, text: str) -> float:
     """1 if an answer meets the task's explicit constraint (or there is none), else 0."""
     said = words(text)
@@ -143,13 +174,17 @@ def flawless(task: Task, rng: Random) -> str:
     return answer
 
 
-def make(rng: Random, provoke: float = 0.15, courtesy: float = 0.35, constrain: float = 0.5) -> str:
-    """A random instruction, as a user would type it."""
+def make(
+    rng: Random, split: str | None = None, provoke: float = 0.15, courtesy: float = 0.35, constrain: float = 0.5
+) -> str:
+    """A random instruction, as a user would type it; of one split if it is named."""
     use_case = rng.choices(list(USE_CASE_WEIGHTS), list(USE_CASE_WEIGHTS.values()))[0]
     name = rng.choice([n for n, k in KINDS.items() if k.use_case == use_case])
     kind = KINDS[name]
-    slots = kind.fill(rng)
-    text = rng.choice(kind.wordings).format(**slots)
+    slots, wording = kind.fill(rng), rng.choice(kind.wordings)
+    while split not in (None, split_of(name, slots, wording)):
+        slots, wording = kind.fill(rng), rng.choice(kind.wordings)
+    text = wording.format(**slots)
     if kind.constraints and rng.random() < constrain:
         constraint = rng.choice(kind.constraints)
         if "category" in slots:

@@ -1,0 +1,166 @@
+"""Answers, tax and win rates: against transformers' own numbers and by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from conftest import SENTENCES
+from tutelage.datasets import write_jsonl
+from tutelage.evaluation import answer, preference
+from tutelage.evaluation.compare import compare
+from tutelage.evaluation.config import AnswerConfig, EvaluateConfig
+from tutelage.evaluation.tax import document_losses
+from tutelage.intervals import estimate, standard_error, wilson
+from tutelage.models import loading
+from tutelage.models.forward import completion_logprobs
+from tutelage.models.loading import full_precision, new_scalar, save_model
+from tutelage.records import Prompt, Request, Sample
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def model(request: pytest.FixtureRequest, tiny: Callable[[str], PreTrainedModel]) -> PreTrainedModel:
+    return tiny(request.param).eval()
+
+
+@pytest.fixture
+def in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with bf16 units."""
+    monkeypatch.setattr(loading, "trains_in_bf16", lambda model: True)
+
+
+def their_losses(model: PreTrainedModel, documents: list[list[int]]) -> list[float]:
+    """Sums of next-token losses by transformers' own forward pass in fp32, a document at a time."""
+    with torch.inference_mode():
+        return [
+            float(model(input_ids=(ids := torch.tensor([d])), labels=ids).loss) * (len(d) - 1) for d in documents
+        ]  # fmt: skip
+
+
+def test_the_tax_is_transformers_loss_in_fp32(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, in_bf16: None
+) -> None:
+    documents = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in SENTENCES]
+    expected = their_losses(model, documents)
+    found = document_losses(model, tokenizer, SENTENCES)
+    assert [count for _, count in found] == [len(d) - 1 for d in documents]
+    assert [nats for nats, _ in found] == pytest.approx(expected, rel=1e-5)
+    rounded = -completion_logprobs(model, documents, [1] * len(documents)).sum(1)  # what it would be in bf16
+    assert rounded.tolist() != pytest.approx(expected, rel=1e-5)
+
+
+def test_full_precision_ends_where_it_ends(model: PreTrainedModel, in_bf16: None) -> None:
+    def casts() -> bool:
+        with loading.autocast(model):
+            return torch.is_autocast_enabled(model.device.type)
+
+    def fail() -> None:
+        with full_precision():
+            with full_precision():
+                pass
+            assert not casts()
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert casts()
+
+
+def test_kl_is_of_fp32_and_its_error_of_prompts(tiny: Callable[[str], PreTrainedModel], in_bf16: None) -> None:
+    policy, reference = tiny("llama").eval(), tiny("gpt2").eval()
+    sequences = [[5, 6, 7, 8], [5, 6, 9, 4], [9, 8, 7, 6]]
+    requests = [Request((a, b), 0, 2, (1,)) for a, b, *_ in sequences]
+    samples = [Sample(tuple(s[2:]), (0.0, 0.0), "length") for s in sequences]
+    gaps = []
+    for ids in sequences:
+        with torch.inference_mode():
+            ours, theirs = (m(input_ids=torch.tensor([ids])).logits.log_softmax(-1)[0] for m in (policy, reference))
+        gaps.append(sum(float(ours[t - 1, ids[t]] - theirs[t - 1, ids[t]]) for t in (2, 3)))
+    prompts = [Prompt(id=name, text="?") for name in "aab"]
+    mean, error = answer.kl_to(reference, policy, prompts, requests, samples)
+    assert mean == pytest.approx(sum(gaps) / 3, rel=1e-4)
+    assert error == pytest.approx(standard_error(gaps, "aab"), rel=1e-4)
+    alone = answer.kl_to(reference, policy, prompts[:2], requests[:2], samples[:2])
+    assert alone == (pytest.approx(sum(gaps[:2]) / 2, rel=1e-4), None)
+
+
+def test_a_prompt_that_comes_twice_is_answered_twice(
+    folders: Callable[[str], Path], reward_folder: str, tmp_path: Path
+) -> None:
+    """And the best of n draws from neither of the two answers' seeds."""
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a b c"}, {"prompt": "c d"}, {"prompt": "a b c"}])
+    seen: list[tuple[str, int]] = []
+    real = answer.complete
+
+    def spy(writer: Any, prompts: list[Prompt], seed: int, **how: Any) -> Any:
+        seen.extend((p.id, k) for p, k in zip(prompts, how["copies"], strict=True))
+        return real(writer, prompts, seed, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answer, "complete", spy)
+        config = AnswerConfig(
+            models={"a": str(folders("llama"))}, prompts=str(tmp_path / "p.jsonl"), output=tmp_path / "run",
+            max_new_tokens=8, best_of="a", best_of_n=2, reward_model=reward_folder,
+        )  # fmt: skip
+        answer.run(config)
+    assert len(set(seen)) == len(seen) == 3 + 3 * 2
+    rows = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
+    assert len({row["answers"]["a"] for row in rows}) == 3
+
+
+def test_compare_counts_a_prompt_that_comes_twice_once(
+    folders: Callable[[str], Path], reward_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a b c"}] * 3 + [{"prompt": "c d"}])
+    models = [str(folders("llama")), str(folders("gpt2"))]
+    compare(models, str(tmp_path / "p.jsonl"), reward_folder, 10, 1.0, 4, 0)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "n = 2 prompts" in said
+    assert "[0.00, 0.00]" not in said
+    assert "[1.00, 1.00]" not in said
+
+
+@pytest.fixture(scope="module")
+def reward_folder(
+    folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    folder = tmp_path_factory.mktemp("reward") / "model"
+    save_model(new_scalar(folders("llama"), tokenizer, seed=1), tokenizer, folder)
+    return str(folder)
+
+
+def judged(tmp_path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    write_jsonl(tmp_path / "j.jsonl", [{"baseline": "sft", "use_case": None, **row} for row in rows])
+    preference.run(EvaluateConfig(judgments=str(tmp_path / "j.jsonl"), output=tmp_path / "out"))
+    return json.loads((tmp_path / "out" / "done.json").read_text())
+
+
+def test_win_rates_are_over_prompts(tmp_path: Path) -> None:
+    """Forty prompts, each judged five times in rows of its own, all five alike."""
+    won = [float(i % 3 > 0) for i in range(40)]
+    rows = [
+        {"id": str(i), "models": {"sft": {"wins": 0.5}, "ppo": {"wins": w}}}
+        for _ in range(5)
+        for i, w in enumerate(won)
+    ]
+    found = judged(tmp_path, rows)
+    once = estimate(won)
+    assert found["win_rate"]["ppo"] == once | {"n": 200, "prompts": 40, "mean": pytest.approx(once["mean"])}
+    assert found["win_rate"]["sft"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 200, "prompts": 40}  # by definition
+    assert found["baseline"] == "sft"
+
+
+def test_few_prompts_get_wilsons_interval(tmp_path: Path) -> None:
+    models = {"sft_greedy": {"wins": 0.0}, "ppo": {"wins": 1.0, "toxicity": 0.0}, "ppo_greedy": {"wins": 1.0}}
+    found = judged(tmp_path, [{"id": str(i), "models": models} for i in range(8)])
+    for rate, value in ((found["win_rate"]["ppo"], 1.0), (found["toxicity"]["ppo"], 0.0)):
+        assert [rate["low"], rate["high"]] == pytest.approx(wilson(value, 8))
+    gain = found["greedy_gain"]["ppo_greedy"]["labelers"]
+    assert (gain["mean"], gain["high"]) == (1.0, 1.0)
+    assert gain["low"] == pytest.approx(wilson(1.0, 8, (-1, 1))[0])
