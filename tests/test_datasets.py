@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutelage.datasets import (
@@ -514,6 +514,7 @@ def rankings(draw: st.DrawFn) -> Ranking:
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
 @given(data=st.data())
+@settings(deadline=None)
 def test_what_is_written_is_read_back(tmp_path_factory, name, data):
     path = tmp_path_factory.getbasetemp() / name
     demonstrations = st.builds(Demonstration, prompt=prompts, completion=strings, labeler=names)
