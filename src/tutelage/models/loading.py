@@ -257,8 +257,10 @@ class Head:
     cap: float | None = None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(…, v)"""
-        z = nn.functional.linear(hidden, self.weight, self.bias)
+        """(…, v); rows in bf16 on a processor are rounded up, as each new shape of such a product is built first."""
+        more = -len(hidden) % 16 if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu" else 0
+        filled = torch.cat([hidden, hidden.new_zeros(more, *hidden.shape[1:])]) if more else hidden
+        z = nn.functional.linear(filled, self.weight, self.bias)[: len(hidden)]
         if self.scale != 1:
             z = z.float() * self.scale
         return z if self.cap is None else torch.tanh(z.float() / self.cap) * self.cap
