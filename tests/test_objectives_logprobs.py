@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tutelage import kernels
+from tutelage.objectives import logprobs
 from tutelage.objectives.logprobs import token_logprobs
 
 torch.set_num_threads(1)
@@ -196,6 +197,29 @@ def test_tokens_by_vocabulary_is_never_made() -> None:
     with LargestOutput() as dense_largest:
         dense(hidden, weight, targets, bias, 0.9)[0].backward(upstream)
     assert dense_largest.numel == n * v  # the instrument sees it where it is made
+
+
+@pytest.mark.parametrize(("budget", "tokens"), [(4 * 300 * 16, 16), (1, 1)])
+def test_a_chunk_fits_its_budget_of_bytes(budget: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the processor; an accelerator's budget is another."""
+    monkeypatch.setattr(logprobs, "CPU_CHUNK_BYTES", budget)
+    monkeypatch.setattr(logprobs, "GPU_CHUNK_BYTES", 1 << 40)
+    hidden, weight, _, targets, _ = problem(n=64, d=2, v=300)
+    with LargestOutput() as largest:
+        token_logprobs(hidden.detach(), weight.detach(), targets)
+    assert largest.numel == max(tokens * 300, 300 * 2)
+
+
+def test_kernels_are_used_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    for name in ("logprobs", "logprobs_backward_"):
+        real = getattr(kernels, name)
+        spy = lambda *args, name=name, real=real: (used.append(name), real(*args))[1]  # noqa: E731
+        monkeypatch.setattr(kernels, name, spy)
+    for dtype in (torch.float32, torch.float64):  # for the latter there are none
+        hidden, weight, _, targets, upstream = problem(dtype=dtype)
+        token_logprobs(hidden, weight, targets)[0].backward(upstream)
+    assert used == (["logprobs", "logprobs_backward_"] if kernels.available() else [])
 
 
 def test_nothing_is_saved_when_nothing_is_learned() -> None:

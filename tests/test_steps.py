@@ -222,9 +222,13 @@ def test_the_order_of_rankings_depends_on_the_seed_alone(tmp_path: Path) -> None
         reward.run(reward_config(policy, tmp_path / name, seed=seed, learning_rate=1e-12, max_grad_norm=1e-9))
         with torch.no_grad():  # a model that does not move: a loss says which ranking it was
             model = byhand.scalar_of(tmp_path / name / "model")
-            losses = [ranking_loss(model, r)[0].item() for r in RANKINGS]
+            found = [ranking_loss(model, r) for r in RANKINGS]
         rows = byhand.metrics(tmp_path / name)
-        orders.append([min(range(3), key=lambda k: abs(losses[k] - row["loss/train"])) for row in rows])
+        orders.append(
+            [min(range(3), key=lambda k, row=row: abs(found[k][0].item() - row["loss/train"])) for row in rows]
+        )
+        right = [found[k][1] / found[k][2] for k in orders[-1]]
+        assert [row["accuracy/train"] for row in rows] == pytest.approx(right)
     assert all(sorted(order) == [0, 1, 2] for order in orders)
     assert orders[0] == orders[1]
     assert len(set(map(tuple, orders))) > 1
