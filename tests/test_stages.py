@@ -20,7 +20,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from conftest import SENTENCES, tiny_model
 from tutelage.datasets import read_rankings, write_jsonl
@@ -919,3 +924,22 @@ def test_written_records_are_inputs(data: Path, tmp_path: Path) -> None:
     demonstrations = sft.read_demonstrations(str(data / "demos.jsonl")).records
     write_jsonl(tmp_path / "again.jsonl", demonstrations)
     assert sft.read_demonstrations(str(tmp_path / "again.jsonl")).records == demonstrations
+
+
+def test_a_reward_model_is_measured_in_full_precision(
+    config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where training is in bf16, what is reported is what transformers reads from the folder."""
+    monkeypatch.setattr("tutelage.models.loading.trains_in_bf16", lambda _: True)
+    c = config("reward")
+    reward.run(c)
+    model = AutoModelForSequenceClassification.from_pretrained(c.output / "model").eval()
+    tokenizer = load_tokenizer(c.output / "model")
+    read = sft.read_demonstrations(str(c.demonstrations)).records
+    sequences = [p + a for p, a in online.encode_pairs(tokenizer, [(d.prompt.text, d.completion, True) for d in read])]
+    with torch.no_grad():
+        scores = [float(model(torch.tensor([ids])).logits) for ids in sequences]
+    results = done(c.output)
+    assert results is not None
+    assert sum(scores) / len(scores) == pytest.approx(results["demonstration_score"], abs=1e-5)
+    assert sum(scores) / len(scores) == pytest.approx(0, abs=1e-4)

@@ -206,6 +206,10 @@ THOUGHT = (
     "{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}\n{% else %}A:{{ m.content }}{{ eos_token }}\n"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}A:<think>\n{% endif %}"
 )
+THOUGHTLESS = (  # opens a thought, and writes none, as DeepSeek-R1's does
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}a:<think>\n{% endif %}"
+)
 UNOPENED = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 FORGETFUL = (  # thoughts are left out of what was said, as Qwen's and DeepSeek's templates do
     "{% for m in messages %}{{ m.role }}:{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endfor %}"
@@ -218,6 +222,10 @@ FORGETFUL = (  # thoughts are left out of what was said, as Qwen's and DeepSeek'
     [
         ("llama2", SPACED, "Four.", " Four. </s>"),
         ("bytes", THOUGHT, "<think>\nTwo and two.\n</think>\nFour.", "Two and two.\n</think>\nFour.<|endoftext|>"),
+        ("bytes", THOUGHT, "Four.", "</think>\n\nFour.<|endoftext|>"),
+        ("bytes", THOUGHTLESS, "<think>\nHm.\n</think>\nFour.", "Hm.\n</think>\nFour.<|endoftext|>"),
+        ("bytes", THOUGHTLESS, "Hm.\n</think>\nFour.", "Hm.\n</think>\nFour.<|endoftext|>"),  # as it was sampled
+        ("bytes", THOUGHTLESS, "Four.", "</think>\n\nFour.<|endoftext|>"),
         ("turn", CHATML, "Four.", "Four.<|im_end|>"),
         ("bytes", FORGETFUL, "Hm.</think>Four.", "Hm.</think>Four.<|endoftext|>"),
         ("bytes", UNOPENED, "Four.", "assistant: Four.<|endoftext|>"),
@@ -235,12 +243,12 @@ def test_a_turn_is_what_the_template_writes(kind: str, template: str, answer: st
     assert render_turn(tokenizer, question, answer) == turn
     assert ids[-1] == tokenizer.convert_tokens_to_ids(turn_of(tokenizer).end)
     assert encode_pair(tokenizer, question, answer, ended=False)[1] == ids[: len(ids) - (2 if kind == "llama2" else 1)]
-    if template in (SPACED, THOUGHT, CHATML):
+    if template in (SPACED, THOUGHT, CHATML) and not turn.startswith("</think>"):
         messages = [{"role": m.role, "content": m.content} for m in chat("What is two and two?", answer)]
         whole = tokenizer.apply_chat_template(messages)["input_ids"]
         assert whole[: len(prompt_ids + ids)] == prompt_ids + ids
         assert tokenizer.decode(whole[len(prompt_ids + ids) :]).strip() == ""
-    if template in (SPACED, CHATML, UNOPENED):  # what was sampled, as text, is read as the same ids again
+    if template in (SPACED, CHATML, UNOPENED, THOUGHTLESS):  # what was sampled, as text, is read as the same ids again
         assert encode_pair(tokenizer, question, decode_completion(tokenizer, ids)) == (prompt_ids, ids)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -35,6 +36,7 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 PADDING = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")  # names under which vocabularies have one
+OPENED_THOUGHT = re.compile(r"<(\w+)>\s*$")  # at the end of a generation prompt, as DeepSeek-R1's has it
 MARK = "tutelage"  # what a template writes after it is how it ends a turn
 
 
@@ -161,7 +163,11 @@ def render_turn(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: st
     opened, whole = _templated(tokenizer, prompt), _templated(tokenizer, prompt, completion)
     if whole.startswith(opened) and whole.endswith(turn.tail) and completion.strip() in whole:
         words = whole[len(opened) : len(whole) - len(turn.tail)]
-    else:  # the template opens a turn otherwise than it writes one, or leaves out a thought
+    elif thought := OPENED_THOUGHT.search(opened):  # the words go on inside it
+        opening, close = f"<{thought[1]}>\n", f"</{thought[1]}>"
+        # An answer without a thought gets an empty one, or the thought would never end.
+        words = completion.removeprefix(opening) if close in completion else f"{close}\n\n{completion}"
+    else:  # the template writes something else than these words: it leaves out a thought, say
         words = turn.head + completion
     before, found, _ = turn.tail.partition(turn.end)
     return words + ((before if found else "") + turn.end if ended else "")

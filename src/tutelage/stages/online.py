@@ -25,7 +25,7 @@ from tutelage.models.forward import (
     selected_values,
     spread,
 )
-from tutelage.models.loading import context_length, load_policy, load_scalar, save_model, stop_ids
+from tutelage.models.loading import context_length, full_precision, load_policy, load_scalar, save_model, stop_ids
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import (
     decode_answer,
@@ -160,11 +160,12 @@ def run(config: OnlineConfig) -> None:
     for name, weights in (("model", average if decay else policy), ("last", policy)):
         save_model(weights.eval(), tokenizer, run.folder / name)
         rollout = sample(weights, LocalSampler(weights), fixed, iterations, config)
-        rollout.ref_logprobs = completion_logprobs(
-            reference, rollout.sequences, rollout.prompt_lengths, config.temperature
-        )
         ended = torch.tensor([s[-1] in ends for s in rollout.sequences])
-        rollout.scores = all_scores(reward_model, readings(rollout, ended, fixed, tokenizer, reward_tokenizer))
+        with full_precision():  # as other tools will read the folders
+            rollout.scores = all_scores(reward_model, readings(rollout, ended, fixed, tokenizer, reward_tokenizer))
+            rollout.ref_logprobs = completion_logprobs(
+                reference, rollout.sequences, rollout.prompt_lengths, config.temperature
+            )
         final[name] = {
             "score": float(rollout.scores.mean()),
             "kl": float(keep(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask).sum(1).mean()),

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tutelage.datasets import read_demonstrations, read_rankings
 from tutelage.intervals import estimate
 from tutelage.models.forward import all_scores, final_hidden, scores_by_group
-from tutelage.models.loading import context_length, load_scalar, new_scalar, save_model
+from tutelage.models.loading import context_length, full_precision, load_scalar, new_scalar, save_model
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import encode_pairs, encode_rankings, load_tokenizer
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
@@ -203,14 +203,17 @@ def run(config: RewardConfig) -> None:
     # 3. Demonstrations average 0.
     model.eval()
     shift: dict[str, float] = {}
-    if demonstrations:
-        others = [s for e in Random(config.seed).sample(train, min(len(train), 300)) for s in e.sequences]
-        shift = centre(model, demonstrations, others, config.micro_batch_tokens)
-        shift["demonstration_score"] = float(all_scores(model, demonstrations).mean())
-    # 4. What it has learned.
-    results = {
-        name: evaluate(model, elements, config.micro_batch_tokens) for name, elements in held_out.items() if elements
-    }
+    others = [s for e in Random(config.seed).sample(train, min(len(train), 300)) for s in e.sequences]
+    with full_precision():  # as other tools will read the folder
+        if demonstrations:
+            shift = centre(model, demonstrations, others, config.micro_batch_tokens)
+            shift["demonstration_score"] = float(all_scores(model, demonstrations).mean())
+        # 4. What it has learned.
+        results = {
+            name: evaluate(model, elements, config.micro_batch_tokens)
+            for name, elements in held_out.items()
+            if elements
+        }
     words = {name: verdict(found) for name, found in results.items()}
     save_model(model, tokenizer, run.folder / "model")
     for name, said in words.items():
@@ -247,7 +250,8 @@ def run_measure(config: MeasureConfig) -> None:
         raise ValueError(
             f"{config.rankings}: no ranking left to measure by (dropped: {loaded.dropped}, too long: {too_long})"
         )
-    found = evaluate(model, elements, config.micro_batch_tokens, config.seed)
+    with full_precision():
+        found = evaluate(model, elements, config.micro_batch_tokens, config.seed)
     table = Table("rankings", "pairs", "in order", "95 % interval", "loss, nats")
     interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
     table.add_row(
