@@ -182,6 +182,7 @@ def test_verdict_on_the_tax(runs: Path, mixed: float, words: str) -> None:
 def test_verdict_speaks_of_a_rise_only_where_it_is_clear_of_noise(runs: Path) -> None:
     by_a_thousandth = {"sft": 1.2, "ppo": 1.201, "ppo_ptx": 1.2}
     said = tax_said(runs, by_a_thousandth)
+    assert summarise(runs)["tax"]["taken_back"] == {}
     assert said.startswith("ppo changed the loss on pretraining text from sft's 1.200 by ")
     assert said.endswith("no rise that is clear of noise, so nothing for ppo_ptx to take back.")
     assert "by -0.100" in (fell := tax_said(runs, {"sft": 1.2, "ppo": 1.1, "ppo_ptx": 1.2}))

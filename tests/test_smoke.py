@@ -75,7 +75,7 @@ def test_rollouts_start_at_the_reference(smoke: Path) -> None:
 
 
 def test_every_metric_is_explained_and_none_is_invented(smoke: Path) -> None:
-    explained = set(re.findall(r"^\| `([^`]+)` \|", METRICS, flags=re.MULTILINE))
+    explained = set(re.findall(r"^\| `([^`]+)` \|", METRICS.split("## Results")[0], flags=re.MULTILINE))
     logged = {
         key
         for path in smoke.rglob("metrics.jsonl")
@@ -85,6 +85,27 @@ def test_every_metric_is_explained_and_none_is_invented(smoke: Path) -> None:
     assert logged <= explained
     # the smoke recipe starts from the shipped base and lets validation loss choose, so these two are logged elsewhere
     assert explained - logged <= {"valid/score"}
+
+
+def test_every_result_that_is_explained_is_there(smoke: Path) -> None:
+    rows = re.findall(r"^\| (`[^|]+`) \| (\w+)", METRICS.split("## Results")[1], flags=re.MULTILINE)
+    assert len(rows) == 7
+    found = {"report": set(json.loads((smoke / "report" / "summary.json").read_text()))}
+    for path in smoke.glob("*/done.json"):
+        done = json.loads(path.read_text())
+        found.setdefault(done["stage"], set()).update(done)
+    for names, stage in rows:
+        assert set(re.findall(r"`(\w+)`", names)) <= found[stage]
+    assert json.loads((smoke / "report" / "summary.json").read_text())["tax"]["rise"]["ppo"]["prompts"] == 40
+
+
+def test_no_file_of_a_recipe_holds_what_is_no_json(smoke: Path) -> None:
+    files = [path for path in smoke.rglob("*.json*") if path.suffix in (".json", ".jsonl")]
+    assert len({path.name for path in files}) > 15
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        for line in text.splitlines() if path.suffix == ".jsonl" else [text]:
+            json.loads(line, parse_constant=lambda name, path=path: pytest.fail(f"{path}: {name}"))
 
 
 def test_readme_names_every_command_and_no_other() -> None:

@@ -225,6 +225,18 @@ def test_held_out_prompts_and_documents_share_no_text_with_training(
     assert [q for q in questions if core(q) in everything] == []
 
 
+def test_a_document_is_of_one_split_whatever_the_seed() -> None:
+    """Letters ask nothing and are soon drawn twice: 38,016 of them, and 4 % of a corpus."""
+    letters: dict[str, set[str]] = {}
+    for split, number in (("train", 6000), ("test", 6000)):
+        rng = Random(split)
+        documents = [corpus.document(rng, split) for _ in range(number)]
+        letters[split] = {d for d in documents if d.startswith("Letter:")}
+        assert len(letters[split]) > 200
+        assert {tasks.split_by_hash(letter) for letter in letters[split]} == {split}
+    assert not letters["train"] & letters["test"]
+
+
 def test_every_kind_of_task_has_instructions_in_every_split() -> None:
     splits = {name: set[str]() for name in kinds.KINDS}
     for name, kind in kinds.KINDS.items():
