@@ -1,4 +1,4 @@
-# demo, test, check, bench, screenshots and mutate, for a GPU test-gpu and gpu-wheels. Each of the first makes .venv and installs on first use.
+# demo, test, check, bench, screenshots and mutate make .venv and install on first use; test-gpu and gpu-wheels do not.
 # A C++ compiler (g++) makes it faster. Tests of the labeling pages want a browser and PostgreSQL (skipped if missing):
 # apt-get install g++ chromium postgresql
 PYTHON ?= python3
@@ -38,7 +38,8 @@ mutate: .venv/installed
 
 # On a machine with a GPU and its own torch and transformers; tests/gpu/README.md says what else it needs.
 test-gpu:
-	$(PYTHON) -m pip install --quiet --no-index --find-links build/wheels pydantic pyyaml rich jaxtyping jinja2 pytest || true
+	$(PYTHON) -c "import jaxtyping, jinja2, pydantic, pytest, rich, yaml" || \
+		$(PYTHON) -m pip install --quiet --no-index --find-links build/wheels pydantic pyyaml rich jaxtyping jinja2 pytest
 	PYTHONPATH=src $(PYTHON) -m pytest -o addopts= -o filterwarnings= -p no:cacheprovider -q tests/gpu
 
 gpu-wheels:

@@ -172,7 +172,7 @@ def own_greedy(model: PreTrainedModel, ids: Sequence[int], new: int) -> list[int
 
 
 def far(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours - theirs).abs().max())
+    return float((ours - theirs).abs().nan_to_num(float("inf")).max())
 
 
 def look(name: str, folder: Path) -> Row:

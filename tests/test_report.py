@@ -151,8 +151,8 @@ def test_verdict_says_what_holds_and_what_does_not(runs: Path) -> None:
     assert "Where both answer greedily it does not differ beyond noise from sft (-2 to +4 points, prompt" in said
     assert "Where both answer greedily it is ahead of sft (+20 to +30 points, prompt by prompt)." in said
     # Of all pairs of the held-out labelers; then of those that two of them ordered.
-    choices = "foretells 66 % (95 % interval 60–72) of the choices of labelers it never learned from"
-    assert f"{choices}; a noise-free reader would foretell 80 % of them." in said
+    choices = "predicts 66 % (95 % interval 60–72) of the choices of labelers it never learned from"
+    assert f"{choices}; a noise-free reader would predict 80 % of them." in said
     assert (
         "Of the pairs that two labelers ordered, one says what the other does of 69 % (95 % interval 64–74), "
         "and the reward model of 71 % (95 % interval 66–76)." in said

@@ -232,6 +232,15 @@ def test_a_resume_forgets_what_it_will_repeat(config: Config) -> None:
     assert metrics.read_text() == samples.read_text() == ""
 
 
+def test_a_run_without_a_checkpoint_begins_anew(config: Config) -> None:
+    """Sampling stages have none; their metrics hold each step once all the same."""
+    for _ in range(2):
+        run = opened(config)
+        assert run is not None
+        run.log(0, answers=1.0)
+    assert len((config.output / "metrics.jsonl").read_text().splitlines()) == 1
+
+
 def test_progress_in_plain_lines(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     run = opened(config)
     assert run is not None

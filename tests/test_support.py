@@ -5,6 +5,7 @@ The right numbers are those of transformers' own forward pass of each sequence a
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 from collections.abc import Callable
@@ -137,6 +138,14 @@ def test_reading_anew_samples_what_a_cache_samples(
         assert_close(torch.tensor(a.logprobs), torch.tensor(b.logprobs), rtol=0, atol=1e-5)
 
 
+def test_a_step_that_gives_nan_is_no_step(
+    folders: Folders, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = memory.Memory.step
+    monkeypatch.setattr(memory.Memory, "step", lambda *arguments: real(*arguments) * float("nan"))
+    assert not memory.remembers(load_policy(folders("gpt2"), tokenizer))
+
+
 # --- folders that lack something -------------------------------------------------------------------------------------
 
 
@@ -204,6 +213,14 @@ def test_weights_that_are_not_finite_are_named(
         load_policy(changed(folders("llama"), tmp_path / "p", spoil), tokenizer)
     with pytest.raises(ValueError, match=r"s: the weight model\.norm\.weight is not finite"):
         load_scalar(changed(scalar_folder, tmp_path / "s", spoil), tokenizer)
+
+
+def test_any_token_may_be_the_padding(folders: Folders, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Classifiers read the last token that is not padding, also when a model is tried."""
+    other = copy.deepcopy(tokenizer)
+    other.pad_token = other.convert_ids_to_tokens(7)
+    save_model(new_scalar(folders("llama"), other, 0), other, tmp_path / "model")
+    assert load_scalar(tmp_path / "model", other).config.pad_token_id == 7
 
 
 def test_adapters_are_refused(folders: Folders, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -286,23 +303,38 @@ def with_scalar_body(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
     return policy
 
 
+def test_no_layer_is_left_out(support: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OPT's `layerdrop` is no residual dropout."""
+    monkeypatch.setitem(support.MORE, "opt", {"layerdrop": 0.5})
+    support.build("opt", tmp_path)
+    policy = load_policy(tmp_path, load_tokenizer(tmp_path))
+    set_dropout(policy, 0.9)
+    calls: list[int] = []
+    for layer in policy.model.decoder.layers:
+        layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    for _ in range(20):
+        policy.train()(torch.tensor([[3, 4]]))
+    assert len(calls) == 20 * len(policy.model.decoder.layers)
+
+
 # --- what ends a text ------------------------------------------------------------------------------------------------
 
 
 def test_all_declared_ends_stop(tmp_path: Path) -> None:
-    """End-of-text, the template's end of a turn and the ids of generation_config; not a class's default number."""
+    """End-of-text, the template's end of a turn and the ids of both configs; not a class's default number."""
     tokenizer = train_tokenizer(SENTENCES, 320)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<other>"]})
-    turn, other = tokenizer.convert_tokens_to_ids(["<turn>", "<other>"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<other>", "<third>"]})
+    turn, other, third = tokenizer.convert_tokens_to_ids(["<turn>", "<other>", "<third>"])
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<turn>\n{% endfor %}"
     model = tiny_model("llama", len(tokenizer))
+    model.config.eos_token_id = [1, third]
     model.generation_config.eos_token_id = [2, other]  # 2 is "!": LlamaConfig's default where nobody said anything
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     policy = load_policy(tmp_path / "model", load_tokenizer(tmp_path / "model"))
-    assert stop_ids(policy) == (1, turn, other)
+    assert stop_ids(policy) == (1, turn, third, other)
     save_model(policy, tokenizer, tmp_path / "saved")
     saved = json.loads((tmp_path / "saved/generation_config.json").read_text())
-    assert saved["eos_token_id"] == [1, turn, other]
+    assert saved["eos_token_id"] == [1, turn, third, other]
     assert AutoConfig.from_pretrained(tmp_path / "saved").eos_token_id == 1
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == tokenizer.chat_template

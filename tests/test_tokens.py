@@ -302,6 +302,8 @@ def test_the_padding_token_is_in_no_text(tmp_path: Path) -> None:
     words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "the": 2}, unk_token="<unk>"))
     plain = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
     assert reloaded(plain, tmp_path / "plain").pad_token_id == 3
+    plain.pad_token = "<unk>"  # said so, and texts hold it
+    assert reloaded(plain, tmp_path / "said").pad_token_id == 3
 
 
 def test_line_breaks_hide_in_larger_tokens() -> None:

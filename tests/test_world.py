@@ -178,7 +178,7 @@ def test_build_splits_by_user_and_never_repeats_a_text(tmp_path: Path) -> None:
     assert json.loads((folder / "done.json").read_text())["prompts"]["test"] == 150
 
 
-def test_a_seed_gives_the_same_files_and_no_count_changes_another_file(tmp_path: Path) -> None:
+def test_a_seed_gives_the_same_files_and_training_files_do_not_change_held_out_ones(tmp_path: Path) -> None:
     one, again = small_world(tmp_path / "one"), small_world(tmp_path / "again")
     more = small_world(tmp_path / "more", documents=700, valid_documents=160, sft_prompts=1)
     for name in ("corpus", "corpus_valid", "demonstrations", "prompts_test"):

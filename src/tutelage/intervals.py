@@ -41,6 +41,9 @@ def estimate(
 
     Returns:
         `mean`, `low`, `high`, `n` (the sum of the denominators) and `prompts` (how many there are).
+
+    Raises:
+        ValueError: if there is no observation.
     """
     a = np.asarray(numerators, dtype=float)
     b = np.ones_like(a) if denominators is None else np.asarray(denominators, dtype=float)
@@ -48,6 +51,8 @@ def estimate(
         numbers: dict[Hashable, int] = {}
         unit = [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
         a, b = np.bincount(unit, a), np.bincount(unit, b)
+    if not b.sum():
+        raise ValueError("nothing was observed, so there is no mean and no interval")
     mean, n = float(a.sum() / b.sum()), float(b.sum() ** 2 / (b**2).sum())
     value = a / np.maximum(b, 1e-9)
     if scale is not None and min((value > scale[0]).sum(), (value < scale[1]).sum()) < RARE:

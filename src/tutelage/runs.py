@@ -249,7 +249,10 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
         known, {"identity": identity, "paths": {name: str(path) for name, path in inputs.items()}}
     )  # marks it ours
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    return Run(stage, folder)
+    run = Run(stage, folder)
+    if not any((folder / name).exists() for name in ("state", "state.tmp", "state.old")):
+        run.forget_after(-1)  # without a checkpoint the work begins anew
+    return run
 
 
 def _difference(before: dict[str, Any] | None, now: dict[str, Any]) -> str:

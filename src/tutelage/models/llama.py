@@ -83,7 +83,7 @@ def scaling(model: PreTrainedModel) -> float:
 
 
 def _step(model: PreTrainedModel) -> int:
-    """To a multiple of what numbers of tokens are rounded."""
+    """Numbers of tokens are rounded up to a multiple of this."""
     return STEP if _products(model.dtype) == torch.bfloat16 else 1
 
 
@@ -94,7 +94,7 @@ def _filled(x: Tensor, step: int) -> Tensor:
 
 
 def _products(dtype: torch.dtype) -> torch.dtype:
-    """What products of such weights are made in."""
+    """The dtype of products with weights of this one."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
 
 

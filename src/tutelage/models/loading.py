@@ -201,10 +201,10 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model.resize_token_embeddings(len(tokenizer))
+    ends = _ends(model, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     if model.can_generate():
-        ends = _ends(model, tokenizer)
         model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
@@ -214,8 +214,10 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
 
     Of the last only special tokens count: a config that never said what ends a text has a number from its class.
     """
-    declared = model.generation_config.eos_token_id
-    declared = declared if isinstance(declared, list) else [declared]
+    declared = []
+    for config in (model.config, getattr(model, "generation_config", None)):
+        ids = getattr(config, "eos_token_id", None)
+        declared += ids if isinstance(ids, list) else [ids]
     special = [i for i in declared if i in tokenizer.added_tokens_decoder]
     turn = tokenizer.convert_tokens_to_ids(turn_of(tokenizer).end)
     return list(dict.fromkeys([tokenizer.eos_token_id, turn, *special]))
@@ -237,6 +239,7 @@ def set_dropout(model: PreTrainedModel, residual: float) -> bool:
         for name, value in list(vars(module).items()):
             if isinstance(value, (int, float)) and not isinstance(value, bool) and "drop" in name:
                 inside = "attention" in name or "attn" in name or type(module).__name__.endswith("Attention")
+                inside |= "layer" in name  # whole layers left out at random are no dropout of what is in them
                 setattr(module, name, 0.0 if inside else residual)
                 found |= not inside
         for name, child in module.named_children():
@@ -286,7 +289,8 @@ def _check(
     also where they are large, as a soft cap is invisible elsewhere; and what comes later must change nothing before.
     """
     name = type(model).__name__
-    ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    size, pad = model.get_input_embeddings().num_embeddings, model.config.pad_token_id
+    ids = torch.tensor([[i for i in range(9) if i != pad][:8]], device=model.device) % size
     try:
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         beginning = model.base_model(input_ids=ids[:, :4], use_cache=False).last_hidden_state

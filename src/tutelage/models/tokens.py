@@ -62,7 +62,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.chat_template in (None, PLAIN_TEMPLATE):
         begins = tokenizer.bos_token_id is not None and _affixes(tokenizer)[0] == [tokenizer.bos_token_id]
         tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, tokenizer.unk_token_id):
         tokenizer.pad_token = _padding(tokenizer)
     return tokenizer
 

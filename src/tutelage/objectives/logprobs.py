@@ -47,7 +47,8 @@ def token_logprobs(
         cap: bends logits to within ±cap (Gemma Team 2024, §2), where the architecture does.
         temperature: divides the logits, above 0.
         with_entropy: whether to compute the entropies, which take a quarter of the pass without gradients.
-        chunk_tokens: tokens per chunk; by default as many as a fixed number of bytes of logits allows.
+        chunk_tokens: tokens per chunk; by default as many as a fixed number of bytes of logits allows. In bf16 on a
+            processor it is rounded to a multiple of 64.
 
     Returns:
         logprobs (n,), differentiable once in hidden, weight and bias; entropy (n,), detached, or (0,) where not wanted.

@@ -120,7 +120,8 @@ def tax(folders: Sequence[Folder]) -> dict[str, Any]:
         return {"rise": rise, "taken_back": {}}
     mixed = [name for name, ptx in trained.items() if ptx and name in more]
     back = {name: [a - b for a, b in zip(more[plain], more[name], strict=True)] for name in mixed}
-    return {"rise": rise, "taken_back": {name: estimate(b, more[plain], scale=None) for name, b in back.items()}}
+    taken = {name: estimate(nats, more[plain], scale=None) for name, nats in back.items()}
+    return {"rise": rise, "taken_back": {name: {k: v for k, v in of.items() if k != "n"} for name, of in taken.items()}}
 
 
 def summarise(runs: Path) -> dict[str, Any]:

@@ -57,9 +57,9 @@ def _reward(summary: Mapping[str, Any]) -> list[str]:
     if "accuracy_heldout_labelers" in numbers:
         low, high = numbers["accuracy_heldout_labelers_interval"]
         rate = percent({"mean": numbers["accuracy_heldout_labelers"], "low": low, "high": high})
-        sentence = f"The reward model foretells {rate} of the choices of labelers it never learned from"
+        sentence = f"The reward model predicts {rate} of the choices of labelers it never learned from"
         if "gold_ceiling" in numbers:
-            sentence += f"; a noise-free reader would foretell {100 * numbers['gold_ceiling']:.0f}\u00a0% of them"
+            sentence += f"; a noise-free reader would predict {100 * numbers['gold_ceiling']:.0f}\u00a0% of them"
         said.append(sentence + ".")
     shared = numbers.get("same_pairs", {})
     if shared.keys() >= {"labelers", "model"}:

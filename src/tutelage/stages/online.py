@@ -177,7 +177,7 @@ def run(config: OnlineConfig) -> None:
     warnings = []
     if way < STILL:
         warnings.append(
-            f"the averaged weights in model/ have gone {way:.0%} of the way of the last ones from the start: with "
+            f"the averaged weights in model/ have moved only {way:.0%} as far from the start as the last weights: with "
             f"ema_decay={decay:.4g} over {iterations} iterations they are mostly the policy that the run began with. "
             "last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average of this run"
         )

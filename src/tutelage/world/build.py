@@ -4,7 +4,8 @@
 
 writes corpus.jsonl, corpus_valid.jsonl, demonstrations.jsonl, demonstrations_valid.jsonl and prompts_{reward,
 reward_valid,ppo,test}.jsonl. Training files, the corpus among them, hold core instructions of the training split alone
-(`tasks.split_of`), at any seed; each file has a random stream of its own, so that no file's size changes another.
+(`tasks.split_of`), at any seed. Held-out text and test prompts have random streams of their own: how much is made to
+train on does not change them.
 """
 
 from __future__ import annotations
