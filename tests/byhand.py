@@ -36,6 +36,10 @@ WIDTH, CONTEXT = 8, 16
 KINDS = ("llama", "gpt2")
 
 
+class Interruption(Exception):
+    """What ends a run in the middle. (KeyboardInterrupt would end pytest as well, where a test does not expect it.)"""
+
+
 def ids(text: str) -> list[int]:
     """`ids("a b <end>")` is [2, 3, 1]."""
     return [WORDS.index(word) for word in text.split()]

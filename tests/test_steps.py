@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 
 import byhand
-from byhand import KINDS, WIDTH, AdamW, Step, assert_same_steps, assert_saved, ids, write
+from byhand import KINDS, WIDTH, AdamW, Interruption, Step, assert_same_steps, assert_saved, ids, write
 from tutelage.records import Request, Sample
 from tutelage.runs import done
 from tutelage.sampling.local import LocalSampler
@@ -178,12 +178,12 @@ def test_reward_training_goes_on_where_it_was_interrupted(tmp_path: Path) -> Non
 
     def interrupt(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if len(parts) == 2:  # the model has moved, and nothing of it is saved
-            raise KeyboardInterrupt
+            raise Interruption
 
     config = reward_config(policy, tmp_path / "parts", checkpoint_seconds=1e-9)
     with byhand.steps_taken() as parts:
         hook = register_optimizer_step_post_hook(interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interruption):
             reward.run(config)
         hook.remove()
         reward.run(config)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import byhand
-from byhand import END, KINDS, AdamW, Step, assert_same_steps, assert_saved, ids
+from byhand import END, KINDS, AdamW, Interruption, Step, assert_same_steps, assert_saved, ids
 from tutelage.records import Request, Sample
 from tutelage.runs import done
 from tutelage.sampling.local import LocalSampler
@@ -221,7 +221,7 @@ def follow_script(
     def sample(self: LocalSampler, requests: Sequence[Request]) -> list[Sample]:
         answer = next(answers, None)
         if answer is None and breaks:
-            raise KeyboardInterrupt
+            raise Interruption
         answer = answer or iterations[-1]
         script = {tuple(ids(p)): completion for p, completion in answer.items()}
         assert {r.prompt_ids for r in requests} == script.keys()
@@ -342,7 +342,7 @@ def test_a_run_goes_on_where_it_was_interrupted(
     config = settings(EVERYTHING | {"checkpoint_seconds": 1e-9}, folders, tmp_path / "out")
     with byhand.steps_taken() as steps:
         follow_script(monkeypatch, EVERYTHING, paper.sampled[:1], breaks=True)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interruption):
             online.run(config)
         assert done(tmp_path / "out") is None
         follow_script(monkeypatch, EVERYTHING, paper.sampled[1:])

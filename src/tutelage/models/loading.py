@@ -214,7 +214,7 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
 
     Of the last only special tokens count: a config that never said what ends a text has a number from its class.
     """
-    declared = []
+    declared: list[int | None] = []
     for config in (model.config, getattr(model, "generation_config", None)):
         ids = getattr(config, "eos_token_id", None)
         declared += ids if isinstance(ids, list) else [ids]
