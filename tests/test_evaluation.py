@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from conftest import SENTENCES
+from conftest import SENTENCES, tiny_model
 from tutelage.datasets import write_jsonl
 from tutelage.evaluation import answer, preference
 from tutelage.evaluation.compare import compare
@@ -22,6 +23,7 @@ from tutelage.models import loading
 from tutelage.models.forward import completion_logprobs
 from tutelage.models.loading import full_precision, new_scalar, save_model
 from tutelage.records import Prompt, Request, Sample
+from tutelage.stages.pretrain import train_tokenizer
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -88,6 +90,34 @@ def test_kl_is_of_fp32_and_its_error_of_prompts(tiny: Callable[[str], PreTrained
     assert error == pytest.approx(standard_error(gaps, "aab"), rel=1e-4)
     alone = answer.kl_to(reference, policy, prompts[:2], requests[:2], samples[:2])
     assert alone == (pytest.approx(sum(gaps[:2]) / 2, rel=1e-4), None)
+
+
+def test_models_of_other_tokens_are_not_compared(
+    folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """KL and losses per token of two models say nothing where the models read other tokens, or another template."""
+    other = train_tokenizer(SENTENCES, 300)
+    save_model(tiny_model("llama", len(other)), other, tmp_path / "other")
+    turned = copy.deepcopy(tokenizer)
+    turned.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    save_model(tiny_model("llama", len(turned)), turned, tmp_path / "turned")
+    write_jsonl(tmp_path / "chat.jsonl", [{"prompt": [{"role": "user", "content": "a b"}]}])
+    write_jsonl(tmp_path / "plain.jsonl", [{"prompt": "a b"}])
+    write_jsonl(tmp_path / "texts.jsonl", ["the cat sat"])
+
+    def answered(b: Path, prompts: str = "plain", **more: Any) -> None:
+        models = {"a": str(folders("llama")), "b": str(b)}
+        values = {"models": models, "prompts": str(tmp_path / f"{prompts}.jsonl"), "max_new_tokens": 4}
+        answer.run(AnswerConfig(output=tmp_path / "run", overwrite=True, **(values | more)))
+
+    with pytest.raises(ValueError, match=r"reference: the tokenizers of 'b' and 'a' differ \(300 and 320 tokens\)"):
+        answered(tmp_path / "other", reference="a")
+    with pytest.raises(ValueError, match=r"texts: the tokenizers of 'b' and 'a' differ .* cannot be compared"):
+        answered(tmp_path / "other", texts=str(tmp_path / "texts.jsonl"))
+    with pytest.raises(ValueError, match="the chat templates of 'b' and 'a' differ"):
+        answered(tmp_path / "turned", "chat", reference="a")
+    answered(tmp_path / "turned", reference="a", texts=str(tmp_path / "texts.jsonl"))  # strings go through no template
+    answered(tmp_path / "other")
 
 
 def test_a_prompt_that_comes_twice_is_answered_twice(

@@ -7,8 +7,10 @@ Differs from the paper: the alignment tax is the held-out pretraining loss, next
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.datasets import read_demonstrations, read_prompts, read_texts, write_jsonl
 from tutelage.evaluation.config import AnswerConfig
@@ -16,7 +18,7 @@ from tutelage.evaluation.tax import document_losses
 from tutelage.intervals import standard_error
 from tutelage.models.forward import completion_logprobs, group_scores
 from tutelage.models.loading import full_precision, load_policy, load_scalar
-from tutelage.models.tokens import load_tokenizer
+from tutelage.models.tokens import load_tokenizer, same_reading, same_tokens
 from tutelage.objectives.kl import k1
 from tutelage.records import Completion, Prompt, Request, Sample
 from tutelage.runs import dropped, inputs_of, open_run
@@ -42,11 +44,38 @@ def kl_to(
     return float(gap.mean()), standard_error(gap.numpy(), [p.id for p in prompts])
 
 
+def require_comparable(
+    config: AnswerConfig, tokenizers: Mapping[str, PreTrainedTokenizerBase], conversations: bool
+) -> None:
+    """Log-probabilities of two models are of the same thing only if both read the same tokens.
+
+    Raises:
+        ValueError: if KL from the reference, or losses of texts, are asked for over models whose tokenizers differ; for
+            KL over conversations also if their chat templates do.
+    """
+    reference = config.reference if config.temperature == 1.0 else None  # KL is measured at this temperature only
+    anchor = reference or next(iter(tokenizers))
+    for name, tokenizer in tokenizers.items():
+        if (reference or config.texts) and not same_tokens(tokenizers[anchor], tokenizer):
+            measure = "reference" if reference else "texts"
+            says = "KL between them is not defined" if reference else "their losses per token cannot be compared"
+            raise ValueError(
+                f"{measure}: the tokenizers of {name!r} and {anchor!r} differ ({len(tokenizer)} and "
+                f"{len(tokenizers[anchor])} tokens), so {says}; leave out {measure}, or one of the two models"
+            )
+        if reference and conversations and not same_reading(tokenizers[anchor], tokenizer):
+            raise ValueError(
+                f"reference: the chat templates of {name!r} and {anchor!r} differ, so KL between them is not defined; "
+                "leave out reference, or one of the two models"
+            )
+
+
 def run(config: AnswerConfig) -> None:
     """Write answers.jsonl: each prompt with the answers by model name.
 
     Raises:
-        ValueError: if a setting names a model that is not there, or best-of-n lacks a reward model.
+        ValueError: if a setting names a model that is not there, best-of-n lacks a reward model, or models cannot be
+            compared in what is asked for.
     """
     for name in [*config.prompted.values(), *config.greedy, *(n for n in (config.best_of, config.reference) if n)]:
         if name not in config.models:
@@ -59,20 +88,20 @@ def run(config: AnswerConfig) -> None:
     if run is None:
         return
     examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
+    loaded = read_prompts(config.prompts)
+    prompts = loaded.records
+    tokenizers = {name: load_tokenizer(folder) for name, folder in config.models.items()}
+    require_comparable(config, tokenizers, any(not isinstance(p.text, str) for p in prompts))
     writers: dict[str, Writer] = {}
     for name, folder in config.models.items():
-        tokenizer = load_tokenizer(folder)
-        writers[name] = Writer(name, load_policy(folder, tokenizer), tokenizer)
+        writers[name] = Writer(name, load_policy(folder, tokenizers[name]), tokenizers[name])
     for name, model in config.prompted.items():
         writers[name] = Writer(name, writers[model].policy, writers[model].tokenizer, examples)
     scorer = None
     if config.reward_model:
         reward_tokenizer = load_tokenizer(config.reward_model)
         scorer = load_scalar(config.reward_model, reward_tokenizer)
-    loaded = read_prompts(config.prompts)
-    prompts = loaded.records
     fitting = [p for p in prompts if all(fits(w, p, 2**31, config.max_new_tokens) for w in writers.values())]
-
     if not fitting:
         raise ValueError(
             f"{config.prompts}: none of {len(prompts)} prompts leaves room for {config.max_new_tokens} new tokens"
