@@ -120,6 +120,21 @@ def test_models_of_other_tokens_are_not_compared(
     answered(tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("label", "more"),
+    [
+        ("a", {"prompted": {"a": "b"}, "examples": "d.jsonl"}),
+        ("a_greedy", {"models": {"a": "1", "a_greedy": "2"}, "greedy": ["a"]}),
+        ("a_greedy", {"greedy": ["a", "a"]}),
+        ("best_of_4", {"models": {"a": "1", "best_of_4": "2"}, "best_of": "a", "best_of_n": 4, "reward_model": "r"}),
+    ],
+)
+def test_no_two_rows_of_answers_have_one_name(tmp_path: Path, label: str, more: dict[str, Any]) -> None:
+    values = {"models": {"a": "1", "b": "2"}, "prompts": "p.jsonl"} | more
+    with pytest.raises(ValueError, match=f"two rows of answers would be called '{label}'"):
+        answer.run(AnswerConfig(output=tmp_path / "run", **values))
+
+
 def test_a_prompt_that_comes_twice_is_answered_twice(
     folders: Callable[[str], Path], reward_folder: str, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ Differs from the paper: the alignment tax is the held-out pretraining loss, next
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -84,6 +85,13 @@ def run(config: AnswerConfig) -> None:
         raise ValueError("prompted needs `examples`, demonstrations to take the worked examples from")
     if config.best_of and not config.reward_model:
         raise ValueError("best_of needs a reward_model to choose by")
+    best_of = [f"best_of_{config.best_of_n}"] if config.best_of else []
+    labels = [*config.models, *config.prompted, *(f"{name}_greedy" for name in config.greedy), *best_of]
+    if twice := [label for label, number in Counter(labels).items() if number > 1]:
+        raise ValueError(
+            f"two rows of answers would be called {twice[0]!r}, among {', '.join(labels)}; rename a model, or what is "
+            "asked for under that name"
+        )
     run = open_run("answer", config, inputs_of(config, "prompts", "models", "examples", "reward_model", "texts"))
     if run is None:
         return
@@ -112,11 +120,8 @@ def run(config: AnswerConfig) -> None:
     kl_error: dict[str, float] = {}
     jobs = [(name, name, config.temperature, 1) for name in writers]
     jobs += [(f"{name}_greedy", name, 0.0, 1) for name in config.greedy]
-    jobs += (
-        [(f"best_of_{config.best_of_n}", config.best_of, config.temperature, config.best_of_n)]
-        if config.best_of
-        else []
-    )
+    if config.best_of:
+        jobs += [(label, config.best_of, config.temperature, config.best_of_n) for label in best_of]
     singles = 1 + max(number_copies(fitting))
     for index in run.track(range(len(jobs))):
         label, name, temperature, n = jobs[index]
