@@ -122,13 +122,13 @@ def read_demonstrations(source: str | os.PathLike[str]) -> Loaded[Demonstration]
     return _read(source, "demonstrations", demonstration)
 
 
-def read_rankings(source: str | os.PathLike[str]) -> Loaded[Ranking]:
+def read_rankings(source: str | os.PathLike[str], ties: bool = False) -> Loaded[Ranking]:
     """Labelers' orders of K completions; a chosen/rejected pair is a ranking of two.
 
     Equal completions are merged under their best rank. Of a labeler's rankings of the same completions the last counts,
     as rows are in the order in which they were given; the others are dropped and counted. So are rankings with an empty
     completion, with fewer than two distinct completions, with all completions tied, or whose chosen and rejected share
-    no prompt.
+    no prompt. With `ties`, those with all completions tied are kept: they teach nothing, but they are answers.
 
     Raises:
         DataError: if the source is missing, malformed, empty or in no format that gives rankings.
@@ -160,7 +160,7 @@ def read_rankings(source: str | os.PathLike[str]) -> Loaded[Ranking]:
 
     loaded = _read(source, "rankings", ranking)
     counting = newest(loaded.records)
-    records = [r for r in counting if len(set(r.ranks)) > 1]  # only now: the newest may be that all are tied
+    records = [r for r in counting if ties or len(set(r.ranks)) > 1]  # only now: the newest may be that all are tied
     dropped = {
         "older answer of the same labeler": len(loaded.records) - len(counting),
         "all completions tied": len(counting) - len(records),
