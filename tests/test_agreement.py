@@ -36,7 +36,7 @@ from tutelage.labeling.agreement import (
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_scalar, new_scalar, save_model
 from tutelage.models.tokens import encode_pair
-from tutelage.records import Completion, Prompt, Ranking
+from tutelage.records import Completion, Prompt, Ranking, newest
 
 ROOT = Path(__file__).parents[1]
 HUMAN = ROOT.parent / "shared" / "data" / "e2e_nlg_rankings"
@@ -45,7 +45,7 @@ HUMAN = ROOT.parent / "shared" / "data" / "e2e_nlg_rankings"
 def ranking(labeler: str | None, ranks: Sequence[int], texts: str = "abcdef", prompt: str = "p") -> Ranking:
     """A ranking of one-letter completions."""
     completions = tuple(Completion(text=t) for t in texts[: len(ranks)])
-    return Ranking(prompt=Prompt(id=prompt, text="?"), completions=completions, ranks=tuple(ranks), labeler=labeler)
+    return Ranking(prompt=Prompt(id=prompt, text=prompt), completions=completions, ranks=tuple(ranks), labeler=labeler)
 
 
 def means(measures: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -479,6 +479,21 @@ def test_the_stage_counts_ties_in_every_layout(tmp_path: Path, layout: Callable[
     assert done[0]["labelers"]["three_way"]["mean"] == pytest.approx(4 / 9)
     assert done[1]["rankings"] == 18
     assert done[1]["dropped"] == {"older answer of the same labeler": 1}
+
+
+def test_a_prompt_is_its_text_whatever_the_ids_of_its_rows() -> None:
+    own = [ranking(n, ranks, prompt=p) for p in "pq" for n, ranks in (("x", (1, 2, 3)), ("y", (1, 3, 2)))]
+
+    def renamed(ids: str) -> list[Ranking]:
+        return [
+            r.model_copy(update={"prompt": r.prompt.model_copy(update={"id": i})})
+            for r, i in zip(own, ids, strict=True)
+        ]
+
+    for ids in ("abcd", "aaaa"):
+        assert len(panels(renamed(ids))) == 2
+        assert summary(renamed(ids)) == summary(own)
+    assert newest([*own, *renamed("abcd")]) == renamed("abcd")
 
 
 def test_the_stage_says_which_rankings_the_reward_model_cannot_read(

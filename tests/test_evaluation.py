@@ -84,7 +84,7 @@ def test_kl_is_of_fp32_and_its_error_of_prompts(tiny: Callable[[str], PreTrained
         with torch.inference_mode():
             ours, theirs = (m(input_ids=torch.tensor([ids])).logits.log_softmax(-1)[0] for m in (policy, reference))
         gaps.append(sum(float(ours[t - 1, ids[t]] - theirs[t - 1, ids[t]]) for t in (2, 3)))
-    prompts = [Prompt(id=name, text="?") for name in "aab"]
+    prompts = [Prompt(id=str(i), text=text) for i, text in enumerate("aab")]
     mean, error = answer.kl_to(reference, policy, prompts, requests, samples)
     assert mean == pytest.approx(sum(gaps) / 3, rel=1e-4)
     assert error == pytest.approx(standard_error(gaps, "aab"), rel=1e-4)

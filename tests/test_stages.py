@@ -29,7 +29,7 @@ from tutelage.labeling.candidates import read_candidates
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Message, Prompt
+from tutelage.records import Completion, Message, Prompt, Ranking
 from tutelage.runs import Run, done
 from tutelage.sampling.completions import number_copies
 from tutelage.sampling.local import LocalSampler
@@ -595,6 +595,15 @@ def test_one_ranking_by_hand(tiny: Callable[[str], PreTrainedModel], folders: An
     found = reward.evaluate(model, elements, 1000)
     margins = [alone[0][1] - alone[0][0], alone[1][0] - alone[1][1], alone[1][0] - alone[1][2]]
     assert found["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 3)
+
+
+def test_a_ranking_is_of_the_prompt_that_its_text_is(tokenizer: PreTrainedTokenizerBase) -> None:
+    two = (Completion(text="x"), Completion(text="y"))
+    asked = [Prompt(id=i, text=text) for i, text in (("1", "a"), ("2", "a"), ("1", "b"))]
+    rankings = [Ranking(prompt=p, completions=two, ranks=(1, 2)) for p in asked]
+    elements, _ = reward.encode(rankings, tokenizer, 99, 99)
+    assert len({e.prompt for e in elements}) == 2
+    assert elements[0].prompt == elements[1].prompt
 
 
 def test_accuracy_takes_all_rankings_of_a_prompt_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def kl_to(
     with full_precision():
         ours, theirs = (completion_logprobs(model, sequences, lengths) for model in (policy, reference))
     gap = k1(ours, theirs).sum(1)  # zero on padding, where both are zero
-    return float(gap.mean()), standard_error(gap.numpy(), [p.id for p in prompts])
+    return float(gap.mean()), standard_error(gap.numpy(), [p.identity for p in prompts])
 
 
 def require_comparable(

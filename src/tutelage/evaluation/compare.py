@@ -60,7 +60,7 @@ def compare(
     if scores:
         for m, name in enumerate(models[1:], start=1):
             wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores[m], scores[0], strict=True)]
-            rate = estimate(wins, prompts=[p.id for p in asked], seed=seed)
+            rate = estimate(wins, prompts=[p.identity for p in asked], seed=seed)
             interval = f"{rate['mean']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
             console.print(
                 Line(f"{name} against {models[0]}: {interval} by {reward_model}, n = {rate['prompts']} prompts")

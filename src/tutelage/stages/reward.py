@@ -26,7 +26,7 @@ from tutelage.models.loading import context_length, load_scalar, new_scalar, sav
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import encode_pairs, encode_rankings, load_tokenizer
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
-from tutelage.records import Ranking
+from tutelage.records import Ranking, Text
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.stages.config import MeasureConfig, RewardConfig
 from tutelage.stages.training import Checkpoint, adamw, batches, cosine, hold_out, update
@@ -34,11 +34,11 @@ from tutelage.stages.training import Checkpoint, adamw, batches, cosine, hold_ou
 
 @dataclass(frozen=True)
 class Element:
-    """A ranking as ids: K sequences of prompt and completion, their ranks, and the prompt's id."""
+    """A ranking as ids: K sequences of prompt and completion, their ranks, and which prompt it is."""
 
     sequences: list[list[int]]
     ranks: torch.Tensor
-    prompt: str
+    prompt: Text
 
 
 def encode(
@@ -50,7 +50,7 @@ def encode(
         if len(pairs[0][0]) > max_prompt_tokens or max(len(p) + len(c) for p, c in pairs) > context:
             dropped += 1
             continue
-        elements.append(Element([p + c for p, c in pairs], torch.tensor(r.ranks), r.prompt.id))
+        elements.append(Element([p + c for p, c in pairs], torch.tensor(r.ranks), r.prompt.identity))
     return elements, dropped
 
 
@@ -143,7 +143,7 @@ def run(config: RewardConfig) -> None:
         loaded_valid = read_rankings(source)
         valid[name], lost[f"valid.{name}"] = loaded_valid.records, loaded_valid.dropped
     if not valid and config.held_out:
-        records, kept_back = hold_out(records, [r.prompt.text for r in records], config.held_out, config.seed)
+        records, kept_back = hold_out(records, [r.prompt.identity for r in records], config.held_out, config.seed)
         valid = {"held_out": kept_back} if kept_back else {}
     train, too_long = encode(records, tokenizer, config.max_prompt_tokens, context)
     if not train:
