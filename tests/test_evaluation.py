@@ -23,6 +23,7 @@ from tutelage.models import loading
 from tutelage.models.forward import completion_logprobs
 from tutelage.models.loading import full_precision, new_scalar, save_model
 from tutelage.records import Prompt, Request, Sample
+from tutelage.sources import DataError
 from tutelage.stages.pretrain import train_tokenizer
 
 
@@ -209,3 +210,44 @@ def test_few_prompts_get_wilsons_interval(tmp_path: Path) -> None:
     gain = found["greedy_gain"]["ppo_greedy"]["labelers"]
     assert (gain["mean"], gain["high"]) == (1.0, 1.0)
     assert gain["low"] == pytest.approx(wilson(1.0, 8, (-1, 1))[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"models": {"ppo": {"wins": 7}}}, r"models\.ppo\.wins: .*less than or equal to 1, found 7"),
+        ({"models": {"ppo": {"wins": -0.1}}}, r"models\.ppo\.wins: .*greater than or equal to 0"),
+        ({"models": {"ppo": {"wins": float("nan")}}}, r"models\.ppo\.wins: Input should be a finite number"),
+        ({"models": {"ppo": {"toxicity": "1"}}}, r"models\.ppo\.toxicity: Input should be a valid number, found '1'"),
+        ({"models": ["ppo"]}, "models: Input should be a valid dictionary"),
+        ({"models": {"ppo": 1.0}}, r"models\.ppo: Input should be .*found 1\.0"),
+        ({"id": [0]}, r"id: Input should be a valid string, found \[0\]"),
+        ({"baseline": "other"}, "baseline is 'other', and 'sft' before; .* a file of its own"),
+    ],
+)
+def test_a_malformed_judgment_is_named_by_its_row(tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
+    row = {"id": "a", "baseline": "sft", "use_case": None, "models": {"ppo": {"wins": 1.0}}}
+    file = tmp_path / "j.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in (row, row | wrong)))
+    with pytest.raises(DataError, match=rf"j\.jsonl:2: {said}"):
+        preference.run(EvaluateConfig(judgments=str(file), output=tmp_path / "out"))
+
+
+def test_what_nobody_judged_counts_for_nothing(tmp_path: Path) -> None:
+    unjudged = {"ppo": {"wins": None}, "ppo_greedy": {"wins": None}, "sft_greedy": {"wins": 1.0, "parts": None}}
+    rows: list[dict[str, Any]] = [{"id": i, "models": unjudged, "use_case": "qa"} for i in range(3)]
+    rows += [{"models": {"ppo": {"wins": True, "parts": {"x": 1.0}}}, "use_case": 1}]
+    rows += [{"id": None, "models": {"ppo": {"wins": 0, "parts": {"y": 0.5}}}}]
+    found = judged(tmp_path, rows)
+    assert found["greedy_gain"] == {}
+    assert {key: found["win_rate"]["ppo"][key] for key in ("mean", "n", "prompts")} == {
+        "mean": 0.5, "n": 2, "prompts": 2
+    }  # fmt: skip
+    assert found["gold_parts"]["ppo"] == {"x": 1.0, "y": 0.5}
+    assert set(found["win_rate_by_use_case"]) == {"qa", "1"}
+
+
+def test_judgments_of_one_text_are_of_one_prompt(tmp_path: Path) -> None:
+    asked = [("1", "a"), ("2", "a"), ("2", "b"), ("3", [{"role": "user", "content": "a"}])]
+    found = judged(tmp_path, [{"id": i, "prompt": text, "models": {"ppo": {"wins": 1.0}}} for i, text in asked])
+    assert (found["win_rate"]["ppo"]["n"], found["win_rate"]["ppo"]["prompts"]) == (4, 3)

@@ -233,7 +233,7 @@ def _read(source: str | os.PathLike[str], kind: Kind, record: Callable[[Row, For
             dropped[str(reason)] += 1
             continue
         except ValueError as error:
-            raise DataError(f"{place}: {_one_line(error)}") from None
+            raise DataError(f"{place}: {one_line(error)}") from None
         for row in rows:
             columns = {name for name, value in row.items() if value is not None}
             format = next((f for f in FORMATS if kind in f.gives and columns.issuperset(f.columns)), None)
@@ -247,7 +247,7 @@ def _read(source: str | os.PathLike[str], kind: Kind, record: Callable[[Row, For
             except Drop as reason:
                 dropped[str(reason)] += 1
             except ValueError as error:
-                raise DataError(f"{place}: {_one_line(error)}") from None
+                raise DataError(f"{place}: {one_line(error)}") from None
     if place is None:
         raise DataError(f"{source}: is empty; {kind} are read from {accepted(kind)}")
     return Loaded(records, dict(dropped), source)
@@ -398,7 +398,8 @@ def _name(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value or None
 
 
-def _one_line(error: ValueError) -> str:
+def one_line(error: ValueError) -> str:
+    """What is wrong with a row, and where in it; of pydantic's errors the first."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors()[0]
