@@ -23,6 +23,7 @@ from tutelage.models import loading
 from tutelage.models.forward import completion_logprobs
 from tutelage.models.loading import full_precision, new_scalar, save_model
 from tutelage.records import Prompt, Request, Sample
+from tutelage.sampling.completions import require_fit
 from tutelage.sources import DataError
 from tutelage.stages.pretrain import train_tokenizer
 
@@ -179,6 +180,41 @@ def reward_folder(
     folder = tmp_path_factory.mktemp("reward") / "model"
     save_model(new_scalar(folders("llama"), tokenizer, seed=1), tokenizer, folder)
     return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_scores_stay_within_the_reward_models_context(
+    folders: Callable[[str], Path],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    save_model(tiny_model(kind, len(tokenizer), context=24), tokenizer, tmp_path / "short")
+    save_model(new_scalar(tmp_path / "short", tokenizer, seed=1), tokenizer, tmp_path / "reward")
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a b c"}, {"prompt": "moon " * 12}, {"prompt": ""}])
+    write_jsonl(tmp_path / "t.jsonl", ["the cat", " "])
+    write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": " "}])
+    config = AnswerConfig(
+        models={"a": str(folders("gpt2"))}, prompts=str(tmp_path / "p.jsonl"), output=tmp_path / "run",
+        max_new_tokens=12, reward_model=str(tmp_path / "reward"), texts=str(tmp_path / "t.jsonl"),
+        examples=str(tmp_path / "d.jsonl"),
+    )  # fmt: skip
+    answer.run(config)
+    done = json.loads((tmp_path / "run" / "done.json").read_text())
+    assert done["prompts"] == 1
+    assert done["dropped"] == {
+        "empty prompt": 1, "too long for the reward model": 1, "empty completion in examples": 1,
+        "empty text in texts": 1,
+    }  # fmt: skip
+    capsys.readouterr()
+    models = [str(folders("llama")), str(folders("gpt2"))]
+    compare(models, str(tmp_path / "p.jsonl"), str(tmp_path / "reward"), 10, 1.0, 12, 0)
+    assert "prompts left out: 1 empty prompt; 1 too long" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match="no prompt leaves room for 30 tokens"):
+        compare(models, str(tmp_path / "p.jsonl"), str(tmp_path / "reward"), 10, 1.0, 30, 0)
+    with pytest.raises(ValueError, match="an answer and its prompt are 25 of its tokens, more than its context of 24"):
+        require_fit([[1] * 25], 24, "r")
 
 
 def judged(tmp_path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -843,6 +843,22 @@ def test_a_reward_model_reads_its_own_template(
         sft.run(config("sft", reward_model=tmp_path / "reward"))
 
 
+def test_a_reward_model_reads_no_more_than_its_context(
+    config: Callable[..., Any], folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    own = load_tokenizer(folders("llama"))
+    for length in (4, 60):  # GPT-2 has no position beyond its context
+        save_model(tiny_model("gpt2", len(own), context=length), own, tmp_path / f"gpt2-{length}")
+        save_model(new_scalar(tmp_path / f"gpt2-{length}", own, 0), own, tmp_path / f"reward-{length}")
+    sft.run(config("sft", reward_model=tmp_path / "reward-60", max_completion_tokens=100))
+    with pytest.raises(ValueError, match=r"reward-4: none of \d+ prompts held out leaves room .* context of 4 tokens"):
+        sft.run(config("sft", reward_model=tmp_path / "reward-4", output=tmp_path / "other"))
+    own.chat_template = "<system>" + "so " * 100 + (own.chat_template or "")
+    save_model(new_scalar(folders("gpt2"), own, 0), own, tmp_path / "talkative")
+    with pytest.raises(ValueError, match="leaves room for a completion in the reward model's template"):
+        online.run(config("online", reward_model=tmp_path / "talkative", pretraining_texts=None))
+
+
 def test_the_end_of_a_turn_is_an_end(config: Callable[..., Any], tmp_path: Path) -> None:
     """A policy whose template ends turns with a token of its own stops there in RL, and is not docked for it."""
     own = train_tokenizer(SENTENCES, 318)

@@ -18,12 +18,12 @@ from tutelage.evaluation.config import AnswerConfig
 from tutelage.evaluation.tax import document_losses
 from tutelage.intervals import standard_error
 from tutelage.models.forward import completion_logprobs, group_scores
-from tutelage.models.loading import full_precision, load_policy, load_scalar
+from tutelage.models.loading import context_length, full_precision, load_policy, load_scalar
 from tutelage.models.tokens import load_tokenizer, same_reading, same_tokens
 from tutelage.objectives.kl import k1
-from tutelage.records import Completion, Prompt, Request, Sample
+from tutelage.records import Completion, Demonstration, Prompt, Request, Sample
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.sampling.completions import Writer, complete, fits, number_copies, scored_ids
+from tutelage.sampling.completions import Writer, complete, fits, leaves_room, number_copies, require_fit, scored_ids
 
 
 def kl_to(
@@ -95,7 +95,11 @@ def run(config: AnswerConfig) -> None:
     run = open_run("answer", config, inputs_of(config, "prompts", "models", "examples", "reward_model", "texts"))
     if run is None:
         return
-    examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
+    examples: tuple[Demonstration, ...] = ()
+    lost_examples: dict[str, int] = {}
+    if config.examples:
+        read_examples = read_demonstrations(config.examples)
+        examples, lost_examples = tuple(read_examples.records[: config.shots]), read_examples.dropped
     loaded = read_prompts(config.prompts)
     prompts = loaded.records
     tokenizers = {name: load_tokenizer(folder) for name, folder in config.models.items()}
@@ -110,9 +114,17 @@ def run(config: AnswerConfig) -> None:
         reward_tokenizer = load_tokenizer(config.reward_model)
         scorer = load_scalar(config.reward_model, reward_tokenizer)
     fitting = [p for p in prompts if all(fits(w, p, 2**31, config.max_new_tokens) for w in writers.values())]
+    too_long = {"too long": len(prompts) - len(fitting)}
+    if scorer is not None and fitting:
+        context, before = context_length(scorer), fitting
+        rooms = [leaves_room(w, reward_tokenizer, fitting, config.max_new_tokens, context) for w in writers.values()]
+        fitting = [p for p, *room in zip(fitting, *rooms, strict=True) if all(room)]
+        too_long["too long for the reward model"] = len(before) - len(fitting)
     if not fitting:
+        contexts = [context_length(m) for m in (*(w.policy for w in writers.values()), *([scorer] if scorer else []))]
         raise ValueError(
-            f"{config.prompts}: none of {len(prompts)} prompts leaves room for {config.max_new_tokens} new tokens"
+            f"{config.prompts}: none of {len(prompts)} prompts leaves room for {config.max_new_tokens} new tokens in "
+            f"every model's context, of which the shortest is {min(contexts)} tokens; lower max_new_tokens"
         )
     answers: dict[str, list[Completion]] = {}
     scores: dict[str, float] = {}
@@ -134,6 +146,7 @@ def run(config: AnswerConfig) -> None:
         )
         if scorer is not None:
             ids = scored_ids(writer, reward_tokenizer, asked, completions, requests, samples)
+            require_fit(ids, context_length(scorer), str(config.reward_model))
             read = torch.stack(group_scores(scorer, [ids[i : i + n] for i in range(0, len(ids), n)]))
             best = read.argmax(1)
             scores[label] = float(read.max(1).values.mean())
@@ -153,8 +166,10 @@ def run(config: AnswerConfig) -> None:
         rows.append(row | {"answers": {name: completions[i].text for name, completions in answers.items()}})
     write_jsonl(run.folder / "answers.jsonl", rows)
     losses = {}
+    lost_texts: dict[str, int] = {}
     if config.texts:
-        texts = read_texts(config.texts).records
+        read_documents = read_texts(config.texts)
+        texts, lost_texts = read_documents.records, read_documents.dropped
         losses = {n: document_losses(writers[n].policy, writers[n].tokenizer, texts) for n in config.models}
         write_jsonl(
             run.folder / "losses.jsonl",
@@ -162,7 +177,7 @@ def run(config: AnswerConfig) -> None:
         )
     run.finish(
         prompts=len(fitting), kl=kl, kl_standard_error=kl_error,
-        dropped=dropped({**loaded.dropped, "too long": len(prompts) - len(fitting)}),
+        dropped=dropped({**loaded.dropped, **too_long}, examples=lost_examples, texts=lost_texts),
         pretraining_loss={n: sum(nats for nats, _ in of) / sum(k for _, k in of) for n, of in losses.items()},
         scores=scores,
         words={n: sum(len(c.text.split()) for c in cs) / len(cs) for n, cs in answers.items()},
