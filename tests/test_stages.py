@@ -597,6 +597,26 @@ def test_one_ranking_by_hand(tiny: Callable[[str], PreTrainedModel], folders: An
     assert found["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 3)
 
 
+def test_a_valid_set_of_prompts_trained_on_is_called_that(
+    config: Callable[..., Any], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    c = config("reward", valid={"same": data / "rankings.jsonl"}, demonstrations=None)
+    reward.run(c)
+    found = results(c.output)
+    said = f"but {found['valid']['same']['prompts']} of its {found['valid']['same']['prompts']} prompts are among those"
+    assert found["prompts_trained_on"] == {"same": found["valid"]["same"]["prompts"]}
+    assert said in found["verdict"]["same"]
+    assert said in capsys.readouterr().err
+
+
+def test_equal_scores_are_half_right_in_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    elements = [reward.Element([[2, 3], [2, 4]], torch.tensor([1, 2]), str(i)) for i in range(4)]
+    monkeypatch.setattr(reward, "micro_scores", lambda *_: iter([[(e, torch.zeros(2)) for e in elements]]))
+    found = reward.evaluate(torch.nn.Linear(1, 1), elements, 1000)  # type: ignore[arg-type]
+    assert found["accuracy"] == 0.5
+    assert found["calibration"] == [[0.5, 0.5, 4]]
+
+
 def test_a_ranking_is_of_the_prompt_that_its_text_is(tokenizer: PreTrainedTokenizerBase) -> None:
     two = (Completion(text="x"), Completion(text="y"))
     asked = [Prompt(id=i, text=text) for i, text in (("1", "a"), ("2", "a"), ("1", "b"))]
@@ -847,12 +867,12 @@ def test_a_reward_model_reads_no_more_than_its_context(
     config: Callable[..., Any], folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     own = load_tokenizer(folders("llama"))
-    for length in (4, 60):  # GPT-2 has no position beyond its context
+    for length in (8, 60):  # GPT-2 has no position beyond its context
         save_model(tiny_model("gpt2", len(own), context=length), own, tmp_path / f"gpt2-{length}")
         save_model(new_scalar(tmp_path / f"gpt2-{length}", own, 0), own, tmp_path / f"reward-{length}")
     sft.run(config("sft", reward_model=tmp_path / "reward-60", max_completion_tokens=100))
-    with pytest.raises(ValueError, match=r"reward-4: none of \d+ prompts held out leaves room .* context of 4 tokens"):
-        sft.run(config("sft", reward_model=tmp_path / "reward-4", output=tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"reward-8: none of \d+ prompts held out leaves room .* context of 8 tokens"):
+        sft.run(config("sft", reward_model=tmp_path / "reward-8", output=tmp_path / "other"))
     own.chat_template = "<system>" + "so " * 100 + (own.chat_template or "")
     save_model(new_scalar(folders("gpt2"), own, 0), own, tmp_path / "talkative")
     with pytest.raises(ValueError, match="leaves room for a completion in the reward model's template"):

@@ -83,7 +83,7 @@ def evaluate(model: PreTrainedModel, elements: Sequence[Element], max_tokens: in
             margins.append((s[:, None] - s[None, :])[better].cpu())
     rate = estimate(correct, total, prompts=prompts, seed=seed)
     margin = torch.cat(margins)
-    confidence, won = margin.abs().sigmoid(), (margin > 0).float()
+    confidence, won = margin.abs().sigmoid(), (margin.sign() + 1) / 2  # equal scores are half right
     bins = []
     for k in range(10):
         inside = (confidence >= 0.5 + k * 0.05) & (confidence < 0.55 + k * 0.05 + (k == 9))
@@ -212,6 +212,14 @@ def run(config: RewardConfig) -> None:
         name: evaluate(model, elements, config.micro_batch_tokens) for name, elements in held_out.items() if elements
     }
     words = {name: verdict(found) for name, found in results.items()}
+    seen = {e.prompt for e in train}
+    known = {name: len(seen & {e.prompt for e in held_out[name]}) for name in results}
+    for name, number in known.items():
+        if number:
+            words[name] += (
+                f"; but {number:,} of its {results[name]['prompts']:,} prompts are among those trained on, so this is "
+                "no measure of new ones: leave them out of one of the two files"
+            )
     save_model(model, tokenizer, run.folder / "model")
     for name, said in words.items():
         run.say(f"{name}: {said}")
@@ -219,7 +227,7 @@ def run(config: RewardConfig) -> None:
         run.say("nothing was held out, so nothing says whether it learned")
     run.finish(
         rankings=len(train), dropped=dropped({**loaded.dropped, "too long": too_long}, **lost), valid=results,
-        verdict=words, **shift,
+        prompts_trained_on=known, verdict=words, **shift,
     )  # fmt: skip
 
 
