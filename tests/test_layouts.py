@@ -46,6 +46,39 @@ def jsonl(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
+@pytest.mark.parametrize(
+    ("prompt", "messages", "read"),
+    [
+        ("q", turns("u:q", "a:x"), "u:q"),
+        ("q", turns("u:q", "a:1", "u:r", "a:x"), "u:q a:1 u:r"),
+        ("q", turns("s:be", "u:q", "a:x"), "s:be u:q"),
+        ("q", turns("u:other", "a:x"), "q"),
+        (turns("s:be", "u:q"), turns("s:be", "u:q", "a:x"), "s:be u:q"),
+    ],
+)
+def test_messages_beside_their_first_turn_are_the_prompt(
+    jsonl: Callable[..., str], prompt: Any, messages: Any, read: str
+) -> None:
+    """UltraChat and no_robots: prompts are those that the same row's demonstration has."""
+    row = {"prompt": prompt, "messages": messages}
+    (found,) = read_prompts(jsonl(row)).records
+    assert shown(found.text) == read
+    if read != prompt:
+        assert read_demonstrations(jsonl(row)).records[0].prompt == found
+    (answered,) = read_prompts(jsonl({"prompt": "q", "messages": messages, "completion": "x"})).records
+    assert answered.text == "q"  # as demonstrations have it
+
+
+def test_dolly(jsonl: Callable[..., str]) -> None:
+    row = {"instruction": "q", "context": "c", "response": "x", "category": "qa"}
+    (found,) = read_demonstrations(jsonl(row)).records
+    assert (shown(found.prompt.text), found.completion) == ("u:q\n\nc", "x")
+    assert read_prompts(jsonl(row)).records == [found.prompt]
+    assert shown(read_prompts(jsonl(row | {"context": ""})).records[0].text) == "u:q"
+    both = {"instruction": "q", "input": "i", "output": "y", "context": "c", "response": "x"}
+    assert read_demonstrations(jsonl(both)).records[0].completion == "y"
+
+
 # A string prompt with answers that are lists of messages
 
 

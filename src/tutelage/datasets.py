@@ -8,7 +8,8 @@ ignored, but for those that would change what a row says, which are refused. The
 
 A string prompt stays a string, to be continued as it is, unless an answer to it is a list of messages or there are
 earlier turns: then the prompt is a conversation, for the model's chat template. In such a list the last turn is the
-answer, by the assistant; the turns before it are the prompt, whether the row's own prompt is all of them or one.
+answer, by the assistant; the turns before it are the prompt, whether the row's own prompt is all of them or one. So it
+is of `messages` that open with the row's prompt, as UltraChat's do.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def read_prompts(source: str | os.PathLike[str]) -> Loaded[Prompt]:
     """
 
     def prompt(row: Row, format: Format, counts: Counter[str]) -> Prompt:
-        if format.name == "conversation":
+        if format.name == "conversation" or _goes_on(row):
             turns = _turns(row["messages"], "messages")
             return _prompt(row, turns[:-1] if turns and turns[-1].role == "assistant" else turns)
         return _prompt(row, _prompt_and_answers(row, format)[0])
@@ -285,6 +286,19 @@ def _prompt_and_answers(row: Row, format: Format) -> tuple[str | Turns, list[Any
         answers |= {column: row[column] for column in ANSWERS if column in row}
         answers = {column: answer for column, answer in answers.items() if isinstance(answer, list)}
     return _conversation(text, answers)
+
+
+def _goes_on(row: Row) -> bool:
+    """Whether the row's `messages`, a system turn aside, open with its prompt, and no other column answers it."""
+    if row.get("messages") is None or any(row.get(column) is not None for column in ("completions", *ANSWERS)):
+        return False
+    given = row["prompt"]
+    asked = (Message(role="user", content=given),) if isinstance(given, str) else _turns(given, "prompt")
+    plain, wanted = (
+        [(turn.role, turn.content.strip()) for turn in turns if turn.role != "system"]
+        for turns in (_turns(row["messages"], "messages"), asked)
+    )
+    return bool(wanted) and plain[: len(wanted)] == wanted
 
 
 def _conversation(prompt: str | Turns, answers: Mapping[str, Any]) -> tuple[str | Turns, list[Any]]:
