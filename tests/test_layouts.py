@@ -263,10 +263,10 @@ def test_label_studio_json(jsonl):
 
 def test_label_studio_pairwise(jsonl):
     data = {"prompt": "q", "answer1": "x", "answer2": "y"}
-    sides = [[{"type": "pairwise", "value": {"selected": side}}] for side in ("left", "right")]
-    task = {"data": data, "annotations": [{"result": r, "completed_by": {"email": "a@b"}} for r in sides]}
+    sides = {f"{side}@b": [{"type": "pairwise", "value": {"selected": side}}] for side in ("left", "right")}
+    task = {"data": data, "annotations": [{"result": r, "completed_by": {"email": who}} for who, r in sides.items()]}
     found = read_rankings(jsonl(task)).records
-    assert [(order(r), r.labeler) for r in found] == [({"x": 1, "y": 2}, "a@b"), ({"x": 2, "y": 1}, "a@b")]
+    assert [(order(r), r.labeler) for r in found] == [({"x": 1, "y": 2}, "left@b"), ({"x": 2, "y": 1}, "right@b")]
 
 
 def test_label_studio_json_min(jsonl):
