@@ -5,7 +5,6 @@ The paper's protocol (section 3.6): every model against the SFT baseline, judged
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from tutelage.evaluation.config import EvaluateConfig
 from tutelage.intervals import estimate
 from tutelage.runs import inputs_of, open_run
 from tutelage.sources import DataError, rows_of
+from tutelage.strict_json import dumps
 
 FAULTS = ("hallucination", "constraint", "toxicity")
 Share = Annotated[
@@ -67,7 +67,7 @@ def read_judgments(source: str) -> list[dict[str, Any]]:
                 "baselines cannot be added up: give each a file of its own"
             )
         if row["prompt"] is not None:
-            row["id"] = ("prompt", json.dumps(row["prompt"], sort_keys=True))
+            row["id"] = ("prompt", dumps(row["prompt"], sort_keys=True))
         elif row["id"] is None:
             row["id"] = ("row", len(rows))
         rows.append(row)
