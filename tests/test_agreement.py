@@ -18,7 +18,8 @@ from numpy.testing import assert_allclose
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.cli import main
-from tutelage.evaluation.agreement import all_rankings, score
+from tutelage.datasets import read_rankings
+from tutelage.evaluation.agreement import score
 from tutelage.intervals import wilson
 from tutelage.labeling.agreement import (
     by_labeler,
@@ -35,7 +36,7 @@ from tutelage.labeling.agreement import (
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_scalar, new_scalar, save_model
 from tutelage.models.tokens import encode_pair
-from tutelage.records import Completion, Prompt, Ranking
+from tutelage.records import Completion, Prompt, Ranking, newest
 
 ROOT = Path(__file__).parents[1]
 HUMAN = ROOT.parent / "shared" / "data" / "e2e_nlg_rankings"
@@ -44,7 +45,7 @@ HUMAN = ROOT.parent / "shared" / "data" / "e2e_nlg_rankings"
 def ranking(labeler: str | None, ranks: Sequence[int], texts: str = "abcdef", prompt: str = "p") -> Ranking:
     """A ranking of one-letter completions."""
     completions = tuple(Completion(text=t) for t in texts[: len(ranks)])
-    return Ranking(prompt=Prompt(id=prompt, text="?"), completions=completions, ranks=tuple(ranks), labeler=labeler)
+    return Ranking(prompt=Prompt(id=prompt, text=prompt), completions=completions, ranks=tuple(ranks), labeler=labeler)
 
 
 def means(measures: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -422,14 +423,14 @@ def test_the_stage_reads_ties_and_writes_results(
 ) -> None:
     rows = [row(1, [1, 2]), row(2, [1, 2]), row("", [1, 1]), row(1, [2, 1], "A dog?"), row(2, [1, 2], "A dog?")]
     file = write(tmp_path / "rankings.jsonl", rows)
-    assert [r.labeler for r in all_rankings(str(file))] == ["1", "2", None, "1", "2"]
+    rankings = read_rankings(file, ties=True).records
+    assert [r.labeler for r in rankings] == ["1", "2", None, "1", "2"]
     save_model(new_scalar(folders("llama"), tokenizer, seed=1), tokenizer, tmp_path / "model")
     argv = ["agreement", "--rankings", str(file), "--reward-model", str(tmp_path / "model")]
     assert main([*argv, "--output", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     done = json.loads((tmp_path / "run" / "done.json").read_text(), parse_constant=pytest.fail)  # no NaN
     assert (done["rankings"], done["shared_prompts"], done["too_long"]) == (5, 2, 0)
-    rankings = all_rankings(str(file))
     assert done["labelers"] == summary(rankings)
     assert done["labelers"]["tie_rate"]["mean"] == pytest.approx(1 / 5)
     assert done["by_labeler"] == by_labeler(rankings)
@@ -443,6 +444,69 @@ def test_the_stage_reads_ties_and_writes_results(
     assert done["reward_model"] == scores_agreement(rankings, scores)
     for words in ("strict", "0.500", "2 pairs", "model shared"):
         assert words in printed
+
+
+def plain(labeler: str, ranks: Sequence[int], id: str) -> dict[str, Any]:
+    prompt = [{"role": "user", "content": f"q {id}"}]
+    return {"id": id, "labeler": labeler, "prompt": prompt, "completions": ["a", "b"], "ranks": ranks}
+
+
+def messages(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"completions": [[{"role": "assistant", "content": text}] for text in row["completions"]]}
+
+
+def nemo(row: dict[str, Any]) -> dict[str, Any]:
+    completions = zip(messages(row)["completions"], row["ranks"], strict=True)
+    listed = [{"completion": turns, "rank": rank - 1} for turns, rank in completions]
+    return {"id": row["id"], "labeler": row["labeler"], "context": row["prompt"], "completions": listed}
+
+
+@pytest.mark.parametrize("layout", [messages, nemo])
+def test_the_stage_counts_ties_in_every_layout(tmp_path: Path, layout: Callable[[dict[str, Any]], Any]) -> None:
+    rows = [
+        plain(name, ranks, str(i))
+        for i, both in enumerate([((1, 1), (1, 2)), ((1, 1), (1, 1)), ((1, 2), (1, 2)), ((2, 1), (1, 2))] * 2)
+        for name, ranks in zip("xy", both, strict=True)
+    ]
+    rows += [plain("x", (1, 2), "again"), plain("y", (1, 2), "again"), plain("x", (1, 1), "again")]  # x's newest counts
+    done = []
+    for name, shown in (("plain", rows), ("other", [layout(row) for row in rows])):
+        file = write(tmp_path / f"{name}.jsonl", shown)
+        assert main(["agreement", "--rankings", str(file), "--output", str(tmp_path / name)]) == 0
+        done.append(json.loads((tmp_path / name / "done.json").read_text()))
+    assert done[0]["labelers"] == done[1]["labelers"]
+    assert done[0]["labelers"]["tie_rate"]["mean"] == pytest.approx(7 / 18)
+    assert done[0]["labelers"]["three_way"]["mean"] == pytest.approx(4 / 9)
+    assert done[1]["rankings"] == 18
+    assert done[1]["dropped"] == {"older answer of the same labeler": 1}
+
+
+def test_a_prompt_is_its_text_whatever_the_ids_of_its_rows() -> None:
+    own = [ranking(n, ranks, prompt=p) for p in "pq" for n, ranks in (("x", (1, 2, 3)), ("y", (1, 3, 2)))]
+
+    def renamed(ids: str) -> list[Ranking]:
+        return [
+            r.model_copy(update={"prompt": r.prompt.model_copy(update={"id": i})})
+            for r, i in zip(own, ids, strict=True)
+        ]
+
+    for ids in ("abcd", "aaaa"):
+        assert len(panels(renamed(ids))) == 2
+        assert summary(renamed(ids)) == summary(own)
+    assert newest([*own, *renamed("abcd")]) == renamed("abcd")
+
+
+def test_the_stage_says_which_rankings_the_reward_model_cannot_read(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    folders: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_model(new_scalar(folders("llama"), tokenizer, seed=1), tokenizer, tmp_path / "model")
+    file = write(tmp_path / "r.jsonl", [row(n, [1, 2], p) for n in "xy" for p in ("A dog?", "word " * 200)])
+    argv = ["agreement", "--rankings", str(file), "--reward-model", str(tmp_path / "model")]
+    assert main([*argv, "--output", str(tmp_path / "run")]) == 0
+    assert "rows dropped or changed: 2 too long in reward_model" in capsys.readouterr().err
 
 
 def test_the_stage_takes_chosen_and_rejected(tmp_path: Path) -> None:
@@ -468,9 +532,8 @@ def test_the_stage_says_what_is_wrong(
 
     assert "no prompt was ranked by two labelers" in mistake([row("x", [1, 2]), row("x", [2, 1])])
     assert "r.jsonl:2: ranks has 1 entries for 2 completions" in mistake([row("x", [1, 2]), row("y", [1])])
-    assert "1 rows have an empty prompt" in mistake([row("x", [1, 2]), row("y", [1, 2], "")])
     save_model(new_scalar(folders("llama"), tokenizer, seed=1), tokenizer, tmp_path / "model")
-    long = [row("x", [1, 2], "word " * 200), row("y", [1, 2], "word " * 200)]
+    long = [row(name, [1, 2], "word " * 200) for name in "xy"]
     assert "none of 2 rankings fits its context of 128 tokens" in mistake(
         long, "--reward-model", str(tmp_path / "model")
     )

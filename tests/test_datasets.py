@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tutelage.datasets import (
@@ -20,7 +20,7 @@ from tutelage.datasets import (
     read_texts,
     write_jsonl,
 )
-from tutelage.records import Completion, Demonstration, Message, Prompt, Ranking
+from tutelage.records import Completion, Demonstration, Message, Prompt, Ranking, newest
 from tutelage.sources import DataError
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -525,6 +525,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, name, data):
         ("prompts", prompts),
     ):
         written = data.draw(st.lists(records, min_size=1, max_size=2))
+        assume(kind != "rankings" or newest(written) == written)  # of a labeler's answers only the last is read
         write_jsonl(path, written)
         found = READERS[kind](path)
         assert found.records == written

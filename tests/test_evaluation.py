@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from conftest import SENTENCES
+from conftest import SENTENCES, tiny_model
 from tutelage.datasets import write_jsonl
 from tutelage.evaluation import answer, preference
 from tutelage.evaluation.compare import compare
@@ -22,6 +23,9 @@ from tutelage.models import loading
 from tutelage.models.forward import completion_logprobs
 from tutelage.models.loading import full_precision, new_scalar, save_model
 from tutelage.records import Prompt, Request, Sample
+from tutelage.sampling.completions import require_fit
+from tutelage.sources import DataError
+from tutelage.stages.pretrain import train_tokenizer
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -82,12 +86,55 @@ def test_kl_is_of_fp32_and_its_error_of_prompts(tiny: Callable[[str], PreTrained
         with torch.inference_mode():
             ours, theirs = (m(input_ids=torch.tensor([ids])).logits.log_softmax(-1)[0] for m in (policy, reference))
         gaps.append(sum(float(ours[t - 1, ids[t]] - theirs[t - 1, ids[t]]) for t in (2, 3)))
-    prompts = [Prompt(id=name, text="?") for name in "aab"]
+    prompts = [Prompt(id=str(i), text=text) for i, text in enumerate("aab")]
     mean, error = answer.kl_to(reference, policy, prompts, requests, samples)
     assert mean == pytest.approx(sum(gaps) / 3, rel=1e-4)
     assert error == pytest.approx(standard_error(gaps, "aab"), rel=1e-4)
     alone = answer.kl_to(reference, policy, prompts[:2], requests[:2], samples[:2])
     assert alone == (pytest.approx(sum(gaps[:2]) / 2, rel=1e-4), None)
+
+
+def test_models_of_other_tokens_are_not_compared(
+    folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """KL and losses per token of two models say nothing where the models read other tokens, or another template."""
+    other = train_tokenizer(SENTENCES, 300)
+    save_model(tiny_model("llama", len(other)), other, tmp_path / "other")
+    turned = copy.deepcopy(tokenizer)
+    turned.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    save_model(tiny_model("llama", len(turned)), turned, tmp_path / "turned")
+    write_jsonl(tmp_path / "chat.jsonl", [{"prompt": [{"role": "user", "content": "a b"}]}])
+    write_jsonl(tmp_path / "plain.jsonl", [{"prompt": "a b"}])
+    write_jsonl(tmp_path / "texts.jsonl", ["the cat sat"])
+
+    def answered(b: Path, prompts: str = "plain", **more: Any) -> None:
+        models = {"a": str(folders("llama")), "b": str(b)}
+        values = {"models": models, "prompts": str(tmp_path / f"{prompts}.jsonl"), "max_new_tokens": 4}
+        answer.run(AnswerConfig(output=tmp_path / "run", overwrite=True, **(values | more)))
+
+    with pytest.raises(ValueError, match=r"reference: the tokenizers of 'b' and 'a' differ \(300 and 320 tokens\)"):
+        answered(tmp_path / "other", reference="a")
+    with pytest.raises(ValueError, match=r"texts: the tokenizers of 'b' and 'a' differ .* cannot be compared"):
+        answered(tmp_path / "other", texts=str(tmp_path / "texts.jsonl"))
+    with pytest.raises(ValueError, match="the chat templates of 'b' and 'a' differ"):
+        answered(tmp_path / "turned", "chat", reference="a")
+    answered(tmp_path / "turned", reference="a", texts=str(tmp_path / "texts.jsonl"))  # strings go through no template
+    answered(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("label", "more"),
+    [
+        ("a", {"prompted": {"a": "b"}, "examples": "d.jsonl"}),
+        ("a_greedy", {"models": {"a": "1", "a_greedy": "2"}, "greedy": ["a"]}),
+        ("a_greedy", {"greedy": ["a", "a"]}),
+        ("best_of_4", {"models": {"a": "1", "best_of_4": "2"}, "best_of": "a", "best_of_n": 4, "reward_model": "r"}),
+    ],
+)
+def test_no_two_rows_of_answers_have_one_name(tmp_path: Path, label: str, more: dict[str, Any]) -> None:
+    values = {"models": {"a": "1", "b": "2"}, "prompts": "p.jsonl"} | more
+    with pytest.raises(ValueError, match=f"two rows of answers would be called '{label}'"):
+        answer.run(AnswerConfig(output=tmp_path / "run", **values))
 
 
 def test_a_prompt_that_comes_twice_is_answered_twice(
@@ -135,6 +182,41 @@ def reward_folder(
     return str(folder)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_scores_stay_within_the_reward_models_context(
+    folders: Callable[[str], Path],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    save_model(tiny_model(kind, len(tokenizer), context=24), tokenizer, tmp_path / "short")
+    save_model(new_scalar(tmp_path / "short", tokenizer, seed=1), tokenizer, tmp_path / "reward")
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a b c"}, {"prompt": "moon " * 12}, {"prompt": ""}])
+    write_jsonl(tmp_path / "t.jsonl", ["the cat", " "])
+    write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": " "}])
+    config = AnswerConfig(
+        models={"a": str(folders("gpt2"))}, prompts=str(tmp_path / "p.jsonl"), output=tmp_path / "run",
+        max_new_tokens=12, reward_model=str(tmp_path / "reward"), texts=str(tmp_path / "t.jsonl"),
+        examples=str(tmp_path / "d.jsonl"),
+    )  # fmt: skip
+    answer.run(config)
+    done = json.loads((tmp_path / "run" / "done.json").read_text())
+    assert done["prompts"] == 1
+    assert done["dropped"] == {
+        "empty prompt": 1, "too long for the reward model": 1, "empty completion in examples": 1,
+        "empty text in texts": 1,
+    }  # fmt: skip
+    capsys.readouterr()
+    models = [str(folders("llama")), str(folders("gpt2"))]
+    compare(models, str(tmp_path / "p.jsonl"), str(tmp_path / "reward"), 10, 1.0, 12, 0)
+    assert "prompts left out: 1 empty prompt; 1 too long" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match="no prompt leaves room for 30 tokens"):
+        compare(models, str(tmp_path / "p.jsonl"), str(tmp_path / "reward"), 10, 1.0, 30, 0)
+    with pytest.raises(ValueError, match="an answer and its prompt are 25 of its tokens, more than its context of 24"):
+        require_fit([[1] * 25], 24, "r")
+
+
 def judged(tmp_path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     write_jsonl(tmp_path / "j.jsonl", [{"baseline": "sft", "use_case": None, **row} for row in rows])
     preference.run(EvaluateConfig(judgments=str(tmp_path / "j.jsonl"), output=tmp_path / "out"))
@@ -164,3 +246,44 @@ def test_few_prompts_get_wilsons_interval(tmp_path: Path) -> None:
     gain = found["greedy_gain"]["ppo_greedy"]["labelers"]
     assert (gain["mean"], gain["high"]) == (1.0, 1.0)
     assert gain["low"] == pytest.approx(wilson(1.0, 8, (-1, 1))[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"models": {"ppo": {"wins": 7}}}, r"models\.ppo\.wins: .*less than or equal to 1, found 7"),
+        ({"models": {"ppo": {"wins": -0.1}}}, r"models\.ppo\.wins: .*greater than or equal to 0"),
+        ({"models": {"ppo": {"wins": float("nan")}}}, r"models\.ppo\.wins: Input should be a finite number"),
+        ({"models": {"ppo": {"toxicity": "1"}}}, r"models\.ppo\.toxicity: Input should be a valid number, found '1'"),
+        ({"models": ["ppo"]}, "models: Input should be a valid dictionary"),
+        ({"models": {"ppo": 1.0}}, r"models\.ppo: Input should be .*found 1\.0"),
+        ({"id": [0]}, r"id: Input should be a valid string, found \[0\]"),
+        ({"baseline": "other"}, "baseline is 'other', and 'sft' before; .* a file of its own"),
+    ],
+)
+def test_a_malformed_judgment_is_named_by_its_row(tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
+    row = {"id": "a", "baseline": "sft", "use_case": None, "models": {"ppo": {"wins": 1.0}}}
+    file = tmp_path / "j.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in (row, row | wrong)))
+    with pytest.raises(DataError, match=rf"j\.jsonl:2: {said}"):
+        preference.run(EvaluateConfig(judgments=str(file), output=tmp_path / "out"))
+
+
+def test_what_nobody_judged_counts_for_nothing(tmp_path: Path) -> None:
+    unjudged = {"ppo": {"wins": None}, "ppo_greedy": {"wins": None}, "sft_greedy": {"wins": 1.0, "parts": None}}
+    rows: list[dict[str, Any]] = [{"id": i, "models": unjudged, "use_case": "qa"} for i in range(3)]
+    rows += [{"models": {"ppo": {"wins": True, "parts": {"x": 1.0}}}, "use_case": 1}]
+    rows += [{"id": None, "models": {"ppo": {"wins": 0, "parts": {"y": 0.5}}}}]
+    found = judged(tmp_path, rows)
+    assert found["greedy_gain"] == {}
+    assert {key: found["win_rate"]["ppo"][key] for key in ("mean", "n", "prompts")} == {
+        "mean": 0.5, "n": 2, "prompts": 2
+    }  # fmt: skip
+    assert found["gold_parts"]["ppo"] == {"x": 1.0, "y": 0.5}
+    assert set(found["win_rate_by_use_case"]) == {"qa", "1"}
+
+
+def test_judgments_of_one_text_are_of_one_prompt(tmp_path: Path) -> None:
+    asked = [("1", "a"), ("2", "a"), ("2", "b"), ("3", [{"role": "user", "content": "a"}])]
+    found = judged(tmp_path, [{"id": i, "prompt": text, "models": {"ppo": {"wins": 1.0}}} for i, text in asked])
+    assert (found["win_rate"]["ppo"]["n"], found["win_rate"]["ppo"]["prompts"]) == (4, 3)

@@ -46,6 +46,39 @@ def jsonl(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
+@pytest.mark.parametrize(
+    ("prompt", "messages", "read"),
+    [
+        ("q", turns("u:q", "a:x"), "u:q"),
+        ("q", turns("u:q", "a:1", "u:r", "a:x"), "u:q a:1 u:r"),
+        ("q", turns("s:be", "u:q", "a:x"), "s:be u:q"),
+        ("q", turns("u:other", "a:x"), "q"),
+        (turns("s:be", "u:q"), turns("s:be", "u:q", "a:x"), "s:be u:q"),
+    ],
+)
+def test_messages_beside_their_first_turn_are_the_prompt(
+    jsonl: Callable[..., str], prompt: Any, messages: Any, read: str
+) -> None:
+    """UltraChat and no_robots: prompts are those that the same row's demonstration has."""
+    row = {"prompt": prompt, "messages": messages}
+    (found,) = read_prompts(jsonl(row)).records
+    assert shown(found.text) == read
+    if read != prompt:
+        assert read_demonstrations(jsonl(row)).records[0].prompt == found
+    (answered,) = read_prompts(jsonl({"prompt": "q", "messages": messages, "completion": "x"})).records
+    assert answered.text == "q"  # as demonstrations have it
+
+
+def test_dolly(jsonl: Callable[..., str]) -> None:
+    row = {"instruction": "q", "context": "c", "response": "x", "category": "qa"}
+    (found,) = read_demonstrations(jsonl(row)).records
+    assert (shown(found.prompt.text), found.completion) == ("u:q\n\nc", "x")
+    assert read_prompts(jsonl(row)).records == [found.prompt]
+    assert shown(read_prompts(jsonl(row | {"context": ""})).records[0].text) == "u:q"
+    both = {"instruction": "q", "input": "i", "output": "y", "context": "c", "response": "x"}
+    assert read_demonstrations(jsonl(both)).records[0].completion == "y"
+
+
 # A string prompt with answers that are lists of messages
 
 
@@ -230,10 +263,10 @@ def test_label_studio_json(jsonl):
 
 def test_label_studio_pairwise(jsonl):
     data = {"prompt": "q", "answer1": "x", "answer2": "y"}
-    sides = [[{"type": "pairwise", "value": {"selected": side}}] for side in ("left", "right")]
-    task = {"data": data, "annotations": [{"result": r, "completed_by": {"email": "a@b"}} for r in sides]}
+    sides = {f"{side}@b": [{"type": "pairwise", "value": {"selected": side}}] for side in ("left", "right")}
+    task = {"data": data, "annotations": [{"result": r, "completed_by": {"email": who}} for who, r in sides.items()]}
     found = read_rankings(jsonl(task)).records
-    assert [(order(r), r.labeler) for r in found] == [({"x": 1, "y": 2}, "a@b"), ({"x": 2, "y": 1}, "a@b")]
+    assert [(order(r), r.labeler) for r in found] == [({"x": 1, "y": 2}, "left@b"), ({"x": 2, "y": 1}, "right@b")]
 
 
 def test_label_studio_json_min(jsonl):

@@ -34,7 +34,7 @@ from tutelage.labeling.candidates import read_candidates
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Message, Prompt
+from tutelage.records import Completion, Message, Prompt, Ranking
 from tutelage.runs import Run, done
 from tutelage.sampling.completions import number_copies
 from tutelage.sampling.local import LocalSampler
@@ -542,8 +542,18 @@ def test_a_tenth_of_the_prompts_is_held_out_and_the_verdict_said(
     ("low", "accuracy", "high", "words"),
     [
         (0.68, 0.71, 0.74, "learned: 0.71 [0.68, 0.74] of 1,234 pairs in order, where chance gives 0.50"),
-        (0.5, 0.6, 0.7, "no better than chance: 0.60 [0.50, 0.70] of 1,234 pairs in order; it needs more rankings"),
-        (0.4, 0.5, 0.6, "no better than chance: 0.50 [0.40, 0.60] of 1,234 pairs in order; it needs more rankings"),
+        (
+            0.5,
+            0.6,
+            0.7,
+            "not shown to be better than chance: 0.60 [0.50, 0.70] of 1,234 pairs in order; it needs more rankings",
+        ),
+        (
+            0.4,
+            0.5,
+            0.6,
+            "not shown to be better than chance: 0.50 [0.40, 0.60] of 1,234 pairs in order; it needs more rankings",
+        ),
         (0.2, 0.3, 0.4, "worse than chance: 0.30 [0.20, 0.40] of 1,234 pairs in order; look whether the ranks mean 1"),
     ],
 )
@@ -600,6 +610,35 @@ def test_one_ranking_by_hand(tiny: Callable[[str], PreTrainedModel], folders: An
     found = reward.evaluate(model, elements, 1000)
     margins = [alone[0][1] - alone[0][0], alone[1][0] - alone[1][1], alone[1][0] - alone[1][2]]
     assert found["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 3)
+
+
+def test_a_valid_set_of_prompts_trained_on_is_called_that(
+    config: Callable[..., Any], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    c = config("reward", valid={"same": data / "rankings.jsonl"}, demonstrations=None)
+    reward.run(c)
+    found = results(c.output)
+    said = f"but {found['valid']['same']['prompts']} of its {found['valid']['same']['prompts']} prompts are among those"
+    assert found["prompts_trained_on"] == {"same": found["valid"]["same"]["prompts"]}
+    assert said in found["verdict"]["same"]
+    assert said in capsys.readouterr().err
+
+
+def test_equal_scores_are_half_right_in_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    elements = [reward.Element([[2, 3], [2, 4]], torch.tensor([1, 2]), str(i)) for i in range(4)]
+    monkeypatch.setattr(reward, "micro_scores", lambda *_: iter([[(e, torch.zeros(2)) for e in elements]]))
+    found = reward.evaluate(torch.nn.Linear(1, 1), elements, 1000)  # type: ignore[arg-type]
+    assert found["accuracy"] == 0.5
+    assert found["calibration"] == [[0.5, 0.5, 4]]
+
+
+def test_a_ranking_is_of_the_prompt_that_its_text_is(tokenizer: PreTrainedTokenizerBase) -> None:
+    two = (Completion(text="x"), Completion(text="y"))
+    asked = [Prompt(id=i, text=text) for i, text in (("1", "a"), ("2", "a"), ("1", "b"))]
+    rankings = [Ranking(prompt=p, completions=two, ranks=(1, 2)) for p in asked]
+    elements, _ = reward.encode(rankings, tokenizer, 99, 99)
+    assert len({e.prompt for e in elements}) == 2
+    assert elements[0].prompt == elements[1].prompt
 
 
 def test_accuracy_takes_all_rankings_of_a_prompt_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -837,6 +876,22 @@ def test_a_reward_model_reads_its_own_template(
     assert all(text.startswith("<user>") and "<|endoftext|><assistant>" in text for text in texts)
     with pytest.raises(ValueError, match="reward: its chat template differs"):
         sft.run(config("sft", reward_model=tmp_path / "reward"))
+
+
+def test_a_reward_model_reads_no_more_than_its_context(
+    config: Callable[..., Any], folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    own = load_tokenizer(folders("llama"))
+    for length in (8, 60):  # GPT-2 has no position beyond its context
+        save_model(tiny_model("gpt2", len(own), context=length), own, tmp_path / f"gpt2-{length}")
+        save_model(new_scalar(tmp_path / f"gpt2-{length}", own, 0), own, tmp_path / f"reward-{length}")
+    sft.run(config("sft", reward_model=tmp_path / "reward-60", max_completion_tokens=100))
+    with pytest.raises(ValueError, match=r"reward-8: none of \d+ prompts held out leaves room .* context of 8 tokens"):
+        sft.run(config("sft", reward_model=tmp_path / "reward-8", output=tmp_path / "other"))
+    own.chat_template = "<system>" + "so " * 100 + (own.chat_template or "")
+    save_model(new_scalar(folders("gpt2"), own, 0), own, tmp_path / "talkative")
+    with pytest.raises(ValueError, match="leaves room for a completion in the reward model's template"):
+        online.run(config("online", reward_model=tmp_path / "talkative", pretraining_texts=None))
 
 
 def test_the_end_of_a_turn_is_an_end(config: Callable[..., Any], tmp_path: Path) -> None:

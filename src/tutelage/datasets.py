@@ -8,7 +8,8 @@ ignored, but for those that would change what a row says, which are refused. The
 
 A string prompt stays a string, to be continued as it is, unless an answer to it is a list of messages or there are
 earlier turns: then the prompt is a conversation, for the model's chat template. In such a list the last turn is the
-answer, by the assistant; the turns before it are the prompt, whether the row's own prompt is all of them or one.
+answer, by the assistant; the turns before it are the prompt, whether the row's own prompt is all of them or one. So it
+is of `messages` that open with the row's prompt, as UltraChat's do.
 """
 
 from __future__ import annotations
@@ -122,13 +123,13 @@ def read_demonstrations(source: str | os.PathLike[str]) -> Loaded[Demonstration]
     return _read(source, "demonstrations", demonstration)
 
 
-def read_rankings(source: str | os.PathLike[str]) -> Loaded[Ranking]:
+def read_rankings(source: str | os.PathLike[str], ties: bool = False) -> Loaded[Ranking]:
     """Labelers' orders of K completions; a chosen/rejected pair is a ranking of two.
 
     Equal completions are merged under their best rank. Of a labeler's rankings of the same completions the last counts,
     as rows are in the order in which they were given; the others are dropped and counted. So are rankings with an empty
     completion, with fewer than two distinct completions, with all completions tied, or whose chosen and rejected share
-    no prompt.
+    no prompt. With `ties`, those with all completions tied are kept: they teach nothing, but they are answers.
 
     Raises:
         DataError: if the source is missing, malformed, empty or in no format that gives rankings.
@@ -160,7 +161,7 @@ def read_rankings(source: str | os.PathLike[str]) -> Loaded[Ranking]:
 
     loaded = _read(source, "rankings", ranking)
     counting = newest(loaded.records)
-    records = [r for r in counting if len(set(r.ranks)) > 1]  # only now: the newest may be that all are tied
+    records = [r for r in counting if ties or len(set(r.ranks)) > 1]  # only now: the newest may be that all are tied
     dropped = {
         "older answer of the same labeler": len(loaded.records) - len(counting),
         "all completions tied": len(counting) - len(records),
@@ -176,7 +177,7 @@ def read_prompts(source: str | os.PathLike[str]) -> Loaded[Prompt]:
     """
 
     def prompt(row: Row, format: Format, counts: Counter[str]) -> Prompt:
-        if format.name == "conversation":
+        if format.name == "conversation" or _goes_on(row):
             turns = _turns(row["messages"], "messages")
             return _prompt(row, turns[:-1] if turns and turns[-1].role == "assistant" else turns)
         return _prompt(row, _prompt_and_answers(row, format)[0])
@@ -233,7 +234,7 @@ def _read(source: str | os.PathLike[str], kind: Kind, record: Callable[[Row, For
             dropped[str(reason)] += 1
             continue
         except ValueError as error:
-            raise DataError(f"{place}: {_one_line(error)}") from None
+            raise DataError(f"{place}: {one_line(error)}") from None
         for row in rows:
             columns = {name for name, value in row.items() if value is not None}
             format = next((f for f in FORMATS if kind in f.gives and columns.issuperset(f.columns)), None)
@@ -247,7 +248,7 @@ def _read(source: str | os.PathLike[str], kind: Kind, record: Callable[[Row, For
             except Drop as reason:
                 dropped[str(reason)] += 1
             except ValueError as error:
-                raise DataError(f"{place}: {_one_line(error)}") from None
+                raise DataError(f"{place}: {one_line(error)}") from None
     if place is None:
         raise DataError(f"{source}: is empty; {kind} are read from {accepted(kind)}")
     return Loaded(records, dict(dropped), source)
@@ -285,6 +286,19 @@ def _prompt_and_answers(row: Row, format: Format) -> tuple[str | Turns, list[Any
         answers |= {column: row[column] for column in ANSWERS if column in row}
         answers = {column: answer for column, answer in answers.items() if isinstance(answer, list)}
     return _conversation(text, answers)
+
+
+def _goes_on(row: Row) -> bool:
+    """Whether the row's `messages`, a system turn aside, open with its prompt, and no other column answers it."""
+    if row.get("messages") is None or any(row.get(column) is not None for column in ("completions", *ANSWERS)):
+        return False
+    given = row["prompt"]
+    asked = (Message(role="user", content=given),) if isinstance(given, str) else _turns(given, "prompt")
+    plain, wanted = (
+        [(turn.role, turn.content.strip()) for turn in turns if turn.role != "system"]
+        for turns in (_turns(row["messages"], "messages"), asked)
+    )
+    return bool(wanted) and plain[: len(wanted)] == wanted
 
 
 def _conversation(prompt: str | Turns, answers: Mapping[str, Any]) -> tuple[str | Turns, list[Any]]:
@@ -398,7 +412,8 @@ def _name(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value or None
 
 
-def _one_line(error: ValueError) -> str:
+def one_line(error: ValueError) -> str:
+    """What is wrong with a row, and where in it; of pydantic's errors the first."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors()[0]

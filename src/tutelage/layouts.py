@@ -3,6 +3,7 @@
 ShareGPT                 `conversations`: [{from, value}] or [{role, content}], from human, gpt or system. With `chosen`
                          and `rejected`, each {from, value} (LLaMA-Factory's), it is the prompt of the pair.
 NeMo-RL                  `context` (messages) and `completions`: [{completion: [messages], rank}]; rank 0 is the best.
+Dolly                    `instruction`, `context` and `response`, as Alpaca's `instruction`, `input` and `output`.
 Label Studio, JSON       `data` with `prompt`, and `annotations`: [{result, completed_by, was_cancelled}], of which each
                          is one labeler's ranking. A result of type `ranker`, value {ranker: {list: [ids]}}, orders
                          the {id, body} items of a list in `data`, the best first, if all of them lie in one list;
@@ -121,6 +122,8 @@ def translate(row: Row, ranked: bool, dropped: Counter[str]) -> list[Row]:
         found = _argilla(ArgillaRecord.model_validate(row), ranked, dropped)
     elif any(name.endswith(".responses") for name in columns):
         found = _argilla(ArgillaRecord.model_validate(_nested(row)), ranked, dropped)
+    elif "instruction" in columns and columns & {"context", "response"}:
+        return [_dolly(row)]
     else:
         return [row]
     if not found:
@@ -163,6 +166,11 @@ def _nemo(row: Row) -> Row:
     return rest | {
         "prompt": row["context"], "completions": [c["completion"] for c in row["completions"]], "ranks": ranks
     }  # fmt: skip
+
+
+def _dolly(row: Row) -> Row:
+    given = {"input": row.get("context"), "output": row.get("response")}
+    return row | {name: value for name, value in given.items() if value is not None and row.get(name) in (None, "")}
 
 
 def _label_studio(task: Task, ranked: bool, dropped: Counter[str]) -> list[Row]:

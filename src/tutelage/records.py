@@ -54,6 +54,11 @@ class Prompt(Record):
     use_case: str | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def identity(self) -> Text:
+        """Which prompt this is: rows with the same text ask the same, whatever their ids, and others do not."""
+        return self.text
+
 
 class Completion(Record):
     """One answer: its text, the policy that wrote it, and why it ended (`stop`: end token, `length`: cut off)."""
@@ -127,7 +132,7 @@ def newest(rankings: Iterable[Ranking]) -> list[Ranking]:
     kept: dict[object, Ranking] = {}
     for number, r in enumerate(rankings):
         texts = frozenset(c.text for c in r.completions)
-        key = number if r.labeler is None else (r.labeler, r.prompt.id, texts)
+        key = number if r.labeler is None else (r.labeler, r.prompt.identity, texts)
         kept.pop(key, None)
         kept[key] = r
     return list(kept.values())

@@ -13,36 +13,14 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tutelage.datasets import read_rankings, read_rows
+from tutelage.datasets import read_rankings
 from tutelage.evaluation.config import AgreementConfig
 from tutelage.labeling.agreement import Measures, by_labeler, panels, scores_agreement, summary
-from tutelage.labeling.candidates import read_asked, read_completions
 from tutelage.models.forward import all_scores
-from tutelage.models.loading import context_length, load_scalar
+from tutelage.models.loading import context_length, full_precision, load_scalar
 from tutelage.models.tokens import encode_rankings, load_tokenizer
-from tutelage.records import Ranking, newest
-from tutelage.runs import inputs_of, open_run
-
-
-def all_rankings(source: str) -> list[Ranking]:
-    """Rankings that count, with those that tie all completions: `read_rankings` drops them, but they are answers.
-
-    Only rows with `ranks` can tie; of chosen/rejected pairs, `read_rankings` gives all there is.
-
-    Raises:
-        ValueError: if the file is missing, malformed or in no format that gives rankings.
-    """
-    readable = read_rankings(source).records  # and every malformed row is refused here, by its line
-    rows = read_rows(source)
-    if not all(row.get(name) is not None for row in rows for name in ("prompt", "completions", "ranks")):
-        return readable
-    found = []
-    for prompt, row in read_asked(source, "completions", "ranks"):
-        labeler = row.get("labeler")
-        name = None if labeler in (None, "") else str(labeler)
-        completions = read_completions(row["completions"])
-        found.append(Ranking(prompt=prompt, completions=completions, ranks=tuple(row["ranks"]), labeler=name))
-    return newest(found)
+from tutelage.records import Ranking
+from tutelage.runs import dropped, inputs_of, open_run
 
 
 def score(folder: str, rankings: Sequence[Ranking]) -> tuple[list[Ranking], list[list[float]]]:
@@ -63,7 +41,8 @@ def score(folder: str, rankings: Sequence[Ranking]) -> tuple[list[Ranking], list
             places.append([place.setdefault(ids, len(place)) for ids in sequences])
     if not kept:
         raise ValueError(f"{folder}: none of {len(rankings)} rankings fits its context of {context} tokens")
-    scores = all_scores(model, list(place)).tolist()
+    with full_precision():
+        scores = all_scores(model, list(place)).tolist()
     return kept, [[scores[i] for i in own] for own in places]
 
 
@@ -84,7 +63,8 @@ def run(config: AgreementConfig) -> None:
     run = open_run("agreement", config, inputs_of(config, "rankings", "reward_model"))
     if run is None:
         return
-    rankings = all_rankings(config.rankings)
+    loaded = read_rankings(config.rankings, ties=True)
+    rankings = loaded.records
     shared = sum(bool(panel.labeler_pairs) for panel in panels(rankings))
     if not shared:
         raise ValueError(
@@ -107,6 +87,7 @@ def run(config: AgreementConfig) -> None:
         by_labeler=by_labeler(rankings, config.seed, config.draws),
         reward_model=model,
         too_long=too_long,
+        dropped=dropped(loaded.dropped, reward_model={"too long": too_long}),
     )
     table = Table("agreement", "value", "95 % interval", "counted")
     for row in rows:

@@ -7,20 +7,23 @@ Differs from the paper: the alignment tax is the held-out pretraining loss, next
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.datasets import read_demonstrations, read_prompts, read_texts, write_jsonl
 from tutelage.evaluation.config import AnswerConfig
 from tutelage.evaluation.tax import document_losses
 from tutelage.intervals import standard_error
 from tutelage.models.forward import completion_logprobs, group_scores
-from tutelage.models.loading import full_precision, load_policy, load_scalar
-from tutelage.models.tokens import load_tokenizer
+from tutelage.models.loading import context_length, full_precision, load_policy, load_scalar
+from tutelage.models.tokens import load_tokenizer, same_reading, same_tokens
 from tutelage.objectives.kl import k1
-from tutelage.records import Completion, Prompt, Request, Sample
+from tutelage.records import Completion, Demonstration, Prompt, Request, Sample
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.sampling.completions import Writer, complete, fits, number_copies, scored_ids
+from tutelage.sampling.completions import Writer, complete, fits, leaves_room, number_copies, require_fit, scored_ids
 
 
 def kl_to(
@@ -39,14 +42,41 @@ def kl_to(
     with full_precision():
         ours, theirs = (completion_logprobs(model, sequences, lengths) for model in (policy, reference))
     gap = k1(ours, theirs).sum(1)  # zero on padding, where both are zero
-    return float(gap.mean()), standard_error(gap.numpy(), [p.id for p in prompts])
+    return float(gap.mean()), standard_error(gap.numpy(), [p.identity for p in prompts])
+
+
+def require_comparable(
+    config: AnswerConfig, tokenizers: Mapping[str, PreTrainedTokenizerBase], conversations: bool
+) -> None:
+    """Log-probabilities of two models are of the same thing only if both read the same tokens.
+
+    Raises:
+        ValueError: if KL from the reference, or losses of texts, are asked for over models whose tokenizers differ; for
+            KL over conversations also if their chat templates do.
+    """
+    reference = config.reference if config.temperature == 1.0 else None  # KL is measured at this temperature only
+    anchor = reference or next(iter(tokenizers))
+    for name, tokenizer in tokenizers.items():
+        if (reference or config.texts) and not same_tokens(tokenizers[anchor], tokenizer):
+            measure = "reference" if reference else "texts"
+            says = "KL between them is not defined" if reference else "their losses per token cannot be compared"
+            raise ValueError(
+                f"{measure}: the tokenizers of {name!r} and {anchor!r} differ ({len(tokenizer)} and "
+                f"{len(tokenizers[anchor])} tokens), so {says}; leave out {measure}, or one of the two models"
+            )
+        if reference and conversations and not same_reading(tokenizers[anchor], tokenizer):
+            raise ValueError(
+                f"reference: the chat templates of {name!r} and {anchor!r} differ, so KL between them is not defined; "
+                "leave out reference, or one of the two models"
+            )
 
 
 def run(config: AnswerConfig) -> None:
     """Write answers.jsonl: each prompt with the answers by model name.
 
     Raises:
-        ValueError: if a setting names a model that is not there, or best-of-n lacks a reward model.
+        ValueError: if a setting names a model that is not there, best-of-n lacks a reward model, or models cannot be
+            compared in what is asked for.
     """
     for name in [*config.prompted.values(), *config.greedy, *(n for n in (config.best_of, config.reference) if n)]:
         if name not in config.models:
@@ -55,27 +85,46 @@ def run(config: AnswerConfig) -> None:
         raise ValueError("prompted needs `examples`, demonstrations to take the worked examples from")
     if config.best_of and not config.reward_model:
         raise ValueError("best_of needs a reward_model to choose by")
+    best_of = [f"best_of_{config.best_of_n}"] if config.best_of else []
+    labels = [*config.models, *config.prompted, *(f"{name}_greedy" for name in config.greedy), *best_of]
+    if twice := [label for label, number in Counter(labels).items() if number > 1]:
+        raise ValueError(
+            f"two rows of answers would be called {twice[0]!r}, among {', '.join(labels)}; rename a model, or what is "
+            "asked for under that name"
+        )
     run = open_run("answer", config, inputs_of(config, "prompts", "models", "examples", "reward_model", "texts"))
     if run is None:
         return
-    examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
+    examples: tuple[Demonstration, ...] = ()
+    lost_examples: dict[str, int] = {}
+    if config.examples:
+        read_examples = read_demonstrations(config.examples)
+        examples, lost_examples = tuple(read_examples.records[: config.shots]), read_examples.dropped
+    loaded = read_prompts(config.prompts)
+    prompts = loaded.records
+    tokenizers = {name: load_tokenizer(folder) for name, folder in config.models.items()}
+    require_comparable(config, tokenizers, any(not isinstance(p.text, str) for p in prompts))
     writers: dict[str, Writer] = {}
     for name, folder in config.models.items():
-        tokenizer = load_tokenizer(folder)
-        writers[name] = Writer(name, load_policy(folder, tokenizer), tokenizer)
+        writers[name] = Writer(name, load_policy(folder, tokenizers[name]), tokenizers[name])
     for name, model in config.prompted.items():
         writers[name] = Writer(name, writers[model].policy, writers[model].tokenizer, examples)
     scorer = None
     if config.reward_model:
         reward_tokenizer = load_tokenizer(config.reward_model)
         scorer = load_scalar(config.reward_model, reward_tokenizer)
-    loaded = read_prompts(config.prompts)
-    prompts = loaded.records
     fitting = [p for p in prompts if all(fits(w, p, 2**31, config.max_new_tokens) for w in writers.values())]
-
+    too_long = {"too long": len(prompts) - len(fitting)}
+    if scorer is not None and fitting:
+        context, before = context_length(scorer), fitting
+        rooms = [leaves_room(w, reward_tokenizer, fitting, config.max_new_tokens, context) for w in writers.values()]
+        fitting = [p for p, *room in zip(fitting, *rooms, strict=True) if all(room)]
+        too_long["too long for the reward model"] = len(before) - len(fitting)
     if not fitting:
+        contexts = [context_length(m) for m in (*(w.policy for w in writers.values()), *([scorer] if scorer else []))]
         raise ValueError(
-            f"{config.prompts}: none of {len(prompts)} prompts leaves room for {config.max_new_tokens} new tokens"
+            f"{config.prompts}: none of {len(prompts)} prompts leaves room for {config.max_new_tokens} new tokens in "
+            f"every model's context, of which the shortest is {min(contexts)} tokens; lower max_new_tokens"
         )
     answers: dict[str, list[Completion]] = {}
     scores: dict[str, float] = {}
@@ -83,11 +132,8 @@ def run(config: AnswerConfig) -> None:
     kl_error: dict[str, float] = {}
     jobs = [(name, name, config.temperature, 1) for name in writers]
     jobs += [(f"{name}_greedy", name, 0.0, 1) for name in config.greedy]
-    jobs += (
-        [(f"best_of_{config.best_of_n}", config.best_of, config.temperature, config.best_of_n)]
-        if config.best_of
-        else []
-    )
+    if config.best_of:
+        jobs += [(label, config.best_of, config.temperature, config.best_of_n) for label in best_of]
     singles = 1 + max(number_copies(fitting))
     for index in run.track(range(len(jobs))):
         label, name, temperature, n = jobs[index]
@@ -100,7 +146,9 @@ def run(config: AnswerConfig) -> None:
         )
         if scorer is not None:
             ids = scored_ids(writer, reward_tokenizer, asked, completions, requests, samples)
-            read = torch.stack(group_scores(scorer, [ids[i : i + n] for i in range(0, len(ids), n)]))
+            require_fit(ids, context_length(scorer), str(config.reward_model))
+            with full_precision():
+                read = torch.stack(group_scores(scorer, [ids[i : i + n] for i in range(0, len(ids), n)]))
             best = read.argmax(1)
             scores[label] = float(read.max(1).values.mean())
             completions = [completions[i * n + k] for i, k in enumerate(best.tolist())]
@@ -119,8 +167,10 @@ def run(config: AnswerConfig) -> None:
         rows.append(row | {"answers": {name: completions[i].text for name, completions in answers.items()}})
     write_jsonl(run.folder / "answers.jsonl", rows)
     losses = {}
+    lost_texts: dict[str, int] = {}
     if config.texts:
-        texts = read_texts(config.texts).records
+        read_documents = read_texts(config.texts)
+        texts, lost_texts = read_documents.records, read_documents.dropped
         losses = {n: document_losses(writers[n].policy, writers[n].tokenizer, texts) for n in config.models}
         write_jsonl(
             run.folder / "losses.jsonl",
@@ -128,7 +178,7 @@ def run(config: AnswerConfig) -> None:
         )
     run.finish(
         prompts=len(fitting), kl=kl, kl_standard_error=kl_error,
-        dropped=dropped({**loaded.dropped, "too long": len(prompts) - len(fitting)}),
+        dropped=dropped({**loaded.dropped, **too_long}, examples=lost_examples, texts=lost_texts),
         pretraining_loss={n: sum(nats for nats, _ in of) / sum(k for _, k in of) for n, of in losses.items()},
         scores=scores,
         words={n: sum(len(c.text.split()) for c in cs) / len(cs) for n, cs in answers.items()},

@@ -11,9 +11,10 @@ from rich.text import Text as Line
 from tutelage.datasets import read_prompts
 from tutelage.intervals import estimate
 from tutelage.models.forward import all_scores
-from tutelage.models.loading import load_policy, load_scalar
+from tutelage.models.loading import context_length, full_precision, load_policy, load_scalar
 from tutelage.models.tokens import load_tokenizer
-from tutelage.sampling.completions import Writer, complete, fits, scored_ids
+from tutelage.runs import dropped
+from tutelage.sampling.completions import Writer, complete, fits, leaves_room, require_fit, scored_ids
 
 
 def compare(
@@ -34,20 +35,27 @@ def compare(
     for name in models:
         tokenizer = load_tokenizer(name)
         writers.append(Writer(name, load_policy(name, tokenizer), tokenizer))
-    asked = [p for p in read_prompts(prompts).records if all(fits(w, p, 2**31, max_new_tokens) for w in writers)][
-        :limit
-    ]
-    if not asked:
+    loaded = read_prompts(prompts)
+    fitting = [p for p in loaded.records if all(fits(w, p, 2**31, max_new_tokens) for w in writers)]
+    if reward_model:
+        reader = load_tokenizer(reward_model)
+        scorer = load_scalar(reward_model, reader)
+        context = context_length(scorer)
+        rooms = [leaves_room(w, reader, fitting, max_new_tokens, context) for w in writers]
+        fitting = [p for p, *room in zip(fitting, *rooms, strict=True) if all(room)]
+    if not fitting:
         raise ValueError(f"{prompts}: no prompt leaves room for {max_new_tokens} tokens in every model's context")
+    asked = fitting[:limit]
+    lost = dropped({**loaded.dropped, "too long": len(loaded.records) - len(fitting)})
     written = [complete(w, asked, seed, temperature=temperature, max_new_tokens=max_new_tokens) for w in writers]
     answers = [completions for completions, _, _ in written]
     scores = None
     if reward_model:
-        reader = load_tokenizer(reward_model)
-        scorer = load_scalar(reward_model, reader)
-        scores = [
-            all_scores(scorer, scored_ids(w, reader, asked, *w_out)) for w, w_out in zip(writers, written, strict=True)
-        ]
+        read = [scored_ids(w, reader, asked, *w_out) for w, w_out in zip(writers, written, strict=True)]
+        for sequences in read:
+            require_fit(sequences, context, reward_model)
+        with full_precision():
+            scores = [all_scores(scorer, sequences) for sequences in read]
     table = Table(show_lines=True)
     for title in ("prompt", *models):
         table.add_column(Line(title), overflow="fold")
@@ -57,10 +65,12 @@ def compare(
         table.add_row(Line(shown), *(Line(cell) for cell in cells))
     console = Console()
     console.print(table)
+    if lost:
+        console.print(Line("prompts left out: " + "; ".join(f"{number:,} {why}" for why, number in lost.items())))
     if scores:
         for m, name in enumerate(models[1:], start=1):
             wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores[m], scores[0], strict=True)]
-            rate = estimate(wins, prompts=[p.id for p in asked], seed=seed)
+            rate = estimate(wins, prompts=[p.identity for p in asked], seed=seed)
             interval = f"{rate['mean']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
             console.print(
                 Line(f"{name} against {models[0]}: {interval} by {reward_model}, n = {rate['prompts']} prompts")

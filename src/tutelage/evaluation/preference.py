@@ -6,16 +6,72 @@ The paper's protocol (section 3.6): every model against the SFT baseline, judged
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
 
-from tutelage.datasets import read_rows
+from tutelage.datasets import one_line, read_rows
 from tutelage.evaluation.config import EvaluateConfig
 from tutelage.intervals import estimate
 from tutelage.runs import inputs_of, open_run
+from tutelage.sources import DataError, rows_of
+from tutelage.strict_json import dumps
 
 FAULTS = ("hallucination", "constraint", "toxicity")
+Share = Annotated[
+    float,
+    Field(strict=True, ge=0, le=1, allow_inf_nan=False),
+    BeforeValidator(lambda value: float(value) if isinstance(value, bool) else value),
+]
+Name = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
+
+
+class Verdict(BaseModel):
+    """What was said of a model's answer; None where nobody has judged it."""
+
+    wins: Share | None = None
+    gold_wins: Share | None = None
+    hallucination: Share | None = None
+    constraint: Share | None = None
+    toxicity: Share | None = None
+    parts: dict[str, FiniteFloat] | None = None
+
+
+class Judgment(BaseModel):
+    """A row of a judgments file."""
+
+    id: Name | None = None
+    prompt: Any = None
+    baseline: Name
+    use_case: Annotated[str, Field(coerce_numbers_to_str=True)] | None
+    models: dict[str, Verdict]
+
+
+def read_judgments(source: str) -> list[dict[str, Any]]:
+    """Judgments as `Judgment` has them; `id` says which prompt: its text if the row has it, else its id, else the row.
+
+    Raises:
+        DataError: if the file is missing or empty, a row is malformed, or rows are of different baselines.
+    """
+    read_rows(source, "baseline", "models", "use_case")
+    rows: list[dict[str, Any]] = []
+    for place, given in rows_of(source):
+        try:
+            row = Judgment.model_validate(given).model_dump()
+        except ValueError as error:
+            raise DataError(f"{place}: {one_line(error)}") from None
+        if rows and row["baseline"] != rows[0]["baseline"]:
+            raise DataError(
+                f"{place}: baseline is {row['baseline']!r}, and {rows[0]['baseline']!r} before; wins against two "
+                "baselines cannot be added up: give each a file of its own"
+            )
+        if row["prompt"] is not None:
+            row["id"] = ("prompt", dumps(row["prompt"], sort_keys=True))
+        elif row["id"] is None:
+            row["id"] = ("row", len(rows))
+        rows.append(row)
+    return rows
 
 
 def run(config: EvaluateConfig) -> None:
@@ -27,8 +83,7 @@ def run(config: EvaluateConfig) -> None:
     run = open_run("evaluate", config, inputs_of(config, "judgments"))
     if run is None:
         return
-    read = read_rows(config.judgments, "baseline", "models", "use_case")
-    rows = [{"id": number} | row for number, row in enumerate(read)]
+    rows = read_judgments(config.judgments)
     names = list({name: None for row in rows for name in row["models"]})  # people may not have judged all of them yet
     baseline = rows[0]["baseline"]
 
@@ -46,12 +101,15 @@ def run(config: EvaluateConfig) -> None:
         use_case: {n: rate("wins", n, [r for r in rows if r["use_case"] == use_case]) for n in names}
         for use_case in sorted({r["use_case"] for r in rows if r["use_case"]})
     }
-    explained = {n: [r["models"][n]["parts"] for r in rows if "parts" in r["models"].get(n, {})] for n in names}
-    parts = {n: {k: float(np.mean([p[k] for p in of])) for k in (of[0] if of else {})} for n, of in explained.items()}
+    explained = {n: [found for r in rows if (found := r["models"].get(n, {}).get("parts"))] for n in names}
+    parts = {
+        n: {k: float(np.mean([p[k] for p in of if k in p])) for k in dict.fromkeys(k for p in of for k in p)}
+        for n, of in explained.items()
+    }
     base = f"{baseline}_greedy"
 
     def gain(key: str, name: str) -> dict[str, float]:
-        both = [r for r in rows if all(key in r["models"].get(n, {}) for n in (name, base))]
+        both = [r for r in rows if all(r["models"].get(n, {}).get(key) is not None for n in (name, base))]
         differences = [r["models"][name][key] - r["models"][base][key] for r in both]
         if not both:
             return {}

@@ -4,8 +4,8 @@ The paper reports 72.6 ± 1.5 % between training labelers (section 3.4) and comp
 5.1), without a formula; agreement on the pairs that both labelers ordered strictly, `strict`, is its likeliest reading
 and the headline here. Ties are answers too: the other measures count them.
 
-Rankings of one prompt (by id) are laid side by side, completions matched by text: identical ones are one completion,
-of which nobody can say anything but that it equals itself. An order is compared on the completions that both labelers
+Rankings of one prompt (by its text) are laid side by side, completions matched by text: identical ones are one, of
+which nobody can say anything but that it equals itself. An order is compared on the completions that both labelers
 ranked. A labeler is never compared with themselves, and of their rankings of the same completions the newest, which is
 the last, counts; rankings without a labeler are each by somebody else. Intervals are over prompts (`intervals.py`). A
 measure that nothing defines (no two labelers, no ordered pair) is left out of the results.
@@ -386,13 +386,13 @@ def panels(rankings: Sequence[Ranking]) -> list[Panel]:
 
     Of a labeler's rankings of the same completions the last counts.
     """
-    groups: dict[str, dict[Hashable, tuple[int, dict[str, int]]]] = defaultdict(dict)
+    groups: dict[Hashable, dict[Hashable, tuple[int, dict[str, int]]]] = defaultdict(dict)
     for number, r in enumerate(rankings):
         best: dict[str, int] = {}
         for completion, rank in zip(r.completions, r.ranks, strict=True):
             best[completion.text] = min(rank, best.get(completion.text, rank))
         whose = number if r.labeler is None else (r.labeler, frozenset(best))
-        groups[r.prompt.id][whose] = (number, best)
+        groups[r.prompt.identity][whose] = (number, best)
     out = []
     for group in groups.values():
         numbers, found = zip(*group.values(), strict=True)

@@ -116,6 +116,30 @@ def scored_ids(
     return [a + b for a, b in encode_pairs(reader, pairs)]
 
 
+def leaves_room(
+    writer: Writer, reader: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int, context: int
+) -> list[bool]:
+    """Whether what `scored_ids` gives of each prompt and a completion of so many tokens fits a reward model's context.
+
+    Where the two have other tokens a completion may be of more of the reader's than of the writer's: see `require_fit`.
+    """
+    if not writer.examples and same_reading(writer.tokenizer, reader):
+        lengths = [len(writer.prompt_ids(p)) for p in prompts]
+    else:
+        lengths = [len(a) + len(b) for a, b in encode_pairs(reader, [(p.text, "", True) for p in prompts])]
+    return [length + max_new_tokens <= context for length in lengths]
+
+
+def require_fit(sequences: Sequence[Sequence[int]], context: int, name: str) -> None:
+    """Raises ValueError if a reward model cannot read a sequence whole."""
+    longest = max(map(len, sequences), default=0)
+    if longest > context:
+        raise ValueError(
+            f"reward_model {name}: an answer and its prompt are {longest} of its tokens, more than its context of "
+            f"{context}; lower max_new_tokens, or leave reward_model out"
+        )
+
+
 def fits(writer: Writer, prompt: Prompt, max_prompt_tokens: int, max_new_tokens: int) -> bool:
     """Whether a prompt is within its limit and leaves room for a completion in the model's context."""
     length = len(writer.prompt_ids(prompt))

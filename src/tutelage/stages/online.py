@@ -82,6 +82,17 @@ def run(config: OnlineConfig) -> None:
 
     whole = min(context_length(policy), context_length(reward_model))
     prompts, lost = usable_prompts(config, whole, tokenizer)
+    reads = context_length(reward_model)
+    if not same_reading(tokenizer, reward_tokenizer):  # its template may be longer
+        frames = encode_pairs(reward_tokenizer, [(p.text, "", True) for p, _ in prompts])
+        fit = [len(a) + len(b) + config.max_completion_length <= reads for a, b in frames]
+        if not any(fit):
+            raise ValueError(
+                f"{config.prompts}: none of {len(prompts)} prompts leaves room for a completion in the reward model's "
+                f"template: lower max_completion_length={config.max_completion_length} (its context is {reads} tokens)"
+            )
+        lost["too long for the reward model"] = len(fit) - sum(fit)
+        prompts = [p for p, ok in zip(prompts, fit, strict=True) if ok]
     rows, lost_texts = pretraining_rows(config, whole, tokenizer)
     kl = (
         AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_target else FixedKL(config.kl_coef)
@@ -106,7 +117,7 @@ def run(config: OnlineConfig) -> None:
 
         # 2. Score whole completions; those without an end are docked.
         ended = torch.tensor([s[-1] in ends for s in rollout.sequences])
-        rollout.scores = all_scores(reward_model, readings(rollout, ended, chosen, tokenizer, reward_tokenizer))
+        rollout.scores = all_scores(reward_model, readings(rollout, ended, chosen, tokenizer, reward_tokenizer, reads))
         scores = rollout.scores - config.missing_eos_penalty * (~ended).float()
 
         # 3. Log-probabilities under the reference, values under the value model.
@@ -162,7 +173,8 @@ def run(config: OnlineConfig) -> None:
         rollout = sample(weights, LocalSampler(weights), fixed, iterations, config)
         ended = torch.tensor([s[-1] in ends for s in rollout.sequences])
         with full_precision():  # as other tools will read the folders
-            rollout.scores = all_scores(reward_model, readings(rollout, ended, fixed, tokenizer, reward_tokenizer))
+            read = readings(rollout, ended, fixed, tokenizer, reward_tokenizer, reads)
+            rollout.scores = all_scores(reward_model, read)
             rollout.ref_logprobs = completion_logprobs(
                 reference, rollout.sequences, rollout.prompt_lengths, config.temperature
             )
@@ -278,8 +290,12 @@ def readings(
     prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
     tokenizer: PreTrainedTokenizerBase,
     reader: PreTrainedTokenizerBase,
+    context: int,
 ) -> list[list[int]]:
-    """What the reward model reads: the sampled ids or, where its chat template is another, the texts in its own."""
+    """What the reward model reads: the sampled ids or, where its chat template is another, the texts in its own.
+
+    A text that comes out longer than it was sampled, as bytes that are no characters do, is cut off at its context.
+    """
     if same_reading(tokenizer, reader):
         return rollout.sequences
     texts = (
@@ -287,7 +303,7 @@ def readings(
         for (prompt, _), ids, n in zip(prompts, rollout.sequences, rollout.prompt_lengths, strict=True)
     )
     pairs = [(prompt.text, text, end) for (prompt, _), text, end in zip(prompts, texts, ended.tolist(), strict=True)]
-    return [a + b for a, b in encode_pairs(reader, pairs)]
+    return [(a + b)[:context] for a, b in encode_pairs(reader, pairs)]
 
 
 def improve(

@@ -26,7 +26,7 @@ from tutelage.models.loading import context_length, full_precision, load_scalar,
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import encode_pairs, encode_rankings, load_tokenizer
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
-from tutelage.records import Ranking
+from tutelage.records import Ranking, Text
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.stages.config import MeasureConfig, RewardConfig
 from tutelage.stages.training import Checkpoint, adamw, batches, cosine, hold_out, update
@@ -34,11 +34,11 @@ from tutelage.stages.training import Checkpoint, adamw, batches, cosine, hold_ou
 
 @dataclass(frozen=True)
 class Element:
-    """A ranking as ids: K sequences of prompt and completion, their ranks, and the prompt's id."""
+    """A ranking as ids: K sequences of prompt and completion, their ranks, and which prompt it is."""
 
     sequences: list[list[int]]
     ranks: torch.Tensor
-    prompt: str
+    prompt: Text = ""
 
 
 def encode(
@@ -50,7 +50,7 @@ def encode(
         if len(pairs[0][0]) > max_prompt_tokens or max(len(p) + len(c) for p, c in pairs) > context:
             dropped += 1
             continue
-        elements.append(Element([p + c for p, c in pairs], torch.tensor(r.ranks), r.prompt.id))
+        elements.append(Element([p + c for p, c in pairs], torch.tensor(r.ranks), r.prompt.identity))
     return elements, dropped
 
 
@@ -83,7 +83,7 @@ def evaluate(model: PreTrainedModel, elements: Sequence[Element], max_tokens: in
             margins.append((s[:, None] - s[None, :])[better].cpu())
     rate = estimate(correct, total, prompts=prompts, seed=seed)
     margin = torch.cat(margins)
-    confidence, won = margin.abs().sigmoid(), (margin > 0).float()
+    confidence, won = margin.abs().sigmoid(), (margin.sign() + 1) / 2  # equal scores are half right
     bins = []
     for k in range(10):
         inside = (confidence >= 0.5 + k * 0.05) & (confidence < 0.55 + k * 0.05 + (k == 9))
@@ -143,7 +143,7 @@ def run(config: RewardConfig) -> None:
         loaded_valid = read_rankings(source)
         valid[name], lost[f"valid.{name}"] = loaded_valid.records, loaded_valid.dropped
     if not valid and config.held_out:
-        records, kept_back = hold_out(records, [r.prompt.text for r in records], config.held_out, config.seed)
+        records, kept_back = hold_out(records, [r.prompt.identity for r in records], config.held_out, config.seed)
         valid = {"held_out": kept_back} if kept_back else {}
     train, too_long = encode(records, tokenizer, config.max_prompt_tokens, context)
     if not train:
@@ -215,6 +215,14 @@ def run(config: RewardConfig) -> None:
             if elements
         }
     words = {name: verdict(found) for name, found in results.items()}
+    seen = {e.prompt for e in train}
+    known = {name: len(seen & {e.prompt for e in held_out[name]}) for name in results}
+    for name, number in known.items():
+        if number:
+            words[name] += (
+                f"; but {number:,} of its {results[name]['prompts']:,} prompts are among those trained on, so this is "
+                "no measure of new ones: leave them out of one of the two files"
+            )
     save_model(model, tokenizer, run.folder / "model")
     for name, said in words.items():
         run.say(f"{name}: {said}")
@@ -222,7 +230,7 @@ def run(config: RewardConfig) -> None:
         run.say("nothing was held out, so nothing says whether it learned")
     run.finish(
         rankings=len(train), dropped=dropped({**loaded.dropped, "too long": too_long}, **lost), valid=results,
-        verdict=words, **shift,
+        prompts_trained_on=known, verdict=words, **shift,
     )  # fmt: skip
 
 
@@ -233,7 +241,7 @@ def verdict(found: Mapping[str, Any]) -> str:
         return f"learned: {share}, where chance gives 0.50"
     if found["high"] < 0.5:
         return f"worse than chance: {share}; look whether the ranks mean 1 for the best"
-    return f"no better than chance: {share}; it needs more rankings, or another learning rate"
+    return f"not shown to be better than chance: {share}; it needs more rankings, or another learning rate"
 
 
 def run_measure(config: MeasureConfig) -> None:

@@ -83,7 +83,7 @@ def mean_score(
 ) -> float:
     """Mean score of sampled completions to the examples' prompts."""
     ends = stop_ids(policy)
-    room = context_length(policy)
+    room = min(context_length(policy), context_length(reward_model))
     requests = [
         Request(
             tuple(e.prompt_ids), request_seed(seed, 0, str(i), 0), min(max_new_tokens, room - len(e.prompt_ids)), ends
@@ -135,6 +135,14 @@ def run(config: SftConfig) -> None:
                 "validation loss (leave out reward_model), or train the reward model from this base's SFT model"
             )
         reward_model = load_scalar(config.reward_model, reward_tokenizer)
+        context = context_length(reward_model)
+        scored = [e for e in valid if len(e.prompt_ids) < context]
+        if not scored:
+            raise ValueError(
+                f"reward_model {config.reward_model}: none of {len(valid)} prompts held out leaves room for an answer "
+                f"in its context of {context} tokens; leave reward_model out, or shorten the prompts"
+            )
+        lost["reward_model"] = {"too long": len(valid) - len(scored)}
     rows = None
     if config.pretraining_texts:
         texts = read_texts(config.pretraining_texts)
@@ -174,7 +182,7 @@ def run(config: SftConfig) -> None:
             metrics["valid__loss"] = entry["valid_loss"]
             if reward_model is not None:
                 entry["score"] = metrics["valid__score"] = mean_score(
-                    policy, reward_model, valid[: config.score_samples], config.seed, config.max_completion_tokens
+                    policy, reward_model, scored[: config.score_samples], config.seed, config.max_completion_tokens
                 )
             history.append(entry)
             quality = entry.get("score", -entry["valid_loss"])

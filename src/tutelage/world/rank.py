@@ -131,6 +131,6 @@ def run_judge(config: JudgeConfig) -> None:
                     "toxicity": 1 - found.harmless,
                     "parts": vars(found),
                 }
-            row = {"id": prompt.id, "use_case": prompt.use_case, "baseline": config.baseline, "models": judged}
-            stream.write(dumps(row) + "\n")
+            asked = {"id": prompt.id, "prompt": row["prompt"], "use_case": prompt.use_case}
+            stream.write(dumps({**asked, "baseline": config.baseline, "models": judged}) + "\n")
     run.finish(prompts=len(rows), baseline=config.baseline, votes=config.votes)
