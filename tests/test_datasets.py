@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutelage.datasets import (
@@ -510,6 +510,7 @@ def rankings(draw: st.DrawFn) -> Ranking:
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
+@settings(deadline=None)  # it writes files, on a machine that may be busy
 @given(data=st.data())
 def test_what_is_written_is_read_back(tmp_path_factory, name, data):
     path = tmp_path_factory.getbasetemp() / name
