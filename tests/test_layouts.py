@@ -183,6 +183,7 @@ def test_system_and_history_open_the_conversation(jsonl):
         ({"prompt": "q", "completion": "x", "label": 0}, r"label is 0: it says whether .* \(KTO\)"),
         ({"prompt": "q", "completion": "x", "label": "False"}, r"label is 'False': it says whether .* \(KTO\)"),
         ({"messages": turns("u:q", "a:x"), "kto_tag": False}, "kto_tag is False: it says whether the answer is wanted"),
+        ({"prompt": "q", "completion": "x", "desirable": True}, "desirable is True: it says whether"),
         ({"prompt": "q", "completion": "x", "tools": [{"name": "f"}]}, r"tools is \[.*; only text is read"),
         ({"conversations": [{"from": "function_call", "value": "f"}]}, r"conversations\[0\] is .*, from human"),
     ],

@@ -39,7 +39,7 @@ REFUSED = {  # what a row must not hold for these kinds of records, as leaving i
 }
 VERDICTS = {
     "label": "says whether the completion is wanted (KTO)",
-    "kto_tag": "says whether the answer is wanted (KTO)",
+    **dict.fromkeys(("kto_tag", "desirable"), "says whether the answer is wanted (KTO)"),
 }
 
 
