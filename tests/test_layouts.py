@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tutelage.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
@@ -398,6 +398,7 @@ columns = st.sampled_from(
 )
 
 
+@example(row={"messages": [], "instruction": []})
 @given(row=st.dictionaries(columns, values, max_size=6))
 def test_any_row_is_read_or_refused(tmp_path_factory, row):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"

@@ -780,7 +780,7 @@ def test_the_average_and_the_last_weights_are_kept_and_measured(
     assert found["final"]["last"]["kl"] > found["final"]["model"]["kl"] > 0
     assert found["average_moved"] < 0.5
     (warning,) = found["warnings"]
-    assert f"gone {found['average_moved']:.0%} of the way" in warning
+    assert f"moved only {found['average_moved']:.0%} as far from the start" in warning
     assert "ema_decay=0.9 over 4 iterations" in warning
     assert f"online: warning: {warning}" in capsys.readouterr().err
 

@@ -290,7 +290,8 @@ def _prompt_and_answers(row: Row, format: Format) -> tuple[str | Turns, list[Any
 
 def _goes_on(row: Row) -> bool:
     """Whether the row's `messages`, a system turn aside, open with its prompt, and no other column answers it."""
-    if row.get("messages") is None or any(row.get(column) is not None for column in ("completions", *ANSWERS)):
+    both = row.get("messages") is not None and row.get("prompt") is not None
+    if not both or any(row.get(column) is not None for column in ("completions", *ANSWERS)):
         return False
     given = row["prompt"]
     asked = (Message(role="user", content=given),) if isinstance(given, str) else _turns(given, "prompt")
