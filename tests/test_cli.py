@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import typing
@@ -216,3 +217,14 @@ def test_from_scratch_trains_the_base_first(tmp_path: Path, monkeypatch: pytest.
         ("base", tmp_path / "pretraining", None),
         ("demo", tmp_path, tmp_path / "pretraining" / "base" / "model"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_spin_for_a_short_while_unless_told_otherwise(given: dict[str, str], expected: str) -> None:
+    own = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import tutelage, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], env=own | given, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == [expected, "False"]  # before torch reads it
