@@ -50,7 +50,8 @@ class RankConfig(StageConfig):
 
 
 class JudgeConfig(StageConfig):
-    """Let held-out labelers compare each model's answers with the baseline's, and the gold preference after them."""
+    """Let the miniature world's simulated held-out labelers compare each model's answers with the baseline's, and the
+    gold preference after them. They know the world's prompts alone."""
 
     answers: str
     """Answers of all models, from `tutelage answer`."""
