@@ -228,3 +228,10 @@ def test_threads_spin_for_a_short_while_unless_told_otherwise(given: dict[str, s
     code = "import tutelage, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], env=own | given, capture_output=True, text=True, check=True)
     assert out.stdout.split() == [expected, "False"]  # before torch reads it
+
+
+def test_a_wrong_range_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["collect", "--prompts", "p", "--policy", "m", "--output", "o", "--k", "4-9"]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "tutelage: command line: k='4-9': expected a number or a range, such as 6 or 4..9"
+    )

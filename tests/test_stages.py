@@ -541,24 +541,29 @@ def test_a_tenth_of_the_prompts_is_held_out_and_the_verdict_said(
 @pytest.mark.parametrize(
     ("low", "accuracy", "high", "words"),
     [
-        (0.68, 0.71, 0.74, "learned: 0.71 [0.68, 0.74] of 1,234 pairs in order, where chance gives 0.50"),
+        (0.68, 0.71, 0.74, "learned: 0.71 [0.68, 0.74] of 1,234 pairs in order (56 prompts), where chance"),
         (
             0.5,
             0.6,
             0.7,
-            "not shown to be better than chance: 0.60 [0.50, 0.70] of 1,234 pairs in order; it needs more rankings",
+            "not shown to be better than chance: 0.60 [0.50, 0.70] of 1,234 pairs in order (56 prompts)",
         ),
         (
             0.4,
             0.5,
             0.6,
-            "not shown to be better than chance: 0.50 [0.40, 0.60] of 1,234 pairs in order; it needs more rankings",
+            "not shown to be better than chance: 0.50 [0.40, 0.60] of 1,234 pairs in order (56 prompts)",
         ),
-        (0.2, 0.3, 0.4, "worse than chance: 0.30 [0.20, 0.40] of 1,234 pairs in order; look whether the ranks mean 1"),
+        (
+            0.2,
+            0.3,
+            0.4,
+            "worse than chance: 0.30 [0.20, 0.40] of 1,234 pairs in order (56 prompts); look",
+        ),
     ],
 )
 def test_the_verdict_follows_the_interval(low: float, accuracy: float, high: float, words: str) -> None:
-    found = {"low": low, "accuracy": accuracy, "high": high, "pairs": 1234}
+    found = {"low": low, "accuracy": accuracy, "high": high, "pairs": 1234, "prompts": 56}
     assert reward.verdict(found).startswith(words)
 
 

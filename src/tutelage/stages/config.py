@@ -6,10 +6,11 @@ ours; the comment on the right says which. `recipes/paper.yaml` has the paper's 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field
 
 from tutelage.config import StageConfig
 
@@ -20,6 +21,12 @@ Number = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Source = str  # a path or a hub id
+
+
+def _number_or_range(value: object) -> str:
+    if not re.fullmatch(r"\d+(\.\.\d+)?", str(value)):
+        raise ValueError("expected a number or a range, such as 6 or 4..9")
+    return str(value)
 
 
 class Training(StageConfig):
@@ -36,7 +43,7 @@ class Training(StageConfig):
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm (ours; the paper is silent)."""
     micro_batch_tokens: Count = 2048
-    """Tokens of one forward and backward pass, with padding where a model needs it: memory's dial, no result's.
+    """Tokens of one forward and backward pass, padding included. It changes memory and speed, never a result.
 
     The default suits processors' caches; accelerators want 16384 and more."""
     checkpoint_seconds: Positive = 20.0
@@ -127,7 +134,7 @@ class CollectConfig(StageConfig):
     """How many worked examples."""
     off_prompt: Fraction = 0.0
     """Share of completions taken from another prompt, so that a reward model learns to read the instruction."""
-    k: Annotated[str, BeforeValidator(str), StringConstraints(pattern=r"^\d+(\.\.\d+)?$")] = "4..9"
+    k: Annotated[str, BeforeValidator(_number_or_range)] = "4..9"
     """Completions of a prompt, as a number or a range (paper: 4..9)."""
     temperature: Number = 1.0
     """Sampling temperature."""
@@ -174,7 +181,7 @@ class MeasureConfig(StageConfig):
     rankings: Source
     """Rankings or pairs that it did not learn from, in any accepted format."""
     micro_batch_tokens: Count = 2048
-    """Tokens of one pass: memory's dial, no result's."""
+    """Tokens of one pass. It changes memory and speed, never a result."""
 
 
 class OnlineConfig(Training):
@@ -225,7 +232,8 @@ class OnlineConfig(Training):
     cliprange_value: Positive = 0.2
     """Clip of the value's change (Ziegler 2019's code)."""
     vf_coef: Number = 0.1
-    """Weight of the value loss (Ziegler 2019's code); moot with a value model of its own but for clipping."""
+    """Weight of the value loss (Ziegler 2019's code). The value model has an optimizer of its own, so the weight
+    matters only where gradients are clipped."""
     whiten_advantages: bool = True
     """Standardise advantages over the iteration's tokens (Ziegler 2019's code)."""
     whiten_rewards: bool = False

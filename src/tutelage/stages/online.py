@@ -52,7 +52,7 @@ from tutelage.strict_json import dumps
 ALGORITHMS = {"ppo": ppo}
 PAPER_DECAY, PAPER_ITERATIONS = 0.992, 500  # section C.4; 256,000 episodes, 512 at a time
 FINAL_PROMPTS = 128  # the same for the averaged and for the last weights
-STILL = 0.5  # an average that has gone less than this share of the last weights' way is hardly trained
+STILL = 0.5  # warn where the average has moved less than this share of the last weights' distance from the start
 
 
 def run(config: OnlineConfig) -> None:

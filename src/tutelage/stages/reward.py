@@ -237,6 +237,7 @@ def run(config: RewardConfig) -> None:
 def verdict(found: Mapping[str, Any]) -> str:
     """Whether a reward model has learned, in words, from what `evaluate` found on rankings that it did not see."""
     share = f"{found['accuracy']:.2f} [{found['low']:.2f}, {found['high']:.2f}] of {found['pairs']:,} pairs in order"
+    share += f" ({found['prompts']:,} prompts)"
     if found["low"] > 0.5:
         return f"learned: {share}, where chance gives 0.50"
     if found["high"] < 0.5:
