@@ -284,6 +284,6 @@ def test_what_nobody_judged_counts_for_nothing(tmp_path: Path) -> None:
 
 
 def test_judgments_of_one_text_are_of_one_prompt(tmp_path: Path) -> None:
-    asked = [("1", "a"), ("2", "a"), ("2", "b"), ("3", [{"role": "user", "content": "a"}])]
+    asked = [("1", "a"), ("2", "a"), ("2", "b"), ("2", [{"role": "user", "content": "a"}])]
     found = judged(tmp_path, [{"id": i, "prompt": text, "models": {"ppo": {"wins": 1.0}}} for i, text in asked])
     assert (found["win_rate"]["ppo"]["n"], found["win_rate"]["ppo"]["prompts"]) == (4, 3)
