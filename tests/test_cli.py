@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.cli import main
-from tutelage.pipeline import STAGES, plan
+from tutelage.pipeline import BASE, STAGES, plan
 
 
 @pytest.fixture
@@ -210,7 +210,8 @@ print([m for m in ("torch", "transformers", "matplotlib", "datasets") if m in sy
 def test_from_scratch_trains_the_base_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, Path, Path | None]] = []
     monkeypatch.setattr(
-        "tutelage.cli.run_recipe", lambda recipe, output, *_: ran.append((recipe.stem, output, _[2] if _[2:] else None))
+        "tutelage.cli.run_recipe",
+        lambda recipe, output, *_, dry_run: ran.append((recipe.stem, output, _[2] if _[2:] else None)),
     )
     assert main(["demo", "--from-scratch", "--output", str(tmp_path)]) == 0
     assert ran == [
@@ -235,3 +236,30 @@ def test_a_wrong_range_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.strip() == (
         "tutelage: command line: k='4-9': expected a number or a range, such as 6 or 4..9"
     )
+
+
+# --- dry runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_checked_as_far_as_its_inputs_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "smoke", "--output", str(tmp_path / "runs"), "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "dry run: nothing was written\n"
+    lines = [line for line in err.splitlines() if line.startswith("[")]
+    assert lines[0] == f"[1/{len(lines)}] world: can start"
+    assert lines[1] == f"[2/{len(lines)}] sft: waits for world"
+    assert lines[-1].startswith(f"[{len(lines)}/{len(lines)}] report: waits for world, sft, ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_finds_what_is_wrong_with_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "d.jsonl").write_text('{"question": "a", "completion": "b"}\n')
+    arguments = ["--model", str(BASE), "--demonstrations", str(tmp_path / "d.jsonl"), "--output", str(tmp_path / "o")]
+    assert main(["sft", *arguments, "--dry-run"]) == 2
+    assert f"{tmp_path / 'd.jsonl'}:1: found columns question, completion" in capsys.readouterr().err
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')
+    assert main(["sft", *arguments, "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "dry run: nothing was written\n"
+    assert "sft: 16 updates of 32: 16 epochs of 1" in err
+    assert not (tmp_path / "o").exists()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from tutelage.objectives.advantages import gae, kl_shaped_rewards
+from tutelage.objectives.advantages import explained_variance, gae, kl_shaped_rewards
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, KLController
 from tutelage.objectives.masked import keep, masked_mean, masked_var, whiten
 from tutelage.objectives.policy import clipped_policy_loss, clipped_value_loss
@@ -373,3 +373,14 @@ def test_ranking_accuracy_by_hand() -> None:
 def test_annotations_are_checked() -> None:
     with pytest.raises(Exception, match="mask"):
         masked_mean(torch.zeros(3), torch.ones(4, dtype=torch.bool))
+
+
+def test_explained_variance_by_hand() -> None:
+    """Returns 1, 2, 3 vary by 2/3; what values 1, 2, 4 miss of them, 0, 0, −1, by 1/3 − 1/9 = 2/9; 1 − 1/3 is left."""
+    returns = torch.tensor([[1.0, 2.0, math.nan], [3.0, 9.0, 9.0]])
+    values = torch.tensor([[1.0, 2.0, 7.0], [4.0, 1.0, math.inf]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert explained_variance(values, returns, mask) == pytest.approx(2 / 3)
+    assert explained_variance(returns, returns, mask) == 1
+    assert explained_variance(torch.full_like(returns, 2.0), returns, mask) == pytest.approx(0)
+    assert math.isnan(explained_variance(values, torch.ones(2, 3), mask))

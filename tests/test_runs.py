@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import yaml
 
 from tutelage.config import StageConfig
-from tutelage.runs import Run, done, dropped, fingerprint, inputs_of, is_hub_id, open_run, write_json
+from tutelage.runs import DryRun, Run, done, dropped, fingerprint, inputs_of, is_hub_id, open_run, write_json
 
 
 class Config(StageConfig):
@@ -154,7 +156,7 @@ def test_two_processes_do_not_share_a_folder(config: Config) -> None:
     run.finish()
     assert other() == "done"
     assert other(rate=0.5) == "open"
-    assert opened(changed(config, overwrite=True)) is not None  # a process that ended holds nothing
+    assert opened(changed(config, rate=0.7, overwrite=True)) is not None  # a process that ended holds nothing
     assert other() == refusal
 
 
@@ -262,3 +264,201 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_hub_id("data/x.jsonl")
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert not is_hub_id("org/name")
+
+
+# --- killed at any moment ---------------------------------------------------------------------------------------------
+
+
+def made(config: Config) -> Run:
+    """A run that has a checkpoint and a model, and only its end before it."""
+    run = opened(config)
+    assert run is not None
+    run.log(0, loss=1.0)
+    for name in ("state", "state.old", "model"):
+        (run.folder / name).mkdir(exist_ok=True)
+        (run.folder / name / "model.safetensors").write_bytes(b"weights")
+    return run
+
+
+def killed_at(victim: int, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether `work` was stopped before its victim-th change of the disk, as a kill would."""
+    calls = iter(range(victim + 1))
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink", "rmdir", "mkdir", "rename"):
+            real = getattr(os, name)
+
+            def change(*args: Any, real: Any = real, **options: Any) -> Any:
+                if next(calls, victim) == victim:
+                    raise KeyboardInterrupt
+                return real(*args, **options)
+
+            patch.setattr(os, name, change)
+        try:
+            work()
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def test_killed_while_finishing_a_run_is_whole_or_resumes(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = []
+    for victim in count():
+        here = changed(config, output=config.output / str(victim))
+        run = made(here)
+        killed = killed_at(victim, lambda run=run: run.finish(accuracy=0.5), monkeypatch)
+        whole = done(run.folder) is not None
+        assert whole or (run.state / "model.safetensors").exists()  # what it can resume from
+        again = opened(here)
+        assert (again is None) == whole
+        if again is not None:
+            again.finish(accuracy=0.5)
+        left = {p.name for p in run.folder.iterdir()}
+        assert left == {"config.yaml", "done.json", "inputs.json", "metrics.jsonl", "model"}
+        outcomes.append(whole)
+        if not killed:
+            break
+    assert outcomes[0] is False
+    assert outcomes[1:] == [True] * (len(outcomes) - 1)
+    assert len(outcomes) > 5
+
+
+def test_killed_while_opening_a_folder_it_is_opened_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    for victim in count():
+        here = changed(config, output=config.output / str(victim))
+        killed = killed_at(victim, lambda here=here: opened(here), monkeypatch)
+        run = opened(here)
+        assert run is not None
+        assert {p.name for p in run.folder.iterdir()} == {"inputs.json", "config.yaml"}
+        if not killed:
+            break
+    assert victim > 2
+
+
+def test_killed_while_replacing_a_run_the_old_one_or_the_new_one_is_whole(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for victim in count():
+        old = changed(config, output=config.output / str(victim) / "a")
+        new = changed(old, rate=0.2, overwrite=True)
+        made(old).finish()
+
+        def replace(new: Config = new) -> None:
+            if opened(new) is not None:
+                made(new).finish()
+
+        killed = killed_at(victim, replace, monkeypatch)
+        assert done(old.output) is not None or done(old.output.with_name(".a.before")) is not None
+        replace()
+        assert yaml.safe_load((new.output / "config.yaml").read_text())["rate"] == 0.2
+        assert [p.name for p in new.output.parent.iterdir()] == ["a"]
+        assert opened(new) is None
+        if not killed:
+            break
+    assert victim > 20
+
+
+def test_what_is_replaced_waits_until_the_new_run_is_done(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(config).finish(accuracy=0.5)
+    aside = config.output.with_name(".a.before")
+    new = changed(config, rate=0.2, overwrite=True)
+    begun(new)
+    assert f"the run that was here waits in {aside}" in capsys.readouterr().err
+    begun(changed(new, rate=0.3))  # a second change of mind does not cost it
+    assert (done(aside) or {})["accuracy"] == 0.5
+    with pytest.raises(ValueError, match=r"rate was 0\.3, is now 0\.1"):
+        opened(config)
+    assert opened(changed(config, overwrite=True)) is None  # the old command brings it back
+    assert (done(config.output) or {})["accuracy"] == 0.5
+    assert not aside.exists()
+    made(new).finish()
+    assert [p.name for p in config.output.parent.iterdir()] == ["a"]
+
+
+def test_settings_that_change_no_result_are_no_other_run(config: Config) -> None:
+    class Trained(Config):
+        micro_batch_tokens: int = 2048
+        checkpoint_seconds: float = 20.0
+
+    begun(Trained(**config.model_dump()))
+    small = Trained(**config.model_dump(), micro_batch_tokens=64, checkpoint_seconds=1.0)
+    assert opened(small) is not None
+    known = config.output / "inputs.json"
+    identity = json.loads(known.read_text())
+    identity["identity"]["settings"]["micro_batch_tokens"] = 2048  # as earlier versions wrote it
+    known.write_text(json.dumps(identity))
+    assert opened(small) is not None
+
+
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_a_finished_run_that_lost_its_model_is_done_again(
+    how: str, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done_ = made(config).finish()
+    assert done_["files"] == {"model/model.safetensors": 7}
+    weights = config.output / "model" / "model.safetensors"
+    if how == "gone":
+        weights.unlink()
+    else:
+        weights.write_bytes(b"wei")
+    assert opened(changed(config, dry_run=True)) is not None
+    assert done(config.output) is not None
+    assert opened(config) is not None
+    said = "is gone" if how == "gone" else "is cut short or changed"
+    assert f"sft: {weights} {said}, so this run is done again" in capsys.readouterr().err
+    assert done(config.output) is None
+
+
+@pytest.mark.parametrize("name", ["inputs.json", "done.json"])
+def test_a_damaged_file_of_a_run_is_named(name: str, config: Config) -> None:
+    made(config).finish()
+    (config.output / name).write_text('{"identity": ')
+    with pytest.raises(ValueError, match=f"{config.output / name}: is damaged, no JSON; delete it"):
+        opened(config)
+
+
+def test_work_is_done_once(config: Config) -> None:
+    run = opened(config)
+    assert run is not None
+    seen = []
+
+    def work() -> dict[str, Any]:
+        seen.append(1)
+        return {"texts": ("a\ud800", "b"), "mean": 0.1}
+
+    found = run.once("first", work)
+    again = opened(config)
+    assert again is not None
+    assert again.once("first", work) == found == {"texts": ["a\ud800", "b"], "mean": 0.1}
+    assert len(seen) == 1
+    again.finish()
+    assert not again.state.exists()
+
+
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_writes_nothing_and_ends_before_the_first_step(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = opened(changed(config, dry_run=True))
+    assert run is not None
+    with pytest.raises(DryRun):
+        run.begin("3 updates of 2 rows")
+    assert capsys.readouterr().err == "sft: 3 updates of 2 rows\n"
+    assert not config.output.exists()
+    begun(config)
+    before = sorted(config.output.parent.rglob("*"))
+    with pytest.raises(ValueError, match=r"rate was 0\.1, is now 0\.2"):
+        opened(changed(config, dry_run=True, rate=0.2))
+    assert opened(changed(config, dry_run=True, rate=0.2, overwrite=True)) is not None
+    assert sorted(config.output.parent.rglob("*")) == before
+
+
+def test_a_disk_that_is_too_full_is_seen_before_the_first_step(config: Config) -> None:
+    run = opened(config)
+    assert run is not None
+    run.begin(disk=1 << 20)
+    with pytest.raises(ValueError, match=r"this run writes about 1073741824\.0 GiB, and \d+\.\d GiB are free there"):
+        run.begin(disk=1 << 60)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -35,10 +33,11 @@ from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import load_tokenizer
 from tutelage.records import Completion, Message, Prompt, Ranking
-from tutelage.runs import Run, done
+from tutelage.runs import DryRun, Run, done
 from tutelage.sampling.completions import number_copies
 from tutelage.sampling.local import LocalSampler
-from tutelage.stages import collect, online, pretrain, reward, sft, training
+from tutelage.stages import collect, measure, online, pretrain, reward, sft, training
+from tutelage.stages.checkpoints import Checkpoint
 from tutelage.stages.config import (
     CollectConfig,
     MeasureConfig,
@@ -49,6 +48,7 @@ from tutelage.stages.config import (
     Training,
 )
 from tutelage.stages.pretrain import train_tokenizer
+from tutelage.stages.watch import Watch
 
 COLOURS = ("red", "green", "blue", "grey", "white")
 STAGES: dict[str, ModuleType] = {"pretrain": pretrain, "sft": sft, "reward": reward, "online": online}
@@ -200,7 +200,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     # "once": only one checkpoint is written (sft: and one an epoch), so that steps already logged are repeated.
     due = iter([False, True] + 100 * [False])
     if when == "once":
-        monkeypatch.setattr(training.Checkpoint, "due", lambda self: next(due))
+        monkeypatch.setattr(Checkpoint, "due", lambda self: next(due))
     monkeypatch.setattr(STAGES[stage], "update", update)
     parts = config(stage, checkpoint_seconds=1e-9 if when == "each step" else 1e9)
     for _ in at:
@@ -227,11 +227,11 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_it(
 ) -> None:
     real, steps = training.update, []
 
-    def update(optimizer: Any, model: Any, max_norm: float, rate: float, run: Run, step: int) -> float:
-        steps.append(step)
-        if step == 1:
+    def update(optimizer: Any, model: Any, max_norm: float, rate: float, watch: Watch) -> float:
+        steps.append(watch.step)
+        if watch.step == 1:
             next(model.parameters()).grad[0] = torch.nan  # what a nan loss leaves behind
-        return real(optimizer, model, max_norm, rate, run, step)
+        return real(optimizer, model, max_norm, rate, watch)
 
     monkeypatch.setattr(STAGES[stage], "update", update)
     c = config(stage, checkpoint_seconds=1e-9)
@@ -242,6 +242,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_it(
     for file in (c.output / "state").glob("*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(file).values())
     assert done(c.output) is None
+    assert log(c.output, "batch-1.jsonl")[0].keys() == {"ids", "text"}  # what it happened on
 
 
 def test_a_nan_loss_gives_a_nan_gradient(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,12 +255,13 @@ def test_a_nan_loss_gives_a_nan_gradient(config: Callable[..., Any], monkeypatch
 # --- what they share --------------------------------------------------------------------------------------------------
 
 
-def test_clipping_clips(config: Callable[..., Any], tmp_path: Path) -> None:
+def test_clipping_clips(folders: Callable[[str], Path], tmp_path: Path) -> None:
     for scale, moved in [(100.0, 0.5), (0.001, 0.002)]:
         model = nn.Linear(4, 1, bias=False)
         before = model.weight.detach().clone()
         (model(torch.full((1, 4), scale)).sum()).backward()
-        norm = training.update(torch.optim.SGD(model.parameters(), lr=7), model, 0.5, 1.0, Run("x", tmp_path), 0)
+        watch = Watch(Run("x", tmp_path), load_tokenizer(folders("llama")))
+        norm = training.update(torch.optim.SGD(model.parameters(), lr=7), model, 0.5, 1.0, watch)
         assert norm == pytest.approx(2 * scale)  # of four entries, before clipping
         assert float((model.weight - before).detach().norm()) == pytest.approx(moved, rel=1e-4)  # at rate 1, not 7
         assert model.weight.grad is None
@@ -284,50 +286,6 @@ def test_batches_cover_each_epoch_once_in_another_order() -> None:
     assert all(sorted(e) == list(range(10)) for e in epochs)
     assert len(set(map(tuple, epochs))) == 3
     assert plan == list(training.batches(range(10), 4, seed=1, epochs=3))
-
-
-def test_an_interrupted_checkpoint_leaves_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed at any system call of a save, a resume finds the step before or the new one, never neither."""
-
-    def fresh() -> tuple[nn.Module, training.Checkpoint]:
-        model = nn.Linear(2, 1)
-        optimizer = torch.optim.AdamW(model.parameters())
-        model(torch.ones(1, 2)).sum().backward()
-        optimizer.step()
-        return model, training.Checkpoint(Run("x", tmp_path), {"m": model}, {"m": optimizer}, 0)
-
-    real = {"replace": os.replace, "rmtree": shutil.rmtree}
-    seen = set()
-    for victim in range(12):
-        real["rmtree"](tmp_path, ignore_errors=True)
-        tmp_path.mkdir()
-        model, checkpoint = fresh()
-        checkpoint.save(1)
-        model.weight.data.fill_(2.0)
-        calls = iter(range(100))
-
-        def killed(name: str, calls: Any = calls, victim: int = victim) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                if next(calls) == victim:
-                    if name == "rmtree":  # killed half-way
-                        for file in Path(args[0]).glob("*.safetensors"):
-                            file.unlink()
-                    raise KeyboardInterrupt
-                return real[name](*args, **kwargs)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            patch.setattr(training.os, "replace", killed("replace"))
-            patch.setattr(training.shutil, "rmtree", killed("rmtree"))
-            with contextlib.suppress(KeyboardInterrupt):
-                checkpoint.save(2)
-        model, checkpoint = fresh()
-        step = checkpoint.resume()["step"]
-        assert step in (1, 2)
-        assert bool((model.weight == 2).all()) == (step == 2)
-        seen.add(step)
-    assert seen == {1, 2}
 
 
 # --- pretrain, sft, reward --------------------------------------------------------------------------------------------
@@ -573,9 +531,9 @@ def test_measuring_a_reward_model_gives_what_training_reported(
     c = config("reward", epochs=2)
     reward.run(c)
     rankings = str(data / "rankings.jsonl")
-    measure = MeasureConfig(output=tmp_path / "m", reward_model=str(c.output / "model"), rankings=rankings)
-    reward.run_measure(measure)
-    found, trained = results(measure.output), results(c.output)["valid"]["held_out"]
+    wanted = MeasureConfig(output=tmp_path / "m", reward_model=str(c.output / "model"), rankings=rankings)
+    measure.run(wanted)
+    found, trained = results(wanted.output), results(c.output)["valid"]["held_out"]
     for key in ("accuracy", "pairs", "rankings", "loss"):
         assert found[key] == pytest.approx(trained[key], abs=1e-5)
     out = capsys.readouterr().out
@@ -585,7 +543,7 @@ def test_measuring_a_reward_model_gives_what_training_reported(
     write(tmp_path / "long.jsonl", [{"prompt": "very " * 200, "chosen": "x", "rejected": "y"}])
     long = {"output": tmp_path / "n", "rankings": str(tmp_path / "long.jsonl")}
     with pytest.raises(ValueError, match=r"long.jsonl: no ranking left to measure by \(dropped: \{\}, too long: 1\)"):
-        reward.run_measure(measure.model_copy(update=long))
+        measure.run(wanted.model_copy(update=long))
 
 
 def test_rankings_of_ties_only_are_skipped_and_counted(config: Callable[..., Any], data: Path, tmp_path: Path) -> None:
@@ -809,10 +767,10 @@ def test_after_a_resume_the_reference_is_the_sft_policy(
         asked.append(distance(start, model.state_dict()))
         return real_logprobs(model, *args)
 
-    def improve(run: Run, iteration: int, *args: Any) -> Any:
-        if iteration == 2 and len(asked) == 3:
+    def improve(watch: Watch, *args: Any) -> Any:
+        if watch.step == 2 and len(asked) == 3:
             raise KeyboardInterrupt
-        return real_improve(run, iteration, *args)
+        return real_improve(watch, *args)
 
     monkeypatch.setattr(online, "completion_logprobs", logprobs)
     monkeypatch.setattr(online, "improve", improve)
@@ -834,9 +792,9 @@ def test_the_score_lands_on_the_last_generated_token(
         seen["rewards"] = rewards
         return real_advantages(rewards, values, mask, c)
 
-    def improve(run: Any, iteration: int, c: Any, models: Any, optimizers: Any, rollout: Any, *rest: Any) -> Any:
+    def improve(watch: Any, c: Any, models: Any, optimizers: Any, rollout: Any, *rest: Any) -> Any:
         seen["rollout"] = rollout
-        return real_improve(run, iteration, c, models, optimizers, rollout, *rest)
+        return real_improve(watch, c, models, optimizers, rollout, *rest)
 
     real_advantages, real_improve = online.ppo.advantages, online.improve
     monkeypatch.setattr(online.ppo, "advantages", advantages)
@@ -1003,3 +961,55 @@ def test_a_reward_model_is_measured_in_full_precision(
     assert results is not None
     assert sum(scores) / len(scores) == pytest.approx(results["demonstration_score"], abs=1e-5)
     assert sum(scores) / len(scores) == pytest.approx(0, abs=1e-4)
+
+
+PLANS = {
+    "pretrain": [
+        "30 documents give 96 rows of 24 tokens",
+        "8 updates of 4 rows: 0.3 passes over the text",
+        "a model of 7,024 parameters, 300 tokens in its vocabulary",
+    ],
+    "sft": [
+        "22 demonstrations of up to 47 tokens to train on, 2 of other prompts to measure by",
+        "8 updates of 6: 2 epochs of 4",
+    ],
+    "reward": [
+        "24 rankings to train on, 81 ordered pairs; held out: 24 (held_out)",
+        "8 updates of 6 rankings, 2 passes",
+    ],
+    "online": [
+        "24 prompts, 2.7 episodes of each",
+        "4 iterations of 16 episodes, in each 2 passes of updates of 8",
+        "pretraining mixture: 119 rows of 16 tokens",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_dry_run_says_the_plan_and_writes_nothing(
+    stage: str, config: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    c = config(stage, dry_run=True)
+    with pytest.raises(DryRun):
+        STAGES[stage].run(c)
+    *plan, memory = capsys.readouterr().err.splitlines()
+    assert plan == [f"{stage}: {line}" for line in PLANS[stage]]
+    assert memory == f"{stage}: memory: 0.00 GiB for gradients and optimizer, beside the models and one pass"
+    assert not c.output.exists()
+
+
+def test_what_does_not_fit_is_seen_before_the_first_step(
+    config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients and Adam's two moments of a pretrained model of 7,024 weights: 84,288 bytes; ten times the weights on
+    the disk."""
+    monkeypatch.setattr(training, "free_memory", lambda: 84_287)
+    with pytest.raises(ValueError, match=r"^pretrain: gradients and optimizer take 0\.0 GiB beside the models"):
+        pretrain.run(config("pretrain"))
+    monkeypatch.setattr(training, "free_memory", lambda: 84_288)
+    usage = type(shutil.disk_usage("."))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**6, 10**6 - 280_959, 280_959))
+    with pytest.raises(ValueError, match=r"this run writes about 0\.0 GiB, and 0\.0 GiB are free there"):
+        pretrain.run(config("pretrain"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**6, 10**6 - 280_960, 280_960))
+    pretrain.run(config("pretrain"))

@@ -245,6 +245,9 @@ def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of every stage that sets none (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings or inputs")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all that can be known before the first step, and write nothing"
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -258,15 +261,17 @@ def dispatch(arguments: argparse.Namespace) -> None:
     """Run the verb."""
     match arguments.verb:
         case "demo":
-            output, seed, overwrite = arguments.output, arguments.seed, arguments.overwrite
+            output, seed, overwrite, dry_run = arguments.output, arguments.seed, arguments.overwrite, arguments.dry_run
             base = BASE
             if arguments.from_scratch:
-                run_recipe(recipe_path("base"), output / "pretraining", seed, overwrite)
-                base = output / "pretraining" / "base" / "model"
-            run_recipe(recipe_path("demo"), output, seed, overwrite, base)
+                run_recipe(recipe_path("base"), output / "pretraining", seed, overwrite, dry_run=dry_run)
+                base = BASE if dry_run else output / "pretraining" / "base" / "model"
+            run_recipe(recipe_path("demo"), output, seed, overwrite, base, dry_run=dry_run)
         case "run":
             recipe, given = recipe_path(arguments.recipe), dict(_pair(pair) for pair in arguments.given)
-            run_recipe(recipe, arguments.output, arguments.seed, arguments.overwrite, given=given)
+            run_recipe(
+                recipe, arguments.output, arguments.seed, arguments.overwrite, given=given, dry_run=arguments.dry_run
+            )
         case "label":
             _label(arguments)
         case "chat":
@@ -285,7 +290,10 @@ def dispatch(arguments: argparse.Namespace) -> None:
             config = settings(stage.config_class(), arguments)
             before = done(config.output)
             stage.run(config)
-            print(f"{config.output}{' (done already)' if done(config.output) == before else ''}")
+            if config.dry_run:
+                print("dry run: nothing was written")
+            else:
+                print(f"{config.output}{' (done already)' if done(config.output) == before else ''}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

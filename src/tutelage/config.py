@@ -24,9 +24,14 @@ class StageConfig(BaseModel):
     seed: int = 0
     """Seed of everything random in this stage."""
     overwrite: bool = False
-    """Replace a run in that folder that was made with other settings or inputs, instead of refusing."""
+    """Replace a run in that folder that was made with other settings or inputs, instead of refusing. It is kept beside
+    the new one until that is done."""
+    dry_run: bool = False
+    """Check all that can be known before the first step, say what would be done, and write nothing."""
 
 
+# Settings that say where and how to run, and change no result: one may resume with others.
+NO_RESULT = {"output", "overwrite", "dry_run", "checkpoint_seconds", "micro_batch_tokens"}
 C = TypeVar("C", bound=BaseModel)
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")  # each also with .gz
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^/]+)?")  # org/name, or org/name:split
@@ -100,4 +105,4 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def to_plain(config: BaseModel) -> dict[str, Any]:
     """The effective settings as plain values, without those that only say where or how to run."""
-    return config.model_dump(mode="json", exclude={"output", "overwrite", "checkpoint_seconds"})
+    return config.model_dump(mode="json", exclude=NO_RESULT)

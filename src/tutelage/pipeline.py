@@ -8,16 +8,17 @@ torch.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tutelage.config import StageConfig, make, nearest, parse_yaml, read_yaml
-from tutelage.runs import done
+from tutelage.runs import DryRun, done
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
@@ -37,8 +38,10 @@ class Stage:
         return getattr(importlib.import_module(f"tutelage.{module}"), name)
 
     def run(self, config: StageConfig) -> None:
+        """Run the stage; a dry run ends before its first step."""
         module, name = self.function.split(":")
-        getattr(importlib.import_module(f"tutelage.{module}"), name)(config)
+        with contextlib.suppress(DryRun):
+            getattr(importlib.import_module(f"tutelage.{module}"), name)(config)
 
 
 STAGES = {
@@ -51,7 +54,7 @@ STAGES = {
     ),
     "reward": Stage("stages.config:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
     "measure": Stage(
-        "stages.config:MeasureConfig", "stages.reward:run_measure", "measure a reward model on any rankings or pairs"
+        "stages.config:MeasureConfig", "stages.measure:run", "measure a reward model on any rankings or pairs"
     ),
     "online": Stage(
         "stages.config:OnlineConfig", "stages.online:run", "optimise a policy against a reward model (PPO, PPO-ptx)"
@@ -165,13 +168,17 @@ def _given(
 
 def run_recipe(
     recipe: Path, folder: Path, seed: int, overwrite: bool = False, base: Path = BASE,
-    given: Mapping[str, str] | None = None,
+    given: Mapping[str, str] | None = None, dry_run: bool = False,
 ) -> None:  # fmt: skip
     """Run all stages in order, saying in a line each what was done or skipped and how long it took.
 
-    The last line is where to look: the report, or the folder if the recipe draws none.
+    The last line is where to look: the report, or the folder if the recipe draws none. A dry run checks every stage
+    as far as its inputs are there, and names the stages that the others wait for.
     """
     steps = plan(recipe, folder, seed, overwrite, base, given)
+    if dry_run:
+        check_recipe(steps, folder)
+        return
     for number, (name, stage, config) in enumerate(steps, start=1):
         before, began = done(folder / name), time.perf_counter()
         stage.run(config)
@@ -179,3 +186,33 @@ def run_recipe(
         print(f"[{number}/{len(steps)}] {name}: {took}", file=sys.stderr, flush=True)
     reports = [config.output / "report.html" for _, stage, config in steps if stage is STAGES["report"]]
     print(reports[-1] if reports else folder)
+
+
+def check_recipe(steps: Sequence[tuple[str, Stage, StageConfig]], folder: Path) -> None:
+    """The dry run of a recipe.
+
+    Raises:
+        ValueError: if a stage's input is missing that no stage before it makes, or as the stages do.
+    """
+    waiting: list[str] = []
+    for number, (name, stage, config) in enumerate(steps, start=1):
+        if waits := [other for other in waiting if _reads(config, folder, other)]:
+            said = f"waits for {', '.join(waits)}"
+        elif done(folder / name) is not None:
+            said = "done already, if nothing has changed"
+            stage.run(config.model_copy(update={"dry_run": True}))
+        else:
+            stage.run(config.model_copy(update={"dry_run": True}))
+            said = "can start"
+        if done(folder / name) is None:
+            waiting.append(name)
+        print(f"[{number}/{len(steps)}] {name}: {said}", file=sys.stderr, flush=True)
+    print("dry run: nothing was written")
+
+
+def _reads(config: StageConfig, folder: Path, name: str) -> bool:
+    """Whether a stage reads something that another one of the recipe has yet to make."""
+    values = [v for k, v in config.model_dump(mode="json").items() if k != "output"]
+    flat = [w for v in values for w in (v.values() if isinstance(v, dict) else [v]) if isinstance(w, str)]
+    paths = [Path(value) for value in flat]
+    return any(path == folder or folder / name in path.parents for path in paths)

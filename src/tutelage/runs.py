@@ -1,11 +1,13 @@
 """A run folder: effective config, fingerprints of inputs, metrics, samples, checkpoints, and `done.json` last.
 
     config.yaml     the effective settings                inputs.json   sha256 of every input file or model folder
-    metrics.jsonl   one line per logged step              state/        the newest checkpoint, replaced atomically
-    done.json       results, seconds, peak memory; its presence means that the run is whole
+    metrics.jsonl   one line per logged step              state/        the newest checkpoint; state.old/ the one before
+    done.json       results, files with their sizes, seconds, peak memory; its presence means that the run is whole
 
 A folder made with other settings or inputs is refused unless `overwrite` is set; the same settings resume from the
-checkpoint or, if done, are skipped. Progress goes to a rich display on a terminal, and to plain lines elsewhere.
+checkpoint or, if done, are skipped. What `overwrite` replaces waits as `.NAME.before` beside the folder until the new
+run is done. A process may be killed at any moment: the same command goes on, and ends with the same files. Progress
+goes to a rich display on a terminal, and to plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,16 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tutelage.config import StageConfig, is_hub_id, to_plain
+from tutelage.config import NO_RESULT, StageConfig, is_hub_id, to_plain
 from tutelage.strict_json import dumps
 
 LINE_SECONDS = 10.0  # how often a plain progress line is printed
+CHECKPOINTS = ("state", "state.tmp", "state.old")
+OURS = ("inputs.json", "config.yaml")  # what a folder holds of a run that has not begun its work
+
+
+class DryRun(Exception):
+    """Raised where a dry run ends: everything is checked, and the first step would be next."""
 
 
 def fingerprint(path: Path) -> str:
@@ -52,7 +60,29 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically: a reader sees the old file or the new one, never half of it."""
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text(dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _sync(scratch)
     os.replace(scratch, path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run folder holds.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path}: is damaged, no JSON; delete it, or the folder, and run the stage again") from None
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file's bytes before what comes next."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def peak_memory_gib() -> float:
@@ -61,17 +91,60 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
 
 
+def free_memory() -> int | None:
+    """Bytes that a process can still take, None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
 class Run:
     """One stage's run folder, opened for work. Use `open_run`."""
 
-    def __init__(self, stage: str, folder: Path) -> None:
+    def __init__(self, stage: str, folder: Path, dry: bool = False) -> None:
         self.stage = stage
         self.folder = folder
         self.state = folder / "state"
+        self.dry = dry
+        self.warnings: list[str] = []
         self.started = time.perf_counter()
         self.seconds_before = 0.0
         self._metrics = folder / "metrics.jsonl"
         self._last_line = 0.0
+
+    def begin(self, *plan: str, disk: int = 0) -> None:
+        """Say what will be done, line by line; a dry run ends here.
+
+        Args:
+            disk: bytes that the run will write.
+
+        Raises:
+            ValueError: if the disk has less than that free.
+            DryRun: in a dry run.
+        """
+        place = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+        free = shutil.disk_usage(place).free
+        if disk > free:
+            raise ValueError(
+                f"output: {self.folder}: this run writes about {disk / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are "
+                "free there; free some space, or choose another folder"
+            )
+        for line in plan:
+            self.say(line)
+        if self.dry:
+            raise DryRun
+
+    def once(self, name: str, work: Callable[[], Any]) -> Any:
+        """What `work` gives, as JSON has it; kept until the run is done, so that a resume need not do it again."""
+        path = self.state / f"{name}.json"
+        if path.exists():
+            return read_json(path)
+        made = work()
+        self.state.mkdir(exist_ok=True)
+        write_json(path, made)
+        return json.loads(dumps(made))
 
     def track(self, steps: range) -> Iterator[int]:
         """Iterate over steps with progress: stage, step, rate, time left, and the numbers last logged."""
@@ -98,13 +171,18 @@ class Run:
                 line = f"{self.stage} {step + 1}/{steps.stop} {rate:.1f}/s {left:.0f}s left"
                 print(f"{line}  {_numbers(self._shown)}", file=sys.stderr, flush=True)
 
-    def log(self, step: int, *, show: Sequence[str] = (), **metrics: float) -> None:
-        """Append a line to metrics.jsonl; `show` names the numbers for the progress display."""
+    def log(self, step: int, *, show: Sequence[str] = (), **metrics: float) -> dict[str, float]:
+        """Append a line to metrics.jsonl, and return it; `show` names the numbers for the progress display."""
         row = {"step": step, "seconds": round(self.seconds, 3), **{k.replace("__", "/"): v for k, v in metrics.items()}}
         with self._metrics.open("a", encoding="utf-8") as stream:
             stream.write(dumps(row) + "\n")
         if show:
             self._shown = {name.replace("__", "/"): metrics[name] for name in show}
+        return row
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl so far."""
+        return _rows(self._metrics)
 
     @property
     def seconds(self) -> float:
@@ -115,8 +193,7 @@ class Run:
         """Drop metrics and samples of steps that a resume will repeat, and a line that an interruption cut short."""
         for path, key in ((self._metrics, "step"), (self.folder / "samples.jsonl", "iteration")):
             if path.exists():
-                rows = [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _whole(line))]
-                kept = [row for row in rows if row[key] <= step]
+                kept = [row for row in _rows(path) if row[key] <= step]
                 scratch = path.with_name(path.name + ".tmp")
                 scratch.write_text("".join(dumps(row) + "\n" for row in kept), encoding="utf-8")
                 os.replace(scratch, path)
@@ -124,19 +201,39 @@ class Run:
                     self.seconds_before = kept[-1]["seconds"]
 
     def finish(self, **results: Any) -> dict[str, Any]:
-        """Write done.json, the last act of a run, drop the checkpoint, and say which rows were not used, if any."""
-        for name in ("state", "state.tmp", "state.old"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        done = {"stage": self.stage, "seconds": round(self.seconds, 3), "peak_memory_gib": peak_memory_gib(), **results}
+        """Write done.json, which makes the run whole; then drop checkpoints, and say which rows were not used, if any.
+
+        Killed before it is written, the run resumes from its checkpoint; after, there is nothing left to do.
+        """
+        files = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in _results(self.folder)}
+        for name in files:
+            _sync(self.folder / name)
+        done = {
+            "stage": self.stage, "seconds": round(self.seconds, 3), "peak_memory_gib": peak_memory_gib(),
+            "files": files, "warnings": self.warnings, **results,
+        }  # fmt: skip
         write_json(self.folder / "done.json", done)
+        _tidy(self.folder)
         _unlock(self.folder)
         if lost := [f"{number:,} {why}" for why, number in results.get("dropped", {}).items() if number]:
             self.say(f"rows dropped or changed: {'; '.join(lost)}")
         return done
 
+    def warn(self, line: str) -> None:
+        """Say a warning, and keep it for done.json."""
+        self.warnings.append(line)
+        self.say(f"warning: {line}")
+
     def say(self, line: str) -> None:
         """A line for whoever watches, under the stage's name."""
         print(f"{self.stage}: {line}", file=sys.stderr, flush=True)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """A file's whole lines."""
+    if not path.exists():
+        return []
+    return [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _whole(line))]
 
 
 def _whole(line: str) -> dict[str, Any] | None:
@@ -186,7 +283,56 @@ def _unlock(folder: Path) -> None:
 def done(folder: Path) -> dict[str, Any] | None:
     """The results of a finished run, or None."""
     path = folder / "done.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None
+
+
+def _results(folder: Path) -> list[Path]:
+    """The files that a run has made: those at its top but for the metrics, and the weights in its model folders."""
+    own = [p for p in folder.iterdir() if p.is_file() and p.name not in ("done.json", "metrics.jsonl", *OURS)]
+    weights = [p for p in folder.glob("*/*.safetensors") if p.parent.name not in CHECKPOINTS]
+    return sorted([*(p for p in own if p.suffix != ".tmp"), *weights])
+
+
+def _lost(folder: Path) -> str | None:
+    """The first file of a finished run that is gone or has another size now, and what is the matter with it."""
+    for name, size in ((done(folder) or {}).get("files") or {}).items():
+        path = folder / name
+        if not path.exists() or path.stat().st_size != size:
+            return f"{path} is {'cut short or changed' if path.exists() else 'gone'}"
+    return None
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only an unfinished run needs, and what a kill has left behind."""
+    for path in (*(folder / name for name in CHECKPOINTS), *_left(folder)):
+        _remove(path)
+    _remove(_aside(folder))
+
+
+def _left(folder: Path) -> list[Path]:
+    """Half-written files and folders of a run, and what was being deleted of the one before it."""
+    inside = [p for p in folder.glob("*.tmp") if p.name not in CHECKPOINTS]
+    return [*inside, folder.with_name(f".{folder.name}.tmp")]
+
+
+def _aside(folder: Path) -> Path:
+    """Where the run waits that another one replaces."""
+    return folder.with_name(f".{folder.name}.before")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a run folder so that a kill leaves all of it under its name, or nothing."""
+    scratch = folder.with_name(f".{folder.name}.tmp")
+    _remove(scratch)
+    os.replace(folder, scratch)
+    _remove(scratch)
 
 
 def dropped(rows: Mapping[str, int], **others: Mapping[str, int]) -> dict[str, int]:
@@ -211,11 +357,45 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
         ValueError: if an input is missing, the folder holds another run and `overwrite` is off, or no run at all, or
             another process is at work in it.
     """
+    identity = _identity(stage, config, inputs)
+    folder = config.output
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output: {folder} is a file; choose a folder")
+    if (folder / "inputs.json").exists():
+        _lock(folder)
+    try:
+        if (before := _known(folder)) is not None and before != identity:
+            _make_room(folder, before, identity, config)
+        if _known(folder) == identity and done(folder) is not None and not _is_lost(stage, folder, config.dry_run):
+            if not config.dry_run:
+                _tidy(folder)
+            _unlock(folder)
+            return None
+    except ValueError:
+        _unlock(folder)
+        raise
+    if config.dry_run:
+        _unlock(folder)
+        return Run(stage, folder, dry=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder)
+    write_json(  # marks it ours
+        folder / "inputs.json", {"identity": identity, "paths": {name: str(path) for name, path in inputs.items()}}
+    )
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    for path in _left(folder):
+        _remove(path)
+    run = Run(stage, folder)
+    if not any((folder / name).exists() for name in CHECKPOINTS):
+        run.forget_after(-1)  # without a checkpoint the work begins anew
+    return run
+
+
+def _identity(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """What a run belongs to: its stage, its settings and its inputs' contents. Where an input lies does not matter."""
     for name, path in inputs.items():
         if not path.exists():
             raise ValueError(f"{name}: {path}: no such file or folder")
-    folder = config.output
-    # A run belongs to its settings and its inputs' contents; where an input lies does not matter.
     settings = {
         key: {name: v for name, v in value.items() if f"{key}.{name}" not in inputs}
         if isinstance(value, dict)
@@ -223,41 +403,59 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
         for key, value in to_plain(config).items()
         if key not in inputs
     }
-    prints = {name: fingerprint(path) for name, path in inputs.items()}
-    identity = {"stage": stage, "settings": settings, "inputs": prints}
-    known = folder / "inputs.json"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output: {folder} is a file; choose a folder")
-    if known.exists():
+    return {"stage": stage, "settings": settings, "inputs": {name: fingerprint(path) for name, path in inputs.items()}}
+
+
+def _known(folder: Path) -> dict[str, Any] | None:
+    """The identity of the run that a folder holds; None of a folder that is missing or as good as empty.
+
+    Raises:
+        ValueError: if it holds something else. What is not ours is never deleted.
+    """
+    path = folder / "inputs.json"
+    if path.exists():
+        identity = read_json(path)["identity"]
+        identity["settings"] = {k: v for k, v in identity["settings"].items() if k not in NO_RESULT}
+        return identity
+    if folder.exists() and any(p.name != "inputs.json.tmp" for p in folder.iterdir()):
+        raise ValueError(f"output: {folder} holds files that are not a run of this project; choose another")
+    return None
+
+
+def _make_room(folder: Path, before: dict[str, Any], identity: dict[str, Any], config: StageConfig) -> None:
+    """Move or delete another run that is in the way; bring back the one that it had replaced, if that is wanted again.
+
+    Raises:
+        ValueError: if it has begun its work, and `overwrite` is off.
+    """
+    begun = any(p.name not in OURS and p.suffix != ".tmp" for p in folder.iterdir())  # else refused before its work
+    aside = _aside(folder)
+    if begun and not config.overwrite:
+        raise ValueError(f"output: {folder} holds {_difference(before, identity)}; choose another, or set overwrite")
+    if config.dry_run:
+        return
+    if begun and not aside.exists():
+        _unlock(folder)
+        os.replace(folder, aside)
+        print(f"{folder}: the run that was here waits in {aside} until the new one is done", file=sys.stderr)
+    else:  # it never began, or is itself an unfinished replacement
+        _unlock(folder)
+        _discard(folder)
+    if aside.exists() and _known(aside) == identity:
+        os.replace(aside, folder)
         _lock(folder)
-    if folder.exists() and any(folder.iterdir()):
-        before = json.loads(known.read_text())["identity"] if known.exists() else None
-        if before == identity and done(folder) is not None:
-            _unlock(folder)
-            return None
-        begun = any(p.name not in (known.name, "config.yaml") for p in folder.iterdir())  # else refused before its work
-        if before != identity:
-            if before is None or (begun and not config.overwrite):  # what is not ours is never deleted
-                _unlock(folder)
-                remedy = "choose another" + ("" if before is None else ", or set overwrite")
-                raise ValueError(f"output: {folder} holds {_difference(before, identity)}; {remedy}")
-            _unlock(folder)
-            shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _lock(folder)
-    write_json(
-        known, {"identity": identity, "paths": {name: str(path) for name, path in inputs.items()}}
-    )  # marks it ours
-    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    run = Run(stage, folder)
-    if not any((folder / name).exists() for name in ("state", "state.tmp", "state.old")):
-        run.forget_after(-1)  # without a checkpoint the work begins anew
-    return run
 
 
-def _difference(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
-    if before is None:
-        return "files that are not a run of this project"
+def _is_lost(stage: str, folder: Path, dry: bool) -> bool:
+    """Whether a finished run has lost a file; it is then no longer done, and says so."""
+    if lost := _lost(folder):
+        print(f"{stage}: {lost}, so this run is done again", file=sys.stderr)
+        if not dry:
+            (folder / "done.json").unlink()
+    return lost is not None
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     if before["stage"] != now["stage"]:
         return f"a run of stage {before['stage']!r}"
     for part in ("settings", "inputs"):

@@ -71,6 +71,7 @@ def run(config: AgreementConfig) -> None:
             f"{config.rankings}: no prompt was ranked by two labelers, so nobody can agree; let several rank the same "
             "completions, and give each ranking its `labeler`"
         )
+    run.begin(f"{len(rankings):,} rankings, {shared:,} prompts that two labelers ranked")
     found = summary(rankings, config.seed, config.draws)
     rows = list(rows_of(found))
     model: Measures = {}

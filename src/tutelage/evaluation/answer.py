@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -135,8 +137,10 @@ def run(config: AnswerConfig) -> None:
     if config.best_of:
         jobs += [(label, config.best_of, config.temperature, config.best_of_n) for label in best_of]
     singles = 1 + max(number_copies(fitting))
-    for index in run.track(range(len(jobs))):
-        label, name, temperature, n = jobs[index]
+    run.begin(f"{len(fitting):,} prompts, {len(jobs)} rows of answers: {', '.join(label for label, *_ in jobs)}")
+
+    def work(name: str, temperature: float, n: int) -> dict[str, Any]:
+        """One row of answers, the best of n each, with what is measured on them."""
         writer = writers[name]
         asked = [p for p in fitting for _ in range(n)]
         # The best of n draws from the copies after those that are a model's own single samples.
@@ -144,19 +148,29 @@ def run(config: AnswerConfig) -> None:
         completions, requests, samples = complete(
             writer, asked, config.seed, copies=copies, temperature=temperature, max_new_tokens=config.max_new_tokens
         )
+        found: dict[str, Any] = {}
         if scorer is not None:
             ids = scored_ids(writer, reward_tokenizer, asked, completions, requests, samples)
             require_fit(ids, context_length(scorer), str(config.reward_model))
             with full_precision():
                 read = torch.stack(group_scores(scorer, [ids[i : i + n] for i in range(0, len(ids), n)]))
             best = read.argmax(1)
-            scores[label] = float(read.max(1).values.mean())
+            found["score"] = float(read.max(1).values.mean())
             completions = [completions[i * n + k] for i, k in enumerate(best.tolist())]
-        answers[label] = completions
         at_reference = name == config.reference or writer.examples or n > 1
         if config.reference and not at_reference and temperature == 1.0:
-            reference = writers[config.reference].policy
-            kl[label], error = kl_to(reference, writer.policy, asked, requests, samples)
+            found["kl"] = kl_to(writers[config.reference].policy, writer.policy, asked, requests, samples)
+        return {"completions": [c.model_dump(mode="json") for c in completions], **found}
+
+    run.forget_after(-1)  # what is kept is logged again
+    for index in run.track(range(len(jobs))):
+        label, name, temperature, n = jobs[index]
+        own = run.once(f"answers-{index}", partial(work, name, temperature, n))
+        answers[label] = [Completion.model_validate(row) for row in own["completions"]]
+        if "score" in own:
+            scores[label] = own["score"]
+        if "kl" in own:
+            kl[label], error = own["kl"]
             if error is not None:
                 kl_error[label] = error
         run.log(index, answers=float(len(fitting)))
@@ -171,7 +185,10 @@ def run(config: AnswerConfig) -> None:
     if config.texts:
         read_documents = read_texts(config.texts)
         texts, lost_texts = read_documents.records, read_documents.dropped
-        losses = {n: document_losses(writers[n].policy, writers[n].tokenizer, texts) for n in config.models}
+        losses = {
+            n: run.once(f"losses-{i}", partial(document_losses, writers[n].policy, writers[n].tokenizer, texts))
+            for i, n in enumerate(config.models)
+        }
         write_jsonl(
             run.folder / "losses.jsonl",
             [{n: of[i] for n, of in losses.items()} for i in range(len(texts))],

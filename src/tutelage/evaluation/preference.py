@@ -86,6 +86,7 @@ def run(config: EvaluateConfig) -> None:
     rows = read_judgments(config.judgments)
     names = list({name: None for row in rows for name in row["models"]})  # people may not have judged all of them yet
     baseline = rows[0]["baseline"]
+    run.begin(f"{len(rows):,} judgments of {', '.join(names)} against {baseline}")
 
     def ids(chosen: Sequence[dict]) -> list[Any]:
         return [r["id"] for r in chosen]

@@ -89,7 +89,8 @@ def _compiled(compiler: list[str]) -> Path:
     )
     home = cache_folder("kernels")
     wanted = home / f"{hashlib.blake2b('|'.join(parts).encode(), digest_size=10).hexdigest()}.so"
-    if not wanted.exists():
+    checksum = wanted.with_suffix(".sha256")
+    if not _whole(wanted, checksum):
         print("compiling kernels for this processor, once: a few seconds", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=home) as scratch:
             part, made = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
@@ -99,8 +100,18 @@ def _compiled(compiler: list[str]) -> Path:
             free = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
             for command in (compile_, [*compiler, "-shared", *free, str(part), "-o", str(made)]):
                 subprocess.run(command, capture_output=True, text=True, check=True)
+            (sum_made := Path(scratch) / "kernels.sha256").write_text(hashlib.sha256(made.read_bytes()).hexdigest())
             os.replace(made, wanted)
+            os.replace(sum_made, checksum)
     return wanted
+
+
+def _whole(library: Path, checksum: Path) -> bool:
+    """Whether a kept library is what the compiler made: a process that loads half of one dies on the spot."""
+    try:
+        return hashlib.sha256(library.read_bytes()).hexdigest() == checksum.read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _features() -> str:

@@ -153,9 +153,8 @@ def _open(kind: Any, folder: str | Path, what: str, **options: Any) -> tuple[Pre
     if report["mismatched_keys"]:
         name = min(str(key) for key in report["mismatched_keys"])
         raise ValueError(f"{folder}: the weight {name} has another shape than its config says")
-    for name, weight in model.named_parameters():
-        if not weight.isfinite().all():
-            raise ValueError(f"{folder}: the weight {name} is not finite (NaN or infinity); use an earlier checkpoint")
+    if (broken := _broken(model)) is not None:
+        raise ValueError(f"{folder}: the weight {broken} is not finite (NaN or infinity); use an earlier checkpoint")
     return model, set(report["missing_keys"]), set(report["unexpected_keys"])
 
 
@@ -330,11 +329,53 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save model and tokenizer as a plain Hugging Face folder, atomically."""
-    scratch = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    model.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
+    """Save model and tokenizer as a plain Hugging Face folder, which appears whole or not at all.
+
+    Raises:
+        ValueError: if a weight is not finite; what stands in the folder stays.
+        OSError: if it cannot be written; likewise.
+    """
+    require_finite(model, f"{folder}: not written")
+    with scratch_folder(folder.with_name(folder.name + ".tmp")) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(scratch, folder)
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write weights into; nothing stays of it if that fails.
+
+    Raises:
+        OSError: if it fails, in one line, whichever library met the fault.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        reason = " ".join(str(error).split()).removeprefix("Error while serializing: ")
+        raise OSError(
+            f"{folder}: cannot be written: {reason}; what was saved before it is kept, and the same command goes on "
+            "from there"
+        ) from None
+
+
+def require_finite(model: nn.Module, what: str) -> None:
+    """Refuse to keep weights that training has broken.
+
+    Raises:
+        ValueError: naming the first weight that is not finite.
+    """
+    if (name := _broken(model)) is not None:
+        raise ValueError(
+            f"{what}: the weight {name} is not finite (NaN or infinity) after the last update; what was saved before "
+            "is kept. Try a lower learning_rate, or a longer warm-up"
+        )
+
+
+def _broken(model: nn.Module) -> str | None:
+    """The first weight that is not finite, or None."""
+    return next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)

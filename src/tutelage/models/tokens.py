@@ -261,16 +261,24 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], keep: b
     digest = hashlib.blake2b(f"False{tokenizer.backend_tokenizer.to_str()}".encode(), digest_size=16)
     for text in texts:
         digest.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
-    with contextlib.suppress(OSError, SafetensorError):  # none, or a broken one, which is then replaced
+    with contextlib.suppress(OSError, SafetensorError, KeyError):  # none, or a broken one, which is then replaced
         kept = load_file(cache_folder("tokens") / f"{digest.hexdigest()}.safetensors")
-        return [each.tolist() for each in kept["ids"].split(kept["lengths"].tolist())]
+        if torch.equal(kept["checksum"], _checksum(kept["ids"], kept["lengths"])):
+            return [each.tolist() for each in kept["ids"].split(kept["lengths"].tolist())]
     ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     flat = torch.tensor([i for each in ids for i in each], dtype=torch.int32)
     with contextlib.suppress(OSError, SafetensorError):  # a cache that cannot be written is no reason to stop
         scratch = cache_folder("tokens") / f"{digest.hexdigest()}.{os.getpid()}"
-        save_file({"ids": flat, "lengths": torch.tensor([len(each) for each in ids])}, scratch)
+        lengths = torch.tensor([len(each) for each in ids])
+        save_file({"ids": flat, "lengths": lengths, "checksum": _checksum(flat, lengths)}, scratch)
         os.replace(scratch, scratch.with_suffix(".safetensors"))
     return ids
+
+
+def _checksum(ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """(16,) bytes that show damage to kept ids."""
+    digest = hashlib.blake2b(ids.numpy().tobytes() + lengths.numpy().tobytes(), digest_size=16).digest()
+    return torch.frombuffer(bytearray(digest), dtype=torch.uint8)
 
 
 # Back to text

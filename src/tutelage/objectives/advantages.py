@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .kl import k1
-from .masked import keep
+from .masked import keep, masked_var
 
 
 @torch.no_grad()
@@ -67,3 +67,11 @@ def gae(
         running = deltas[:, t] + gamma * lam * running
         advantages[:, t] = running
     return keep(advantages, mask), keep(advantages + values, mask)
+
+
+def explained_variance(values: Float[Tensor, "n t"], returns: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> float:
+    """1 − Var(returns − values) / Var(returns) over the tokens that count: 1 is perfect, 0 no better than the mean.
+
+    NaN where all returns are equal.
+    """
+    return float(1 - masked_var(returns - values, mask) / masked_var(returns, mask))

@@ -47,6 +47,7 @@ def run(config: ReportConfig) -> None:
     run = open_run("report", config, {f"runs.{f.name}": f.path / "done.json" for f in folders})
     if run is None:
         return
+    run.begin(f"{len(folders)} finished runs: {', '.join(f.name for f in folders)}")
     summary = numbers.summarise(config.runs)
     simulated = first(folders, "judge") is not None
     said = verdict(summary, numbers.trained_models(folders), numbers.baseline_of(folders), simulated)

@@ -44,7 +44,8 @@ def read_runs(runs: Path) -> list[Folder]:
     """The finished runs in a folder by name, reports left out."""
     found = []
     for path in sorted(p.parent for p in runs.glob("*/done.json")):
-        if (path / "inputs.json").exists() and (path / "config.yaml").exists():
+        whole = (path / "inputs.json").exists() and (path / "config.yaml").exists()
+        if whole and not path.name.startswith("."):  # such a one waits to be replaced
             stage = json.loads((path / "inputs.json").read_text(encoding="utf-8"))["identity"]["stage"]
             settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
             done = json.loads((path / "done.json").read_text(encoding="utf-8"))

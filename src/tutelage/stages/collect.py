@@ -10,7 +10,9 @@ are queued there as ranking tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
+from typing import Any
 
 from tutelage.datasets import read_demonstrations, read_prompts
 from tutelage.labeling.candidates import queue_candidates, write_candidates
@@ -78,23 +80,32 @@ def run(config: CollectConfig) -> None:
     weights = [config.weights.get(name, 1.0) for name in names]
     slots = [(p, rng.choices(names, weights)[0]) for p in range(len(prompts)) for _ in range(rng.randint(k_min, k_max))]
     copies = number_copies(prompts[p] for p, _ in slots)
+    run.begin(f"{len(prompts):,} prompts, {len(slots):,} completions to sample, by {', '.join(names)}")
     # 2. Each policy writes its share.
     written: dict[int, Completion] = {}
     too_long: set[int] = set()
-    for index in run.track(range(len(names))):
-        name = names[index]
+
+    def share(name: str) -> dict[str, Any]:
+        """The completions of one policy by slot, and the prompts that are too long for it."""
         tokenizer = load_tokenizer(policies[name])
         policy = load_policy(policies[name], tokenizer)
         writer = Writer(name, policy, tokenizer, examples if name in config.few_shot else ())
         room = {p: fits(writer, prompts[p], 2**31, config.max_new_tokens) for p in {p for p, n in slots if n == name}}
         mine = [i for i, (p, n) in enumerate(slots) if n == name and room[p]]
-        too_long |= {p for p, ok in room.items() if not ok}
         completions, _, _ = complete(
             writer, [prompts[slots[i][0]] for i in mine], config.seed, copies=[copies[i] for i in mine],
             temperature=config.temperature, max_new_tokens=config.max_new_tokens,
         )  # fmt: skip
-        written |= dict(zip(mine, completions, strict=True))
-        run.log(index, completions=float(len(mine)))
+        rows = [completion.model_dump(mode="json") for completion in completions]
+        return {"slots": mine, "completions": rows, "too_long": [p for p, ok in room.items() if not ok]}
+
+    run.forget_after(-1)  # what is kept is logged again
+    for index in run.track(range(len(names))):
+        own = run.once(f"policy-{index}", partial(share, names[index]))
+        completions = [Completion.model_validate(row) for row in own["completions"]]
+        written |= dict(zip(own["slots"], completions, strict=True))
+        too_long |= set(own["too_long"])
+        run.log(index, completions=float(len(completions)))
     # 3. Some completions change places, to be wrong for the prompt they come under.
     moved = [i for i in written if rng.random() < config.off_prompt]
     from_slot = other_prompts(moved, [prompts[p].text for p, _ in slots])

@@ -35,7 +35,7 @@ from tutelage.models.tokens import (
     require_same_tokens,
     same_reading,
 )
-from tutelage.objectives.advantages import kl_shaped_rewards
+from tutelage.objectives.advantages import explained_variance, kl_shaped_rewards
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, k1
 from tutelage.objectives.masked import keep, masked_mean, whiten
 from tutelage.records import Prompt, Request, Rollout
@@ -44,9 +44,11 @@ from tutelage.sampling import Sampler
 from tutelage.sampling.local import LocalSampler
 from tutelage.sampling.random import request_seed
 from tutelage.stages import ppo
+from tutelage.stages.checkpoints import Checkpoint
 from tutelage.stages.config import OnlineConfig
 from tutelage.stages.pretrain import rows_of, text_nll
-from tutelage.stages.training import Checkpoint, adamw, constant_after_warmup, shuffled, update
+from tutelage.stages.training import adamw, begin, broken, constant_after_warmup, shuffled, update
+from tutelage.stages.watch import Watch
 from tutelage.strict_json import dumps
 
 ALGORITHMS = {"ppo": ppo}
@@ -94,6 +96,15 @@ def run(config: OnlineConfig) -> None:
         lost["too long for the reward model"] = len(fit) - sum(fit)
         prompts = [p for p, ok in zip(prompts, fit, strict=True) if ok]
     rows, lost_texts = pretraining_rows(config, whole, tokenizer)
+    iterations = math.ceil(config.total_episodes / config.batch_size)
+    begin(
+        run,
+        f"{len(prompts):,} prompts, {iterations * config.batch_size / len(prompts):.1f} episodes of each",
+        f"{iterations:,} iterations of {config.batch_size} episodes, in each {config.num_ppo_epochs} passes of updates "
+        f"of {config.mini_batch_size}",
+        *([] if rows is None else [f"pretraining mixture: {len(rows):,} rows of {rows.shape[1]} tokens"]),
+        trained=[policy, value_model],
+    )
     kl = (
         AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_target else FixedKL(config.kl_coef)
     )
@@ -107,7 +118,7 @@ def run(config: OnlineConfig) -> None:
     if isinstance(kl, AdaptiveKL) and "kl_coef" in resumed:
         kl.kl_coef = resumed["kl_coef"]
 
-    iterations = math.ceil(config.total_episodes / config.batch_size)
+    watch = Watch(run, tokenizer)
     decay = average_decay(config, iterations)
     for iteration in run.track(range(resumed["step"], iterations)):
         # 1. Sample one completion for each prompt of the iteration.
@@ -136,7 +147,8 @@ def run(config: OnlineConfig) -> None:
 
         # 6. Update policy and value model; PPO and pretraining gradients share a buffer.
         rate = constant_after_warmup(iteration, config.warmup_iterations)
-        metrics = improve(run, iteration, config, models, optimizers, rollout, advantages, returns, rows, rate)
+        watch.reads(iteration, rollout.sequences)
+        metrics = improve(watch, config, models, optimizers, rollout, advantages, returns, rows, rate)
 
         # 7. Average the weights, in fp32.
         with torch.no_grad():
@@ -145,7 +157,7 @@ def run(config: OnlineConfig) -> None:
 
         # 8. Log, steer the KL coefficient, checkpoint.
         drift = keep(k1(rollout.logprobs, rollout.ref_logprobs), mask).sum(1)
-        run.log(
+        row = run.log(
             iteration,
             show=("objective__scores", "objective__kl", "objective__length"),
             objective__kl=drift.mean().item(),
@@ -155,10 +167,12 @@ def run(config: OnlineConfig) -> None:
             objective__length=mask.sum(1).float().mean().item(),
             objective__ended=ended.float().mean().item(),
             objective__value_error=masked_mean((rollout.values - returns) ** 2, mask).item(),
+            val__explained_variance=explained_variance(rollout.values, returns, mask),
             learning_rate=rate * config.learning_rate,
             episodes=float((iteration + 1) * config.batch_size),
             **metrics,
         )
+        watch.look(row)
         kl.update(drift.mean().item(), config.batch_size)
         if iteration % config.sample_every == 0 or iteration + 1 == iterations:
             keep_samples(run, iteration, chosen, rollout, tokenizer)
@@ -183,20 +197,20 @@ def run(config: OnlineConfig) -> None:
             "kl": float(keep(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask).sum(1).mean()),
             "length": float(rollout.mask.sum(1).float().mean()),
         }
+        if bad := next((key for key, value in final[name].items() if not math.isfinite(value)), None):
+            raise ValueError(broken(watch, f"the mean {bad} of {name}/ is {final[name][bad]}"))
         said = "  ".join(f"{key} {value:.3f}" for key, value in final[name].items())
         run.say(f"{name}/: {said}  (mean over {len(fixed)} prompts)")
     way = moved(average, policy, reference) if decay else 1.0
-    warnings = []
     if way < STILL:
-        warnings.append(
+        run.warn(
             f"the averaged weights in model/ have moved only {way:.0%} as far from the start as the last weights: with "
             f"ema_decay={decay:.4g} over {iterations} iterations they are mostly the policy that the run began with. "
             "last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average of this run"
         )
-        run.say(f"warning: {warnings[0]}")
     run.finish(
         prompts=len(prompts), dropped=dropped(lost, pretraining_texts=lost_texts), kl_coef=kl.value, ema_decay=decay,
-        average_moved=way, final=final, warnings=warnings,
+        average_moved=way, final=final,
     )  # fmt: skip
 
 
@@ -307,8 +321,7 @@ def readings(
 
 
 def improve(
-    run: Run,
-    iteration: int,
+    watch: Watch,
     config: OnlineConfig,
     models: dict[str, PreTrainedModel],
     optimizers: dict[str, torch.optim.AdamW],
@@ -319,7 +332,7 @@ def improve(
     rate: float,
 ) -> dict[str, float]:
     """Inner epochs of minibatches over one rollout. All losses are sums over tokens divided by the update's count."""
-    algorithm = ALGORITHMS[config.algorithm]
+    algorithm, iteration = ALGORITHMS[config.algorithm], watch.step
     policy, value_model = models["policy"], models["value_model"]
     policy.eval(), value_model.eval()  # no dropout in RL: the ratio compares one policy with itself (Stiennon 2020)
     device = policy.device
@@ -365,17 +378,9 @@ def improve(
                 loss_ptx = ptx_backward(policy, rows, config, iteration * 10_007 + epoch * 1_009 + start)
                 totals["loss__ptx"] = totals.get("loss__ptx", 0.0) + loss_ptx
             updates += 1
-            norm = update(
-                optimizers["policy"], policy, config.max_grad_norm, rate * config.learning_rate, run, iteration
-            )
-            update(
-                optimizers["value_model"],
-                value_model,
-                config.max_grad_norm,
-                rate * config.value_learning_rate,
-                run,
-                iteration,
-            )
+            norm = update(optimizers["policy"], policy, config.max_grad_norm, rate * config.learning_rate, watch)
+            value_rate = rate * config.value_learning_rate
+            update(optimizers["value_model"], value_model, config.max_grad_norm, value_rate, watch)
             totals["grad_norm"] = totals.get("grad_norm", 0.0) + norm
     per_update = ("loss__ptx", "grad_norm")
     return {name: value / (updates if name in per_update else tokens) for name, value in totals.items()}

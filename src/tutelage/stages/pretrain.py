@@ -8,6 +8,7 @@ text, end with end-of-text, and are cut into rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,8 +28,10 @@ from tutelage.models.packing import MicroBatch
 from tutelage.models.tokens import PLAIN_TEMPLATE, encode_documents
 from tutelage.objectives.sft import nll_sum
 from tutelage.runs import dropped, inputs_of, open_run
+from tutelage.stages.checkpoints import Checkpoint
 from tutelage.stages.config import PretrainConfig
-from tutelage.stages.training import Checkpoint, adamw, cosine, update
+from tutelage.stages.training import adamw, begin, broken, cosine, update
+from tutelage.stages.watch import Watch
 
 VALID_ROWS = 256
 
@@ -106,26 +109,35 @@ def run(config: PretrainConfig) -> None:
             bos_token_id=None,
         )
     ).to(device())
-    optimizer = adamw(model, config)
-    checkpoint = Checkpoint(run, {"model": model}, {"model": optimizer}, config.checkpoint_seconds)
     # 3. Next-token prediction, a cosine over the whole.
     per_step = max(1, config.batch_tokens // config.sequence_length)
     total = max(1, config.total_tokens // (per_step * config.sequence_length))
     targets = per_step * (config.sequence_length - 1)
+    begin(
+        run,
+        f"{len(texts):,} documents give {len(rows):,} rows of {config.sequence_length} tokens",
+        f"{total:,} updates of {per_step} rows: {total * per_step / len(rows):.1f} passes over the text",
+        f"a model of {model.num_parameters():,} parameters, {len(tokenizer):,} tokens in its vocabulary",
+        trained=[model],
+    )
+    optimizer = adamw(model, config)
+    checkpoint = Checkpoint(run, {"model": model}, {"model": optimizer}, config.checkpoint_seconds)
     start = checkpoint.resume()["step"]
+    watch = Watch(run, tokenizer)
     model.train()
     for step in run.track(range(start, total)):
         drawn = torch.randint(
             len(rows), (per_step,), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         )
+        watch.reads(step, rows[drawn].tolist())
         loss = 0.0
         for group in rows[drawn].split(max(1, config.micro_batch_tokens // config.sequence_length)):
             part = text_nll(model, group) / targets
             part.backward()
             loss += part.item()
         rate = config.learning_rate * cosine(step, total, config.warmup_steps)
-        norm = update(optimizer, model, config.max_grad_norm, rate, run, step)
-        run.log(step, show=("loss__train",), loss__train=loss, grad_norm=norm, learning_rate=rate)
+        norm = update(optimizer, model, config.max_grad_norm, rate, watch)
+        watch.look(run.log(step, show=("loss__train",), loss__train=loss, grad_norm=norm, learning_rate=rate))
         if checkpoint.due():
             checkpoint.save(step + 1)
     # 4. What it came to.
@@ -135,5 +147,7 @@ def run(config: PretrainConfig) -> None:
         lost["valid_texts"] = valid.dropped
         held_out = rows_of(tokenizer, valid.records, config.sequence_length)[:VALID_ROWS]
         results["valid_loss"] = text_loss(model, held_out)
+        if not math.isfinite(results["valid_loss"]):
+            raise ValueError(broken(watch, f"the loss on held-out text is {results['valid_loss']}"))
     save_model(model.eval(), tokenizer, run.folder / "model")
     run.finish(dropped=dropped(loaded.dropped, **lost), **results)

@@ -9,27 +9,28 @@ demonstrations average 0. At the end it says in words whether it learned, by ran
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.datasets import read_demonstrations, read_rankings
 from tutelage.intervals import estimate
 from tutelage.models.forward import all_scores, final_hidden, scores_by_group
-from tutelage.models.loading import context_length, full_precision, load_scalar, new_scalar, save_model
+from tutelage.models.loading import context_length, full_precision, new_scalar, save_model
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import encode_pairs, encode_rankings, load_tokenizer
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
 from tutelage.records import Ranking, Text
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.stages.config import MeasureConfig, RewardConfig
-from tutelage.stages.training import Checkpoint, adamw, batches, cosine, hold_out, update
+from tutelage.stages.checkpoints import Checkpoint
+from tutelage.stages.config import RewardConfig
+from tutelage.stages.training import adamw, batches, begin, broken, cosine, hold_out, update
+from tutelage.stages.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -171,14 +172,25 @@ def run(config: RewardConfig) -> None:
                 f"{config.demonstrations}: none of {len(pairs_of)} demonstrations fits the context of {context} tokens"
             )
         lost["demonstrations"] = {**read.dropped, "too long": len(pairs_of) - len(demonstrations)}
+    plan = list(batches(train, config.batch_size, config.seed, config.epochs))
+    pairs_to_learn = sum(len(r.pairs) for r in records)
+    begin(
+        run,
+        f"{len(train):,} rankings to train on, {pairs_to_learn:,} ordered pairs; held out: "
+        + (", ".join(f"{len(elements):,} ({name})" for name, elements in held_out.items()) or "none"),
+        f"{len(plan):,} updates of {config.batch_size} rankings, {config.epochs} passes",
+        trained=[model],
+    )
     # 2. One pass of Bradley–Terry, each ranking one element.
     torch.manual_seed(config.seed)
     optimizer = adamw(model, config)
     checkpoint = Checkpoint(run, {"model": model}, {"model": optimizer}, config.checkpoint_seconds)
-    plan = list(batches(train, config.batch_size, config.seed, config.epochs))
-    for step in run.track(range(checkpoint.resume()["step"], len(plan))):
+    start = checkpoint.resume()["step"]
+    watch = Watch(run, tokenizer)
+    for step in run.track(range(start, len(plan))):
         model.train()
         batch = plan[step]
+        watch.reads(step, [ids for e in batch for ids in e.sequences])
         loss = correct = pairs = 0.0
         for group in micro_scores(model, batch, config.micro_batch_tokens):
             scored = [(s, e.ranks.to(s.device)) for e, s in group]
@@ -188,9 +200,9 @@ def run(config: RewardConfig) -> None:
             counts = [ranking_accuracy(s.detach(), ranks) for s, ranks in scored]
             correct, pairs = correct + sum(float(c) for c, _ in counts), pairs + sum(int(n) for _, n in counts)
         rate = config.learning_rate * cosine(step, len(plan), config.warmup_steps)
-        norm = update(optimizer, model, config.max_grad_norm, rate, run, step)
+        norm = update(optimizer, model, config.max_grad_norm, rate, watch)
         accuracy = correct / max(1.0, pairs)
-        run.log(
+        row = run.log(
             step,
             show=("loss__train", "accuracy__train"),
             loss__train=loss,
@@ -198,6 +210,7 @@ def run(config: RewardConfig) -> None:
             grad_norm=norm,
             learning_rate=rate,
         )
+        watch.look(row)
         if checkpoint.due():
             checkpoint.save(step + 1)
     # 3. Demonstrations average 0.
@@ -214,6 +227,9 @@ def run(config: RewardConfig) -> None:
             for name, elements in held_out.items()
             if elements
         }
+    for name, found in results.items():
+        if not math.isfinite(found["loss"]):
+            raise ValueError(broken(watch, f"the loss on {name} is {found['loss']}"))
     words = {name: verdict(found) for name, found in results.items()}
     seen = {e.prompt for e in train}
     known = {name: len(seen & {e.prompt for e in held_out[name]}) for name in results}
@@ -243,29 +259,3 @@ def verdict(found: Mapping[str, Any]) -> str:
     if found["high"] < 0.5:
         return f"worse than chance: {share}; look whether the ranks mean 1 for the best"
     return f"not shown to be better than chance: {share}; it needs more rankings, or another learning rate"
-
-
-def run_measure(config: MeasureConfig) -> None:
-    """Measure a trained model: accuracy, loss and calibration into done.json, a table and the verdict on the screen."""
-    run = open_run("measure", config, inputs_of(config, "reward_model", "rankings"))
-    if run is None:
-        return
-    tokenizer = load_tokenizer(config.reward_model)
-    model = load_scalar(config.reward_model, tokenizer)
-    context = context_length(model)
-    loaded = read_rankings(config.rankings)
-    elements, too_long = encode(loaded.records, tokenizer, context, context)
-    if not elements:
-        raise ValueError(
-            f"{config.rankings}: no ranking left to measure by (dropped: {loaded.dropped}, too long: {too_long})"
-        )
-    with full_precision():
-        found = evaluate(model, elements, config.micro_batch_tokens, config.seed)
-    table = Table("rankings", "pairs", "in order", "95 % interval", "loss, nats")
-    interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
-    table.add_row(
-        f"{found['rankings']:,}", f"{found['pairs']:,}", f"{found['accuracy']:.3f}", interval, f"{found['loss']:.3f}"
-    )
-    Console().print(table)
-    print(verdict(found))
-    run.finish(dropped=dropped({**loaded.dropped, "too long": too_long}), verdict=verdict(found), **found)

@@ -8,6 +8,7 @@ is given (section 3.5), else by validation loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,9 +25,11 @@ from tutelage.records import Demonstration, Request
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.sampling.local import LocalSampler
 from tutelage.sampling.random import request_seed
+from tutelage.stages.checkpoints import Checkpoint
 from tutelage.stages.config import SftConfig
 from tutelage.stages.pretrain import rows_of, text_nll
-from tutelage.stages.training import Checkpoint, adamw, batches, cosine, hold_out, update
+from tutelage.stages.training import adamw, batches, begin, broken, cosine, hold_out, update
+from tutelage.stages.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -148,19 +151,28 @@ def run(config: SftConfig) -> None:
         texts = read_texts(config.pretraining_texts)
         lost["pretraining_texts"] = texts.dropped
         rows = rows_of(tokenizer, texts.records, min(128, whole))
+    per_epoch = -(-len(train) // config.batch_size)
+    total = per_epoch * config.epochs
+    begin(
+        run,
+        f"{len(train):,} demonstrations of up to {max(len(e.prompt_ids + e.completion_ids) for e in train)} tokens to "
+        f"train on, {len(valid):,} of other prompts to measure by",
+        f"{total:,} updates of {config.batch_size}: {config.epochs} epochs of {per_epoch:,}",
+        trained=[policy],
+    )
     # 2. The optimizer, and where we were.
     torch.manual_seed(config.seed)
     optimizer = adamw(policy, config)
     checkpoint = Checkpoint(run, {"policy": policy}, {"policy": optimizer}, config.checkpoint_seconds)
     resumed = checkpoint.resume()
-    per_epoch = -(-len(train) // config.batch_size)
-    total = per_epoch * config.epochs
+    watch = Watch(run, tokenizer)
     best, history = resumed.get("best"), resumed.get("history", [])
     plan = list(batches(train, config.batch_size, config.seed, config.epochs))
     # 3. Epochs of cross-entropy on completions.
     for step in run.track(range(resumed["step"], total)):
         policy.train()
         batch = plan[step]
+        watch.reads(step, [e.prompt_ids + e.completion_ids for e in batch])
         count = sum(len(e.completion_ids) for e in batch)
         share = config.pretraining_share if rows is not None else 0.0
         loss, _ = examples_nll(policy, batch, config.micro_batch_tokens, (1 - share) / count)
@@ -170,7 +182,7 @@ def run(config: SftConfig) -> None:
             )
             (text_nll(policy, rows[drawn]) * share / (8 * (rows.shape[1] - 1))).backward()
         rate = config.learning_rate * cosine(step, total)
-        norm = update(optimizer, policy, config.max_grad_norm, rate, run, step)
+        norm = update(optimizer, policy, config.max_grad_norm, rate, watch)
         metrics = {"loss__train": loss / count, "grad_norm": norm, "learning_rate": rate}
         # 4. After each epoch: is this the best checkpoint so far?
         epoch_ends = (step + 1) % per_epoch == 0
@@ -180,6 +192,8 @@ def run(config: SftConfig) -> None:
                 "valid_loss": validation_loss(policy, valid, config.micro_batch_tokens),
             }
             metrics["valid__loss"] = entry["valid_loss"]
+            if not math.isfinite(entry["valid_loss"]):
+                raise ValueError(broken(watch, f"the loss on held-out demonstrations is {entry['valid_loss']}"))
             if reward_model is not None:
                 entry["score"] = metrics["valid__score"] = mean_score(
                     policy, reward_model, scored[: config.score_samples], config.seed, config.max_completion_tokens
@@ -189,7 +203,7 @@ def run(config: SftConfig) -> None:
             if best is None or quality > best:
                 best = quality
                 save_model(policy, tokenizer, run.folder / "model")
-        run.log(step, show=("loss__train",), **metrics)
+        watch.look(run.log(step, show=("loss__train",), **metrics))
         if epoch_ends or checkpoint.due():
             checkpoint.save(step + 1, best=best, history=history)
     chosen = max(history, key=lambda e: e.get("score", -e["valid_loss"]))

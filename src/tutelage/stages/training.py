@@ -1,23 +1,18 @@
-"""What every gradient stage shares: optimizer, schedules, clipping, a guard against NaN, and checkpoints."""
+"""What every gradient stage shares: optimizer, schedules, held-out groups, batches, and one update."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Hashable, Iterator, Sequence
 from random import Random
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tutelage.runs import Run, write_json
+from tutelage.runs import Run, free_memory
 from tutelage.stages.config import Training
+from tutelage.stages.watch import Watch
 
 T = TypeVar("T")
 
@@ -46,31 +41,54 @@ def constant_after_warmup(step: int, warmup: int) -> float:
     return 1.0 if step >= warmup else 0.1 + 0.9 * step / warmup
 
 
-def update(
-    optimizer: torch.optim.Optimizer, model: nn.Module, max_norm: float, rate: float, run: Run, step: int
-) -> float:
+def update(optimizer: torch.optim.Optimizer, model: nn.Module, max_norm: float, rate: float, watch: Watch) -> float:
     """Clip, step and clear; returns the gradient's norm before clipping.
 
     Raises:
-        ValueError: if the gradient is not finite; nothing is stepped, and the last checkpoint stays as it is.
+        ValueError: if the gradient is not finite; nothing is stepped, the last checkpoint stays, and the batch is kept.
     """
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
     if not math.isfinite(norm):
         optimizer.zero_grad()
-        kept = (
-            f"the checkpoint before it is in {run.state}"
-            if run.state.exists()
-            else "no checkpoint had been written yet"
-        )
-        raise ValueError(
-            f"{run.stage}: the gradient is {norm} at step {step}; {kept}. "
-            "Try a lower learning_rate, a longer warm-up, or look at the batch for broken rows"
-        )
+        raise ValueError(broken(watch, f"the gradient is {norm}"))
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad()
     return norm
+
+
+def broken(watch: Watch, what: str) -> str:
+    """The message of a run that ends because a number is not finite; the batch it happened on is kept."""
+    run = watch.run
+    kept = f"the checkpoint before it is in {run.state}" if run.state.exists() else "no checkpoint had been written yet"
+    return (
+        f"{run.stage}: {what} at step {watch.step}; {kept}. Try a lower learning_rate, a longer warm-up, or look at "
+        f"the batch for broken rows: {run.folder / watch.keep()}"
+    )
+
+
+def begin(run: Run, *plan: str, trained: Sequence[nn.Module]) -> None:
+    """Say what will be done, and see that memory and disk suffice for gradients, Adam's moments and checkpoints.
+
+    Raises:
+        ValueError: if they do not.
+        DryRun: in a dry run.
+    """
+    weights = sum(p.numel() * p.element_size() for model in trained for p in model.parameters())
+    device = next(trained[0].parameters()).device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    more = 3 * weights  # gradients, and two moments
+    if free is not None and more > free:
+        raise ValueError(
+            f"{run.stage}: gradients and optimizer take {more / 2**30:.1f} GiB beside the models, and only "
+            f"{free / 2**30:.1f} GiB of memory are free; use a smaller model, or a machine with more memory"
+        )
+    # Three checkpoints of weights and two moments, as the next is written beside two; and the model.
+    run.begin(
+        *plan, f"memory: {more / 2**30:.2f} GiB for gradients and optimizer, beside the models and one pass",
+        disk=10 * weights,
+    )  # fmt: skip
 
 
 def shuffled(items: Sequence[T], seed: int, epoch: int) -> list[T]:
@@ -95,72 +113,3 @@ def batches(items: Sequence[T], size: int, seed: int, epochs: int) -> Iterator[l
         order = shuffled(items, seed, epoch)
         for start in range(0, len(order), size):
             yield order[start : start + size]
-
-
-class Checkpoint:
-    """All that a resume needs: named models, optimizers, and counters, as safetensors and JSON, written atomically."""
-
-    def __init__(
-        self, run: Run, models: dict[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], seconds: float
-    ) -> None:
-        self.run, self.models, self.optimizers, self.every = run, models, optimizers, seconds
-        self._last = time.monotonic()
-
-    def due(self) -> bool:
-        """Whether it is time for the next one."""
-        return time.monotonic() - self._last > self.every
-
-    def save(self, step: int, **counters: Any) -> None:
-        """Replace the checkpoint by one taken after `step` steps."""
-        scratch = self.run.state.with_name("state.tmp")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        for name, model in self.models.items():
-            _save(dict(model.named_parameters()), scratch / f"{name}.safetensors")
-        for name, optimizer in self.optimizers.items():
-            state = optimizer.state_dict()["state"]
-            flat = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
-            _save(flat, scratch / f"{name}.optimizer.safetensors")
-        rng = {"cpu": torch.get_rng_state()}
-        rng |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-        _save(rng, scratch / "rng.safetensors")
-        write_json(scratch / "counters.json", {"step": step, **counters})
-        old = self.run.state.with_name("state.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.run.state.exists():
-            os.replace(self.run.state, old)
-        os.replace(scratch, self.run.state)  # interrupted before this, `resume` finds the whole scratch
-        shutil.rmtree(old, ignore_errors=True)
-        self._last = time.monotonic()
-
-    def resume(self) -> dict[str, Any]:
-        """Load the checkpoint if there is one; its counters, or `{"step": 0}`."""
-        scratch = self.run.state.with_name("state.tmp")
-        if not self.run.state.exists() and (scratch / "counters.json").exists():  # written last, so it is whole
-            os.replace(scratch, self.run.state)
-        if not (self.run.state / "counters.json").exists():
-            self.run.forget_after(-1)
-            return {"step": 0}
-        for name, model in self.models.items():
-            saved = load_file(self.run.state / f"{name}.safetensors")
-            with torch.no_grad():
-                for key, parameter in model.named_parameters():
-                    parameter.copy_(saved[key])
-        for name, optimizer in self.optimizers.items():
-            flat = load_file(self.run.state / f"{name}.optimizer.safetensors")
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for key, value in flat.items():
-                index, field = key.split(".", 1)
-                state.setdefault(int(index), {})[field] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        rng = load_file(self.run.state / "rng.safetensors")
-        torch.set_rng_state(rng.pop("cpu"))
-        for name, rng_state in rng.items():
-            torch.cuda.set_rng_state(rng_state, int(name.removeprefix("cuda")))
-        counters = json.loads((self.run.state / "counters.json").read_text())
-        self.run.forget_after(counters["step"] - 1)
-        return counters
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)

@@ -61,6 +61,8 @@ def run(config: WorldConfig) -> None:
     if run is None:
         return
 
+    run.begin(f"{config.documents:,} documents, {config.sft_prompts:,} demonstrations, {config.ppo_prompts:,} prompts")
+
     def stream(name: str) -> Random:
         return Random(f"world/{config.seed}/{name}")
 

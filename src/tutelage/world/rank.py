@@ -69,6 +69,8 @@ def run_rank(config: RankConfig) -> None:
     run = open_run("rank", config, inputs_of(config, "candidates", "valid_candidates"))
     if run is None:
         return
+    candidates, valid = read_candidates(config.candidates), read_candidates(config.valid_candidates)
+    run.begin(f"{len(candidates):,} prompts to rank, {len(valid):,} held out")
     pools = {
         "training": people.hire("training", config.training_labelers, 0),
         "heldout": people.hire("heldout", config.heldout_labelers, 0),
@@ -82,8 +84,8 @@ def run_rank(config: RankConfig) -> None:
             for pool in pools.values()
             for j in pool
         }
-        queue.queue_rankings(connection, read_candidates(config.candidates), rate=False)
-        queue.queue_rankings(connection, read_candidates(config.valid_candidates), rate=False, labelers=config.overlap)
+        queue.queue_rankings(connection, candidates, rate=False)
+        queue.queue_rankings(connection, valid, rate=False, labelers=config.overlap)
     work(workspace, hired, Random(f"rank/{config.seed}"))
     counts = exchange.export(workspace, run.folder)
     with workspace.read() as connection:
@@ -111,6 +113,7 @@ def run_judge(config: JudgeConfig) -> None:
     rng = Random(f"judge/{config.seed}")
     prompts = read_prompts(config.answers).records
     rows = read_rows(config.answers, "prompt", "answers")
+    run.begin(f"{len(rows):,} prompts to judge, {config.votes} votes each")
     with (run.folder / "judgments.jsonl").open("w", encoding="utf-8") as stream:
         for prompt, row in zip(prompts, rows, strict=True):
             answers: dict[str, str] = row["answers"]

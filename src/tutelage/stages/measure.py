@@ -1,0 +1,43 @@
+"""A trained reward model on any rankings or pairs: accuracy, loss and calibration, as training reports them.
+
+tutelage measure --reward-model runs/reward/model --rankings pairs.jsonl --output runs/measure
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from tutelage.datasets import read_rankings
+from tutelage.models.loading import context_length, full_precision, load_scalar
+from tutelage.models.tokens import load_tokenizer
+from tutelage.runs import dropped, inputs_of, open_run
+from tutelage.stages.config import MeasureConfig
+from tutelage.stages.reward import encode, evaluate, verdict
+
+
+def run(config: MeasureConfig) -> None:
+    """Measure a trained model: accuracy, loss and calibration into done.json, a table and the verdict on the screen."""
+    run = open_run("measure", config, inputs_of(config, "reward_model", "rankings"))
+    if run is None:
+        return
+    tokenizer = load_tokenizer(config.reward_model)
+    model = load_scalar(config.reward_model, tokenizer)
+    context = context_length(model)
+    loaded = read_rankings(config.rankings)
+    elements, too_long = encode(loaded.records, tokenizer, context, context)
+    if not elements:
+        raise ValueError(
+            f"{config.rankings}: no ranking left to measure by (dropped: {loaded.dropped}, too long: {too_long})"
+        )
+    run.begin(f"{len(elements):,} rankings to measure by")
+    with full_precision():
+        found = evaluate(model, elements, config.micro_batch_tokens, config.seed)
+    table = Table("rankings", "pairs", "in order", "95 % interval", "loss, nats")
+    interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
+    table.add_row(
+        f"{found['rankings']:,}", f"{found['pairs']:,}", f"{found['accuracy']:.3f}", interval, f"{found['loss']:.3f}"
+    )
+    Console().print(table)
+    print(verdict(found))
+    run.finish(dropped=dropped({**loaded.dropped, "too long": too_long}), verdict=verdict(found), **found)

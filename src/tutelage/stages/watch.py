@@ -1,0 +1,124 @@
+"""What goes wrong in training without an error, said once and in words, with what to try; the batch is kept.
+
+The rules read the logged metrics alone, so a resumed run says the same as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import mean, median
+
+from transformers import PreTrainedTokenizerBase
+
+from tutelage.datasets import write_jsonl
+from tutelage.runs import Run
+
+Row = Mapping[str, float | None]
+
+RECENT = 64  # rows that a value is compared with
+ENOUGH = 20  # of them, before anything is said
+SPIKE = 10.0  # typical deviations above the median, and twice the median at least: the demo's losses stay within 9
+VANISHED = 1e-6  # gradient norm, over ten updates in a row
+RUNAWAY = 1.0  # nats of KL a token, over five iterations: the demo's policies stay below 0.3
+
+
+def spike(rows: Sequence[Row], name: str) -> str | None:
+    """A loss far above what it was of late (median and median deviation, so that one spike does not hide the next)."""
+    *before, last = _values(rows, name)[-RECENT - 1 :] or [math.nan]
+    if len(before) < ENOUGH:
+        return None
+    usual = median(before)
+    deviation = 1.4826 * median(abs(value - usual) for value in before)
+    if last <= max(usual + SPIKE * deviation, 2 * abs(usual)):
+        return None
+    return (
+        f"{name} jumped to {last:.3g} from about {usual:.3g}; look at the batch for broken rows, or try a lower "
+        "learning_rate or max_grad_norm"
+    )
+
+
+def vanished(rows: Sequence[Row]) -> str | None:
+    """Nothing is learned any more."""
+    last = _values(rows, "grad_norm")[-10:]
+    if len(last) < 10 or max(last) > VANISHED:
+        return None
+    return (
+        f"the gradient has vanished (norm {last[-1]:.1g}), so nothing is learned; look whether all rows are alike, or "
+        "whether the model is saturated: try a lower learning_rate from the start"
+    )
+
+
+def runaway(rows: Sequence[Row]) -> str | None:
+    """The policy leaves the reference for good: the reward model is read where it was never trained."""
+    pairs = list(zip(_values(rows, "objective/kl")[-5:], _values(rows, "objective/length")[-5:], strict=True))
+    if len(pairs) < 5 or min(kl / length for kl, length in pairs) < RUNAWAY:
+        return None
+    kl, length = pairs[-1]
+    return (
+        f"KL from the reference runs away: {kl:.1f} nats on completions of {length:.0f} tokens, over {RUNAWAY:g} a "
+        "token; scores there mean little. Try a higher kl_coef, a kl_target, or a lower learning_rate"
+    )
+
+
+def dead_value(rows: Sequence[Row]) -> str | None:
+    """The value model predicts returns no better than their mean does, so advantages are noise."""
+    explained = _values(rows, "val/explained_variance")[-ENOUGH:]
+    if len(rows) < 2 * ENOUGH or len(explained) < ENOUGH or mean(explained) > 0:
+        return None
+    return (
+        f"the value model explains nothing of the returns (explained variance {mean(explained):.2f} over "
+        f"{ENOUGH} iterations), so advantages are mostly noise; try a higher value_learning_rate"
+    )
+
+
+RULES: Mapping[str, Callable[[Sequence[Row]], str | None]] = {
+    "spike": lambda rows: spike(rows, "loss/train"),
+    "ptx spike": lambda rows: spike(rows, "loss/ptx"),
+    "vanished": vanished,
+    "runaway": runaway,
+    "dead value": dead_value,
+}
+
+
+class Watch:
+    """Looks at each step of a run; make it after the checkpoint is loaded, as it reads what was logged before."""
+
+    def __init__(self, run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.run, self.tokenizer = run, tokenizer
+        self.step, self.sequences = 0, [[0]]
+        self._rows: list[Row] = []
+        self._said: set[str] = set()
+        for row in run.logged():
+            self._look(row, self.run.warnings.append)
+
+    def reads(self, step: int, sequences: Sequence[Sequence[int]]) -> None:
+        """The step that comes, and the ids that it learns from."""
+        self.step, self.sequences = step, [list(ids) for ids in sequences]
+
+    def look(self, row: Row) -> None:
+        """Warn of what a logged step shows for the first time."""
+        if self._look(row, self.run.warn):
+            self.keep()
+
+    def keep(self) -> str:
+        """Write the step's rows into the run folder; returns the file's name."""
+        name = f"batch-{self.step}.jsonl"
+        rows = [{"ids": ids, "text": self.tokenizer.decode(ids)} for ids in self.sequences]
+        write_jsonl(self.run.folder / name, rows)
+        return name
+
+    def _look(self, row: Row, tell: Callable[[str], None]) -> bool:
+        self._rows = [*self._rows[-RECENT:], row]
+        found = False
+        for name, rule in RULES.items():
+            if name not in self._said and (said := rule(self._rows)):
+                self._said.add(name)
+                tell(f"step {row['step']:.0f}: {said}. Its rows are in batch-{row['step']:.0f}.jsonl")
+                found = True
+        return found
+
+
+def _values(rows: Sequence[Row], name: str) -> list[float]:
+    """A metric's values, rows left out that lack it or have no number."""
+    return [value for row in rows if (value := row.get(name)) is not None and math.isfinite(value)]

@@ -1,0 +1,83 @@
+"""What goes wrong without an error is said once, in words, and the same after a resume; what is usual is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from tutelage.runs import Run
+from tutelage.stages.watch import Watch, dead_value, runaway, spike, vanished
+
+
+def losses(*values: float | None) -> list[dict[str, float | None]]:
+    return [{"loss/train": value} for value in values]
+
+
+def test_a_spike_is_far_above_what_a_loss_was() -> None:
+    """Median 2.0, typical deviation 1.4826 * 0.1: the line is at 3.48, or at twice the median, 4, whichever is more."""
+    usual = [1.9, 2.1, 2.0, 1.9, 2.1] * 5
+    assert spike(losses(*usual, 4.0), "loss/train") is None
+    said = spike(losses(*usual, 4.01), "loss/train")
+    assert said is not None
+    assert said.startswith("loss/train jumped to 4.01 from about 2;")
+    wide = [1.0, 2.0, 3.0, 1.0, 3.0] * 5  # deviation 1.4826: the line is at 16.8
+    assert spike(losses(*wide, 16.8), "loss/train") is None
+    assert spike(losses(*wide, 16.9), "loss/train") is not None
+    assert spike(losses(*usual[:19], 100.0), "loss/train") is None  # too few to say
+    assert spike(losses(*usual, None), "loss/train") is None  # not the value before it
+    assert spike([], "loss/train") is None
+
+
+def test_noise_is_no_spike() -> None:
+    rng = Random(0)
+    for scale in (0.01, 0.3):
+        rows = losses(*(3 / (1 + step / 50) + rng.gauss(0, scale) for step in range(400)))
+        assert not any(spike(rows[:n], "loss/train") for n in range(len(rows)))
+
+
+def test_a_gradient_has_vanished_after_ten_updates() -> None:
+    rows: list[dict[str, float | None]] = [{"grad_norm": 1e-7}] * 10
+    assert "the gradient has vanished" in (vanished(rows) or "")
+    assert vanished(rows[:9]) is None
+    assert vanished([*rows[:9], {"grad_norm": 1e-3}]) is None
+
+
+def test_kl_runs_away_by_the_token() -> None:
+    far: list[dict[str, float | None]] = [{"objective/kl": 31.0, "objective/length": 30.0}] * 5
+    assert "31.0 nats on completions of 30 tokens" in (runaway(far) or "")
+    assert runaway(far[:4]) is None
+    assert runaway([*far, {"objective/kl": 29.0, "objective/length": 30.0}]) is None
+
+
+def test_a_value_model_that_explains_nothing_is_dead() -> None:
+    rows: list[dict[str, float | None]] = [{"val/explained_variance": -0.1}] * 40
+    assert "explains nothing of the returns (explained variance -0.10" in (dead_value(rows) or "")
+    assert dead_value(rows[:39]) is None  # the first iterations are to learn in
+    assert dead_value([*rows[:20], *[{"val/explained_variance": 0.1}] * 20]) is None
+    assert dead_value([{"val/explained_variance": None}] * 40) is None
+
+
+def test_it_is_said_once_kept_and_the_same_after_a_resume(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = [2.0, 2.1] * 12 + [9.0, 2.0, 9.0]
+    run = Run("sft", tmp_path)
+    watch = Watch(run, tokenizer)
+    for step, value in enumerate(values):
+        watch.reads(step, [[5, 6, 7], [8, step + 10]])
+        watch.look(run.log(step, loss__train=value))
+    (warning,) = run.warnings
+    assert warning.startswith("step 24: loss/train jumped to 9 from about 2.05;")
+    assert capsys.readouterr().err == f"sft: warning: {warning}\n"
+    kept = [json.loads(line) for line in (tmp_path / "batch-24.jsonl").read_text().splitlines()]
+    assert [row["ids"] for row in kept] == [[5, 6, 7], [8, 34]]
+    assert [row["text"] for row in kept] == [tokenizer.decode(ids) for ids in ([5, 6, 7], [8, 34])]
+    assert [p.name for p in tmp_path.glob("batch-*")] == ["batch-24.jsonl"]
+    again = Run("sft", tmp_path)
+    Watch(again, tokenizer)
+    assert again.warnings == run.warnings
+    assert capsys.readouterr().err == ""
