@@ -1,11 +1,11 @@
-# demo, test, check, bench, screenshots and mutate make .venv and install on first use; test-gpu and gpu-wheels do not.
+# demo, test, check, bench, screenshots, mutate and chaos make .venv and install on first use; test-gpu and gpu-wheels do not.
 # A C++ compiler (g++) makes it faster. Tests of the labeling pages want a browser and PostgreSQL (skipped if missing):
 # apt-get install g++ chromium postgresql
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/demo
 
-.PHONY: demo test check bench screenshots mutate test-gpu gpu-wheels
+.PHONY: demo test check bench screenshots mutate chaos test-gpu gpu-wheels
 .DEFAULT_GOAL := demo
 
 # torch is pinned by itself first: from the pinned release pip takes a build without CUDA where there is one.
@@ -35,6 +35,10 @@ screenshots: .venv/installed
 # Break the algorithms on purpose: does a test fail? ONLY=objectives/kl takes the files whose path has that in it.
 mutate: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py $(ONLY)
+
+# Kill runs at any moment and break their files: ONLY=sft takes one stage, KILLS=5 fewer kills.
+chaos: .venv/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=tests ONLY=$(ONLY) KILLS=$(KILLS) $(BIN)/python tests/chaos/chaos.py
 
 # On a machine with a GPU and its own torch and transformers; tests/gpu/README.md says what else it needs.
 test-gpu:

@@ -72,6 +72,6 @@ def gae(
 def explained_variance(values: Float[Tensor, "n t"], returns: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> float:
     """1 − Var(returns − values) / Var(returns) over the tokens that count: 1 is perfect, 0 no better than the mean.
 
-    NaN where all returns are equal.
+    Not finite where all returns are equal.
     """
     return float(1 - masked_var(returns - values, mask) / masked_var(returns, mask))

@@ -108,6 +108,7 @@ def run(config: OnlineConfig) -> None:
     kl = (
         AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_target else FixedKL(config.kl_coef)
     )
+    torch.manual_seed(config.seed)
     optimizers = {
         "policy": adamw(policy, config),
         "value_model": adamw(value_model, config, config.value_learning_rate),

@@ -1,0 +1,91 @@
+"""Small runs of every stage that works for long, each a function of a folder: what `chaos.py` kills."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from conftest import SENTENCES, tiny_model
+from tutelage.config import StageConfig
+from tutelage.evaluation import answer
+from tutelage.evaluation.config import AnswerConfig
+from tutelage.models.loading import new_scalar, save_model
+from tutelage.stages import collect, online, pretrain, reward, sft
+from tutelage.stages.config import CollectConfig, OnlineConfig, PretrainConfig, RewardConfig, SftConfig
+from tutelage.stages.pretrain import train_tokenizer
+
+Scenario = tuple[Callable[[Any], None], StageConfig]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def prepare(data: Path) -> None:
+    """Models and files that the runs read."""
+    rng = Random(0)
+    tokenizer = train_tokenizer(SENTENCES, 320)
+    save_model(tiny_model("llama", len(tokenizer)), tokenizer, data / "policy")
+    save_model(tiny_model("llama", len(tokenizer), seed=1), tokenizer, data / "other")
+    save_model(new_scalar(data / "policy", tokenizer, seed=1), tokenizer, data / "reward_model")
+    prompts = [[{"role": "user", "content": f"Name a colour of the sky, {i}."}] for i in range(16)]
+    colours = ("red", "green", "blue", "grey", "white")
+    write(data / "prompts.jsonl", [{"prompt": p, "id": str(i)} for i, p in enumerate(prompts)])
+    write(data / "demos.jsonl", [{"prompt": p, "completion": rng.choice(colours)} for p in prompts])
+    ranked = [{"prompt": p, "completions": rng.sample(colours, 3), "ranks": [1, 2, 3]} for p in prompts]
+    write(data / "rankings.jsonl", ranked)
+    write(data / "texts.jsonl", [{"text": " ".join(rng.sample(SENTENCES, 3))} for _ in range(20)])
+
+
+def scenario(name: str, data: Path, output: Path) -> Scenario:
+    """The stage's function and its settings. A checkpoint is written after every step."""
+    policy, rewards = str(data / "policy"), str(data / "reward_model")
+    prompts, texts, demos = (str(data / f"{name}.jsonl") for name in ("prompts", "texts", "demos"))
+    often = {"checkpoint_seconds": 1e-9, "seed": 3, "output": output}
+    rl = often | {
+        "model": policy, "reward_model": rewards, "prompts": prompts, "total_episodes": 32, "batch_size": 8,
+        "mini_batch_size": 4, "max_completion_length": 8, "learning_rate": 1e-3, "value_learning_rate": 1e-3,
+        "sample_every": 1, "warmup_iterations": 1, "ema_decay": 0.0,
+    }  # fmt: skip
+    mixture = {"pretraining_texts": texts, "ptx_length": 16}
+    match name:
+        case "pretrain":
+            small = {"vocab_size": 300, "hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 24}
+            rows = {"sequence_length": 24, "batch_tokens": 96, "total_tokens": 96 * 8}
+            return pretrain.run, PretrainConfig(**often, **small, **rows, texts=texts, valid_texts=texts)
+        case "sft":
+            return sft.run, SftConfig(
+                **often, model=policy, demonstrations=demos, epochs=3, batch_size=4, learning_rate=1e-3,
+                pretraining_texts=texts, reward_model=rewards, max_completion_tokens=8,
+            )  # fmt: skip
+        case "reward":
+            return reward.run, RewardConfig(
+                **often, model=policy, rankings=str(data / "rankings.jsonl"), demonstrations=demos, epochs=3,
+                batch_size=4, learning_rate=1e-3,
+            )  # fmt: skip
+        case "ppo":
+            return online.run, OnlineConfig(**rl)
+        case "ptx":
+            return online.run, OnlineConfig(**rl, **mixture)
+        case "adaptive":
+            return online.run, OnlineConfig(**rl, kl_target=1.0, kl_horizon=40)
+        case "ema":
+            return online.run, OnlineConfig(**(rl | {"ema_decay": 0.7}))
+        case "collect":
+            policies = {"a": policy, "b": str(data / "other")}
+            return collect.run, CollectConfig(
+                output=output, prompts=prompts, policies=policies, k="2..4", max_new_tokens=8, off_prompt=0.1
+            )
+        case "answer":
+            return answer.run, AnswerConfig(
+                output=output, models={"a": policy, "b": str(data / "other")}, prompts=prompts, texts=texts,
+                reward_model=rewards, reference="a", greedy=["b"], best_of="b", best_of_n=2, max_new_tokens=8,
+            )  # fmt: skip
+    raise KeyError(name)
+
+
+NAMES = ("pretrain", "sft", "reward", "ppo", "ptx", "adaptive", "ema", "collect", "answer")
