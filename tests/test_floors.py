@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "tutelage"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
-    {"cache"},
+    {"cache", "terminal"},
     {"kernels"},
     {"records", "objectives", "config", "strict_json"},
     {"sources"},

@@ -11,6 +11,7 @@ import os
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tutelage import __version__
 from tutelage.config import C, make, nearest, parse_yaml, read_yaml
 from tutelage.pipeline import BASE, RECIPES, STAGES, recipe_path, run_recipe
 from tutelage.runs import done
+from tutelage.terminal import message, printable
 
 INTRODUCTION = """\
 Train language models to follow instructions with human feedback (InstructGPT), from demonstrations and rankings to an
@@ -285,12 +287,13 @@ def dispatch(arguments: argparse.Namespace) -> None:
             config = settings(stage.config_class(), arguments)
             before = done(config.output)
             stage.run(config)
-            print(f"{config.output}{' (done already)' if done(config.output) == before else ''}")
+            print(f"{printable(str(config.output))}{' (done already)' if done(config.output) == before else ''}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 for a user's mistake, or 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = lambda text, kind, *place: print(f"{kind.__name__}: {message(text)}", file=sys.stderr)
     verb = next((a for a in argv if not a.startswith("-")), None)
     try:
         parser = build(verb)
@@ -306,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"unknown option {extra[0]!r}; {nearest(extra[0].split('=')[0], known)}")
         dispatch(arguments)
     except ValueError as error:
-        print(f"tutelage: {error}", file=sys.stderr)
+        print(f"tutelage: {message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
@@ -316,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # no permission, no space, a folder where a file should be
-        print(f"tutelage: {error}", file=sys.stderr)
+        print(f"tutelage: {message(error)}", file=sys.stderr)
         return 2
     return 0
 

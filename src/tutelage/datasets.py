@@ -28,8 +28,9 @@ from pydantic import ValidationError
 
 from tutelage.layouts import Drop, refuse, translate
 from tutelage.records import Demonstration, Message, Prompt, Ranking, newest
-from tutelage.sources import ANSWERS, DataError, rows_of, short
+from tutelage.sources import ANSWERS, DataError, rows_of
 from tutelage.strict_json import dumps
+from tutelage.terminal import short
 
 Kind = Literal["texts", "demonstrations", "rankings", "prompts"]
 Row = dict[str, Any]

@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from tutelage.sources import short
+from tutelage.terminal import short
 
 Row = dict[str, Any]
 PAIR = ("chosen", "rejected")

@@ -18,6 +18,7 @@ from typing import Any
 
 from tutelage.config import StageConfig, make, nearest, parse_yaml, read_yaml
 from tutelage.runs import done
+from tutelage.terminal import message, printable
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
@@ -176,6 +177,6 @@ def run_recipe(
         before, began = done(folder / name), time.perf_counter()
         stage.run(config)
         took = f"{time.perf_counter() - began:.0f} s" if done(folder / name) != before else "done already"
-        print(f"[{number}/{len(steps)}] {name}: {took}", file=sys.stderr, flush=True)
+        print(message(f"[{number}/{len(steps)}] {name}: {took}"), file=sys.stderr, flush=True)
     reports = [config.output / "report.html" for _, stage, config in steps if stage is STAGES["report"]]
-    print(reports[-1] if reports else folder)
+    print(printable(str(reports[-1] if reports else folder)))

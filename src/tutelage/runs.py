@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tutelage.config import StageConfig, is_hub_id, to_plain
 from tutelage.strict_json import dumps
+from tutelage.terminal import message
 
 LINE_SECONDS = 10.0  # how often a plain progress line is printed
 
@@ -136,7 +137,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """A line for whoever watches, under the stage's name."""
-        print(f"{self.stage}: {line}", file=sys.stderr, flush=True)
+        print(message(f"{self.stage}: {line}"), file=sys.stderr, flush=True)
 
 
 def _whole(line: str) -> dict[str, Any] | None:

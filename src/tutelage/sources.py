@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tutelage.config import DATA_SUFFIXES, HUB_ID
+from tutelage.terminal import reason, short
 
 PATHS = f"a path to {', '.join(DATA_SUFFIXES)} (each also with .gz)"
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # half of a surrogate pair, as JSON escapes it; two of them may be a character
@@ -25,12 +26,6 @@ LISTS = ("meta", "messages", "conversations", "history", "completions", "ranks")
 
 class DataError(ValueError):
     """A user's data cannot be read: names the place, the field, its value and the remedy."""
-
-
-def short(value: Any) -> str:
-    """A value as an error shows it."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def rows_of(source: str) -> Iterator[tuple[str, Any]]:
@@ -162,10 +157,9 @@ def _hub_rows(source: str, name: str, split: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library's own, its HTTP client's and the system's: all are about this source
-        reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(
-            f"{source}: the datasets library cannot load it: {reason}; check the id, the split, the network and "
-            f"HF_HUB_OFFLINE, or give {PATHS}"
+            f"{source}: the datasets library cannot load it: {reason(error).rstrip('.')}; check the id, the split, "
+            f"the network and HF_HUB_OFFLINE, or give {PATHS}"
         ) from None
     yield from ((f"{source}, row {number}", row) for number, row in enumerate(rows, start=1))
 

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from tutelage.cache import cache_folder
 from tutelage.config import is_hub_id
 from tutelage.records import Ranking, Text
+from tutelage.terminal import reason
 
 KEPT_CHARACTERS = 8_000_000  # three seconds' work
 
@@ -54,7 +55,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: no tokenizer found here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{folder}: no tokenizer found here: {reason(error)}") from None
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"{folder}: the tokenizer has no end-of-text token (eos_token); set one in tokenizer_config.json"
