@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"cache", "terminal"},
     {"kernels"},
-    {"records", "objectives", "config", "strict_json"},
+    {"records", "objectives", "config", "strict_json", "strict_yaml"},
     {"sources"},
     {"layouts"},
     {"models", "runs", "datasets", "intervals"},

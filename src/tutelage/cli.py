@@ -19,10 +19,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from tutelage import __version__
-from tutelage.config import C, make, nearest, parse_yaml, read_yaml
+from tutelage.config import C, make, nearest
 from tutelage.pipeline import BASE, RECIPES, STAGES, recipe_path, run_recipe
 from tutelage.runs import done
-from tutelage.terminal import message, printable
+from tutelage.strict_yaml import parse_yaml, read_yaml
+from tutelage.terminal import message, printable, short
 
 INTRODUCTION = """\
 Train language models to follow instructions with human feedback (InstructGPT), from demonstrations and rankings to an
@@ -84,14 +85,18 @@ def settings(kind: type[C], arguments: argparse.Namespace) -> C:
         elif given is not None:
             # A path or name is taken as typed; all else is a YAML value, as in a recipe.
             text = field.annotation in (str, Path) or field.annotation == (str | None)
-            values[name] = given if text or not isinstance(given, str) else parse_yaml(f"command line: {name}", given)
+            values[name] = given if text or not isinstance(given, str) else _yaml(name, given)
     return make(kind, values, source)
+
+
+def _yaml(name: str, given: str) -> Any:
+    return parse_yaml(f"command line: {name}={short(given)}", given)
 
 
 def _mapping(name: str, given: Sequence[str]) -> Any:
     """`a=x,b=y`, the option once or repeated; or a YAML mapping."""
     if len(given) == 1 and given[0].lstrip().startswith("{"):
-        return parse_yaml(f"command line: {name}", given[0])
+        return _yaml(name, given[0])
     pairs: dict[str, str] = {}
     for pair in (pair for text in given for pair in text.split(",")):
         key, equals, value = pair.strip().partition("=")

@@ -50,5 +50,8 @@ def reason(error: BaseException) -> str:
 
 def short(value: Any) -> str:
     """A value as an error shows it."""
-    text = repr(value[:100] if isinstance(value, str | bytes) else value)
+    try:
+        text = repr(value[:100] if isinstance(value, str | bytes) else value)
+    except (RecursionError, ValueError):  # too deep, or a number of too many digits
+        return f"{type(value).__name__} of absurd size"
     return text if len(text) <= 80 else text[:77] + "..."

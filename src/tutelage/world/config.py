@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from tutelage.config import StageConfig
-
-Count = Annotated[int, Field(gt=0)]
+from tutelage.config import Count, StageConfig
 
 
 class WorldConfig(StageConfig):
