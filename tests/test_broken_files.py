@@ -64,7 +64,7 @@ BROKEN: dict[str, tuple[str, bytes | Callable[[], bytes], str]] = {
         ": the column 'prompt' comes twice",
     ),
     "not UTF-8": ("r.jsonl", f"{LINE}\n{LINE}\n".encode() + b'{"prompt": "\xff"}', ":3: not UTF-8 text: .*; convert"),
-    "not UTF-8, csv": ("r.csv.gz", gzip.compress(b"prompt,completion\n" + b"a,b\n" * 900 + b"\xe9\n"), ":902: not UTF-8"),
+    "not UTF-8, csv": ("r.csv.gz", gzip.compress(b"prompt,completion\n" + b"a,b\n" * 900 + b"\xe9\n"), ":902: not"),
     "UTF-16": ("r.csv", "prompt,completion\nq,x".encode("utf-16"), ":1: not UTF-8 text"),
     "UTF-16 without its mark": ("r.csv", "prompt\nq".encode("utf-16-le"), ":1: holds a null byte, .*; if it is UTF-16"),
     "null byte": ("r.csv", b"prompt,completion\nq,x\nq,\0\n", ":3: holds a null byte"),

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tutelage.terminal import short
+from tutelage.terminal import plain, short
 
 Count = Annotated[int, Field(gt=0, le=10**12)]  # the limit stops a slip of the keyboard, not a large run
 Whole = Annotated[int, Field(ge=0, le=10**12)]
@@ -60,7 +60,7 @@ def make(kind: type[C], values: dict[str, Any], source: str) -> C:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"])
+            key = plain(".".join(str(part) for part in problem["loc"]))
             told = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "missing":
                 lines.append(f"{source}: {key} is required: {kind.model_fields[str(problem['loc'][0])].description}")

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from tutelage.config import DATA_SUFFIXES, ENDLESS, HUB_ID, is_endless
 from tutelage.strict_json import loads
-from tutelage.terminal import reason, short
+from tutelage.terminal import plain, reason, short
 
 PATHS = f"a path to {', '.join(DATA_SUFFIXES)} (each also with .gz)"
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # half of a surrogate pair, as JSON escapes it; two of them may be a character
@@ -160,14 +160,16 @@ def _refuse_broken(place: str, value: Any, field: str = "", depth: int = 0) -> N
     """Raise if a text at any depth holds half of a surrogate pair, which JSON can write and no tokenizer can read, or
     if there is no end of depth."""
     if depth > DEEPEST:
-        raise DataError(f"{place}: {field.split('[')[0].split('.')[0]} is nested more than {DEEPEST} deep; flatten it")
+        raise DataError(
+            f"{place}: {plain(field.split('[')[0].split('.')[0])} is nested more than {DEEPEST} deep; flatten it"
+        )
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
             found = short(value[max(0, error.start - 20) : error.end + 20])
             raise DataError(
-                f"{place}: {field or 'the row'} holds half of a surrogate pair, {found}, which is no character; "
+                f"{place}: {plain(field) or 'the row'} holds half of a surrogate pair, {found}, which is no character; "
                 "correct it or take it out"
             ) from None
     elif isinstance(value, list):

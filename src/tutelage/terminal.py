@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 # Control characters but tab and line break, line separators, marks that turn the direction of text, half characters.
@@ -46,6 +47,18 @@ def message(content: object) -> str:
 def reason(error: BaseException) -> str:
     """What a library's error says, in one line; its kind if it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def plain(name: object) -> str:
+    """A name out of a file as an error shows it: in one line, and not too long."""
+    return short(str(name))[1:-1]
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names as an error lists them."""
+    found = [plain(name) for name in names]
+    more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+    return (", ".join(found[:20]) or "none") + more
 
 
 def short(value: Any) -> str:
