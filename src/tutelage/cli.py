@@ -12,14 +12,14 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tutelage import __version__
-from tutelage.config import C, make, nearest
+from tutelage.config import C, Count, Fraction, Number, Seed, make, nearest
 from tutelage.pipeline import BASE, RECIPES, STAGES, recipe_path, run_recipe
 from tutelage.runs import done
 from tutelage.strict_yaml import parse_yaml, read_yaml
@@ -34,6 +34,9 @@ aligned policy and a report.
   tutelage label serve WORKSPACE        people write, rate and rank in the browser
   tutelage chat runs/demo/ppo/model     talk to what came out
 """
+
+
+Port = typing.Annotated[int, Field(ge=0, le=65535)]
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,6 +64,18 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None
             parser.add_argument(flag, dest=name, action="append", metavar="NAME=VALUE", help=text)
         else:
             parser.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)
+
+
+def _checked(kind: Any) -> Callable[[str], Any]:
+    """An option's type out of a setting's, which has its range."""
+
+    def read(text: str) -> Any:
+        try:
+            return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(f"{short(text)}: {error.errors()[0]['msg']}") from None
+
+    return read
 
 
 def _metavar(annotation: Any) -> str:
@@ -141,18 +156,22 @@ def build(verb: str | None) -> Parser:
 
     chat = verbs.add_parser("chat", help="talk to a model in the terminal")
     chat.add_argument("model", help="model folder or hub id")
-    chat.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
-    chat.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer (default: 128)")
-    chat.add_argument("--seed", type=int, default=0, help="seed of the first answer (default: 0)")
+    chat.add_argument("--temperature", type=_checked(Number), default=1.0, help="0 is greedy (default: 1)")
+    chat.add_argument(
+        "--max-new-tokens", type=_checked(Count), default=128, help="most tokens of an answer (default: 128)"
+    )
+    chat.add_argument("--seed", type=_checked(Seed), default=0, help="seed of the first answer (default: 0)")
 
     compare = verbs.add_parser("compare", help="answers of several models to the same prompts, side by side")
     compare.add_argument("models", nargs="+", help="model folders or hub ids")
     compare.add_argument("--prompts", required=True, help="prompts in any accepted format")
     compare.add_argument("--reward-model", help="score every answer, and count wins against the first model")
-    compare.add_argument("--limit", type=int, default=10, help="prompts to show (default: 10)")
-    compare.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
-    compare.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer (default: 128)")
-    compare.add_argument("--seed", type=int, default=0, help="seed of the answers (default: 0)")
+    compare.add_argument("--limit", type=_checked(Count), default=10, help="prompts to show (default: 10)")
+    compare.add_argument("--temperature", type=_checked(Number), default=1.0, help="0 is greedy (default: 1)")
+    compare.add_argument(
+        "--max-new-tokens", type=_checked(Count), default=128, help="most tokens of an answer (default: 128)"
+    )
+    compare.add_argument("--seed", type=_checked(Seed), default=0, help="seed of the answers (default: 0)")
     return parser
 
 
@@ -167,7 +186,7 @@ def _label_commands(acts: Any) -> None:
 
     serve = act("serve", "serve the workspace's pages, making it if it is not there; prints the owner's one-time link")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, default=8080, help="port to listen on (default: 8080)")
+    serve.add_argument("--port", type=_checked(Port), default=8080, help="port to listen on (default: 8080)")
     serve.add_argument(
         "--database", help="postgresql+psycopg://USER@HOST/NAME, remembered (default: SQLite in the workspace)"
     )
@@ -203,8 +222,8 @@ def _label_commands(acts: Any) -> None:
         "--arm", choices=["training", "heldout"],
         help="whose demonstrations, labels or comparisons (default: training; comparisons: heldout)",
     )  # fmt: skip
-    queue.add_argument("--labelers", type=int, help="labelers for each task (default: 1)")
-    queue.add_argument("--overlap", type=float, help="share of rankings with one more (default: 0.1)")
+    queue.add_argument("--labelers", type=_checked(Count), help="labelers for each task (default: 1)")
+    queue.add_argument("--overlap", type=_checked(Fraction), help="share of rankings with one more (default: 0.1)")
     queue.add_argument(
         "--no-rate", dest="rate", action="store_false", default=None, help="ask for ranks only, not for ratings"
     )
@@ -250,7 +269,9 @@ def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
     parser.add_argument(
         "--output", type=Path, default=output, required=output is None, help=f"folder of the run folders ({shown})"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of every stage that sets none (default: 0)")
+    parser.add_argument(
+        "--seed", type=_checked(Seed), default=0, help="seed of every stage that sets none (default: 0)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings or inputs")
 
 

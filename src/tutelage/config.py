@@ -17,6 +17,9 @@ from tutelage.terminal import plain, short
 
 Count = Annotated[int, Field(gt=0, le=10**12)]  # the limit stops a slip of the keyboard, not a large run
 Whole = Annotated[int, Field(ge=0, le=10**12)]
+Number = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class StageConfig(BaseModel):
@@ -28,7 +31,7 @@ class StageConfig(BaseModel):
 
     output: Path
     """Run folder to write."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     """Seed of everything random in this stage."""
     overwrite: bool = False
     """Replace a run in that folder that was made with other settings or inputs, instead of refusing."""

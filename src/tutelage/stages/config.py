@@ -12,12 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tutelage.config import Count, StageConfig, Whole
+from tutelage.config import Count, Fraction, Number, StageConfig, Whole
 
 Length = Annotated[Count, Field(ge=2)]  # of a row to predict the next token in
-Number = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Source = str  # a path or a hub id
 LARGEST = 10**10  # weights of a model to be trained from nothing
