@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import threading
@@ -111,3 +112,10 @@ def test_broken_tokenizers_name_their_folder(
     else:
         told = str(tmp_path / "model")  # what is left is a tokenizer too
     assert told.startswith(str(tmp_path / "model"))
+
+
+def test_a_model_folder_with_a_pipe_is_refused(own: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").unlink()
+    os.mkfifo(tmp_path / "model" / "config.json")
+    with pytest.raises(ValueError, match=r"model/config.json: is a pipe or device"):
+        load_tokenizer(tmp_path / "model")

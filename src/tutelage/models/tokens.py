@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tutelage.cache import cache_folder
-from tutelage.config import is_hub_id
+from tutelage.config import ENDLESS, is_endless, is_hub_id
 from tutelage.models.templates import TooMuch, bounded
 from tutelage.records import Ranking, Text
 from tutelage.terminal import reason
@@ -52,6 +52,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"{folder}: no such model folder")
     if (path / "model" / "config.json").exists() and not (path / "config.json").exists():
         raise ValueError(f"{folder}: is a run folder; its model is {path / 'model'}")
+    if endless := [file for file in path.glob("*") if is_endless(file)]:
+        raise ValueError(f"{endless[0]}: {ENDLESS}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of any kind: a broken file reaches parsers in three libraries
