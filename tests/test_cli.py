@@ -64,8 +64,6 @@ def test_mistakes(argv: list[str], message: str, mistake: Callable[..., str]) ->
         (["compare", "m", "--prompts", "p"], ["--seed", "1e18"]),
         (["run", "demo", "--output", "o"], ["--seed=-1"]),
         (["label", "serve", "w"], ["--port", "99999"]),
-        (["label", "queue", "w", "f"], ["--overlap", "nan"]),
-        (["label", "queue", "w", "f"], ["--labelers", "0"]),
     ],
     ids=lambda x: " ".join(x),
 )

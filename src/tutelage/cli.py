@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tutelage import __version__
-from tutelage.config import C, Count, Fraction, Number, Seed, make, nearest
+from tutelage.config import C, Count, Number, Seed, make, nearest
 from tutelage.pipeline import BASE, RECIPES, STAGES, recipe_path, run_recipe
 from tutelage.runs import done
 from tutelage.strict_yaml import parse_yaml, read_yaml
@@ -222,8 +222,8 @@ def _label_commands(acts: Any) -> None:
         "--arm", choices=["training", "heldout"],
         help="whose demonstrations, labels or comparisons (default: training; comparisons: heldout)",
     )  # fmt: skip
-    queue.add_argument("--labelers", type=_checked(Count), help="labelers for each task (default: 1)")
-    queue.add_argument("--overlap", type=_checked(Fraction), help="share of rankings with one more (default: 0.1)")
+    queue.add_argument("--labelers", type=int, help="labelers for each task (default: 1)")
+    queue.add_argument("--overlap", type=float, help="share of rankings with one more (default: 0.1)")
     queue.add_argument(
         "--no-rate", dest="rate", action="store_false", default=None, help="ask for ranks only, not for ratings"
     )
