@@ -53,6 +53,25 @@ def test_mistakes(argv: list[str], message: str, mistake: Callable[..., str]) ->
     assert message in mistake(*argv)
 
 
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        (["chat", "m"], ["--temperature", "nan"]),
+        (["chat", "m"], ["--temperature", "inf"]),
+        (["chat", "m"], ["--temperature=-1"]),
+        (["chat", "m"], ["--max-new-tokens", "0"]),
+        (["compare", "m", "--prompts", "p"], ["--limit=-1"]),
+        (["compare", "m", "--prompts", "p"], ["--seed", "1e18"]),
+        (["run", "demo", "--output", "o"], ["--seed=-1"]),
+        (["label", "serve", "w"], ["--port", "99999"]),
+    ],
+    ids=lambda x: " ".join(x),
+)
+def test_mistakes_in_numbers(argv: list[str], option: list[str], mistake: Callable[..., str]) -> None:
+    name, _, value = " ".join(option).replace("=", " ").partition(" ")
+    assert f"argument {name}: '{value}': Input should be" in mistake(*argv, *option)
+
+
 def test_mistakes_in_values(mistake: Callable[..., str]) -> None:
     sft = ["sft", "--model", "m", "--demonstrations", "d", "--output", "o"]
     assert "command line: epochs=0: " in mistake(*sft, "--epochs", "0")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import pytest
 
-from tutelage.config import StageConfig, make, nearest, read_yaml, to_plain
+from tutelage.config import StageConfig, make, nearest, to_plain
 from tutelage.pipeline import PACKAGE, RECIPES, STAGES, plan
-from tutelage.stages.config import OnlineConfig, SftConfig
+from tutelage.stages.config import OnlineConfig, PretrainConfig, RewardConfig, SftConfig
+from tutelage.strict_yaml import read_yaml
 
 SFT = {"model": "m", "demonstrations": "d", "output": "o"}
 
@@ -37,6 +40,49 @@ def test_unknown_keys_name_the_nearest() -> None:
 def test_bad_values_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         make(SftConfig, SFT | values, "r.yaml")
+
+
+@pytest.mark.parametrize("verb", STAGES)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_number_is_infinite(verb: str, value: float) -> None:
+    kind = STAGES[verb].config_class()
+    for name, field in kind.model_fields.items():
+        with pytest.raises(ValueError, match=rf"r.yaml: {name}(\.\w+)*="):
+            make(kind, {name: {"a": value} if "dict" in str(field.annotation) else value}, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"heads": 3}, r"r.yaml: hidden_size=128 is not divided by heads=3 into even parts, .*; take 126"),
+        ({"hidden_size": 12, "heads": 4}, "hidden_size=12 is not divided by heads=4 into even parts, .*; take 16"),
+        ({"context": 64}, r"sequence_length=128 is more than context=64; raise context to it"),
+        ({"layers": 10**9}, r"make 2.0e\+14 weights; .* take smaller ones"),
+        ({"layers": 10**18}, r"r.yaml: layers=1000000000000000000: .*less than or equal to 1000000000000"),
+        ({"total_tokens": 10**18}, "r.yaml: total_tokens=1000000000000000000: "),
+        ({"total_tokens": 10**5000}, "r.yaml: total_tokens=int of absurd size: "),
+        ({"seed": -1}, "r.yaml: seed=-1: "),
+        ({"seed": 10**18}, "r.yaml: seed=1000000000000000000: "),
+        ({"adam_betas": [0.9, 1]}, r"r.yaml: adam_betas.1=1: .*less than 1"),
+        ({"texts": "/dev/zero"}, "r.yaml: texts='/dev/zero': is a pipe or device, .*; write it to a file"),
+        ({"layers": ["x" * 10**6]}, r"r.yaml: layers=\['x{75}\.\.\.: "),
+    ],
+)
+def test_absurd_sizes_are_refused(values: dict[str, object], message: str) -> None:
+    make(PretrainConfig, {"texts": "t", "output": "o"}, "r.yaml")
+    with pytest.raises(ValueError, match=message) as caught:
+        make(PretrainConfig, {"texts": "t", "output": "o"} | values, "r.yaml")
+    assert len(str(caught.value)) < 300
+
+
+def test_pipes_and_devices_are_refused_in_mappings_too(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"^r.yaml: valid='.*/pipe': is a pipe or device"):
+        make(
+            RewardConfig,
+            {"model": "m", "rankings": "r", "output": "o", "valid": {"a": str(tmp_path / "pipe")}},
+            "r.yaml",
+        )
 
 
 def test_a_missing_setting_says_what_it_is() -> None:
@@ -125,6 +171,17 @@ def _leaves(value: object) -> list[object]:
         ("stages: {sft: }", "sft: expected a mapping of settings, found None"),
         ("stages: {a: 3}", "a: expected a mapping of settings, found 3"),
         ("stages: {}\ninputs: [a]", r"inputs: expected a mapping of names to defaults, found \['a'\]"),
+        ("stages: {x: {stage: [a]}}", r"x: unknown stage \['a'\]"),
+        ("stages: {../x: {stage: world}}", r"'../x' names a folder; use letters, digits"),
+        ("stages: {/etc: {stage: world}}", "'/etc' names a folder"),
+        ("stages: {..: {stage: world}}", r"'\.\.' names a folder"),
+        ("stages: {}\ninputs: {a: [b]}", r"inputs: a: \['b'\] is no text"),
+        ("stages: {a: {stage: sft, model: m, demonstrations: d}, a: {}}", "not valid YAML: line 1: the name 'a' comes"),
+        (
+            "inputs: {a0: xxxxxxxxxx" + "".join(f", a{i}: '{{a{i - 1}}}{{a{i - 1}}}'" for i in range(1, 40)) + "}\n"
+            "stages: {}",
+            "inputs: a14: becomes longer than 100,000 characters; name fewer inputs in it",
+        ),
         ("stages: [sft]", "a recipe has `description`, `inputs` and `stages`"),
         ("stagess: {}", r"a recipe has `description`, `inputs` and `stages`.*found \['stagess'\]"),
     ],

@@ -353,7 +353,7 @@ def test_malformed_file(tmp_path, name, content, start):
 
 def test_text_in_another_encoding(tmp_path):
     (tmp_path / "t.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises(DataError, match=r"t\.txt: not UTF-8 text: .*; convert it$"):
+    with pytest.raises(DataError, match=r"t\.txt:1: not UTF-8 text: .*; convert it$"):
         read_texts(tmp_path / "t.txt")
 
 

@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "tutelage"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
-    {"cache"},
+    {"cache", "terminal"},
     {"kernels"},
-    {"records", "objectives", "config", "strict_json"},
+    {"records", "objectives", "config", "strict_json", "strict_yaml"},
     {"sources"},
     {"layouts"},
     {"models", "runs", "datasets", "intervals"},

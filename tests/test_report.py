@@ -298,6 +298,16 @@ def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
         run(ReportConfig(runs=tmp_path, output=tmp_path / "report"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("done.json", "{"), ("inputs.json", "[]"), ("inputs.json", "{}"), ("config.yaml", "{"), ("answers.jsonl", "{")],
+)
+def test_a_damaged_run_is_named(runs: Path, name: str, content: str) -> None:
+    (runs / "answers" / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"^{runs / 'answers'}.*(is damaged|not valid YAML)"):
+        run(ReportConfig(runs=runs, output=runs / "report"))
+
+
 def test_every_column_has_its_own_n(runs: Path) -> None:
     done = json.loads((runs / "evaluation" / "done.json").read_text())
     done["gold_win_rate"] = {name: rate(mean, 1234) for name, mean in WINS.items()}

@@ -17,7 +17,7 @@ from tutelage.labeling.database import open_workspace
 from tutelage.records import Completion, Prompt, Ranking
 from tutelage.world import build, corpus, gold, kinds, people, rank, tasks
 from tutelage.world import lexicon as lex
-from tutelage.world.config import WorldConfig
+from tutelage.world.config import JudgeConfig, WorldConfig
 
 
 def prompt(text: str) -> Prompt:
@@ -252,3 +252,16 @@ def test_training_asks_for_nearly_every_fact_and_every_feeling_in_some_wording()
     wordings = kinds.KINDS["feeling"].wordings
     for feeling in lex.FEELINGS:
         assert "train" in {tasks.split_of("feeling", {"feeling": feeling}, w) for w in wordings}
+
+
+@pytest.mark.parametrize("answers", [[], "x", {"sft": 3}, {"sft": {}}, None])
+def test_answers_that_are_none_are_refused(answers: object, tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text(json.dumps({"prompt": CLOSED, "answers": answers}))
+    with pytest.raises(ValueError, match=rf"^{source}: answers is .*; expected names of models with texts"):
+        rank.run_judge(JudgeConfig(answers=str(source), output=tmp_path / "o"))
+
+
+def test_more_votes_than_labelers_are_refused() -> None:
+    with pytest.raises(ValueError, match="votes=9 are more than heldout_labelers=8; hire as many"):
+        JudgeConfig(answers="a", output=Path("o"), votes=9)

@@ -11,16 +11,19 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tutelage import __version__
-from tutelage.config import C, make, nearest, parse_yaml, read_yaml
+from tutelage.config import C, Count, Number, Seed, make, nearest
 from tutelage.pipeline import BASE, RECIPES, STAGES, recipe_path, run_recipe
 from tutelage.runs import done
+from tutelage.strict_yaml import parse_yaml, read_yaml
+from tutelage.terminal import message, printable, short
 
 INTRODUCTION = """\
 Train language models to follow instructions with human feedback (InstructGPT), from demonstrations and rankings to an
@@ -31,6 +34,9 @@ aligned policy and a report.
   tutelage label serve WORKSPACE        people write, rate and rank in the browser
   tutelage chat runs/demo/ppo/model     talk to what came out
 """
+
+
+Port = typing.Annotated[int, Field(ge=0, le=65535)]
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +66,18 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None
             parser.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)
 
 
+def _checked(kind: Any) -> Callable[[str], Any]:
+    """An option's type out of a setting's, which has its range."""
+
+    def read(text: str) -> Any:
+        try:
+            return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(f"{short(text)}: {error.errors()[0]['msg']}") from None
+
+    return read
+
+
 def _metavar(annotation: Any) -> str:
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         annotation = typing.get_args(annotation)[0]
@@ -82,14 +100,18 @@ def settings(kind: type[C], arguments: argparse.Namespace) -> C:
         elif given is not None:
             # A path or name is taken as typed; all else is a YAML value, as in a recipe.
             text = field.annotation in (str, Path) or field.annotation == (str | None)
-            values[name] = given if text or not isinstance(given, str) else parse_yaml(f"command line: {name}", given)
+            values[name] = given if text or not isinstance(given, str) else _yaml(name, given)
     return make(kind, values, source)
+
+
+def _yaml(name: str, given: str) -> Any:
+    return parse_yaml(f"command line: {name}={short(given)}", given)
 
 
 def _mapping(name: str, given: Sequence[str]) -> Any:
     """`a=x,b=y`, the option once or repeated; or a YAML mapping."""
     if len(given) == 1 and given[0].lstrip().startswith("{"):
-        return parse_yaml(f"command line: {name}", given[0])
+        return _yaml(name, given[0])
     pairs: dict[str, str] = {}
     for pair in (pair for text in given for pair in text.split(",")):
         key, equals, value = pair.strip().partition("=")
@@ -134,18 +156,22 @@ def build(verb: str | None) -> Parser:
 
     chat = verbs.add_parser("chat", help="talk to a model in the terminal")
     chat.add_argument("model", help="model folder or hub id")
-    chat.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
-    chat.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer (default: 128)")
-    chat.add_argument("--seed", type=int, default=0, help="seed of the first answer (default: 0)")
+    chat.add_argument("--temperature", type=_checked(Number), default=1.0, help="0 is greedy (default: 1)")
+    chat.add_argument(
+        "--max-new-tokens", type=_checked(Count), default=128, help="most tokens of an answer (default: 128)"
+    )
+    chat.add_argument("--seed", type=_checked(Seed), default=0, help="seed of the first answer (default: 0)")
 
     compare = verbs.add_parser("compare", help="answers of several models to the same prompts, side by side")
     compare.add_argument("models", nargs="+", help="model folders or hub ids")
     compare.add_argument("--prompts", required=True, help="prompts in any accepted format")
     compare.add_argument("--reward-model", help="score every answer, and count wins against the first model")
-    compare.add_argument("--limit", type=int, default=10, help="prompts to show (default: 10)")
-    compare.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
-    compare.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer (default: 128)")
-    compare.add_argument("--seed", type=int, default=0, help="seed of the answers (default: 0)")
+    compare.add_argument("--limit", type=_checked(Count), default=10, help="prompts to show (default: 10)")
+    compare.add_argument("--temperature", type=_checked(Number), default=1.0, help="0 is greedy (default: 1)")
+    compare.add_argument(
+        "--max-new-tokens", type=_checked(Count), default=128, help="most tokens of an answer (default: 128)"
+    )
+    compare.add_argument("--seed", type=_checked(Seed), default=0, help="seed of the answers (default: 0)")
     return parser
 
 
@@ -160,7 +186,7 @@ def _label_commands(acts: Any) -> None:
 
     serve = act("serve", "serve the workspace's pages, making it if it is not there; prints the owner's one-time link")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, default=8080, help="port to listen on (default: 8080)")
+    serve.add_argument("--port", type=_checked(Port), default=8080, help="port to listen on (default: 8080)")
     serve.add_argument(
         "--database", help="postgresql+psycopg://USER@HOST/NAME, remembered (default: SQLite in the workspace)"
     )
@@ -243,7 +269,9 @@ def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
     parser.add_argument(
         "--output", type=Path, default=output, required=output is None, help=f"folder of the run folders ({shown})"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of every stage that sets none (default: 0)")
+    parser.add_argument(
+        "--seed", type=_checked(Seed), default=0, help="seed of every stage that sets none (default: 0)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings or inputs")
     parser.add_argument(
         "--dry-run", action="store_true", help="check all that can be known before the first step, and write nothing"
@@ -293,12 +321,13 @@ def dispatch(arguments: argparse.Namespace) -> None:
             if config.dry_run:
                 print("dry run: nothing was written")
             else:
-                print(f"{config.output}{' (done already)' if done(config.output) == before else ''}")
+                print(f"{printable(str(config.output))}{' (done already)' if done(config.output) == before else ''}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 for a user's mistake, or 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = lambda text, kind, *place: print(f"{kind.__name__}: {message(text)}", file=sys.stderr)
     verb = next((a for a in argv if not a.startswith("-")), None)
     try:
         parser = build(verb)
@@ -314,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"unknown option {extra[0]!r}; {nearest(extra[0].split('=')[0], known)}")
         dispatch(arguments)
     except ValueError as error:
-        print(f"tutelage: {error}", file=sys.stderr)
+        print(f"tutelage: {message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
@@ -324,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # no permission, no space, a folder where a file should be
-        print(f"tutelage: {error}", file=sys.stderr)
+        print(f"tutelage: {message(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -6,22 +6,32 @@ Unknown keys are errors that name the nearest known key. Nothing here imports to
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tutelage.terminal import plain, short
+
+Count = Annotated[int, Field(gt=0, le=10**12)]  # the limit stops a slip of the keyboard, not a large run
+Whole = Annotated[int, Field(ge=0, le=10**12)]
+Number = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class StageConfig(BaseModel):
     """What every stage has: where its run goes, and the seed of all its randomness."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
     output: Path
     """Run folder to write."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random in this stage."""
     overwrite: bool = False
     """Replace a run in that folder that was made with other settings or inputs, instead of refusing. It is kept beside
@@ -52,18 +62,32 @@ def make(kind: type[C], values: dict[str, Any], source: str) -> C:
     known = list(kind.model_fields)
     unknown = [k for k in values if k not in known]
     if unknown:
-        raise ValueError("\n".join(f"{source}: unknown key {k!r}; {nearest(k, known)}" for k in unknown))
+        raise ValueError("\n".join(f"{source}: unknown key {short(k)}; {nearest(k, known)}" for k in unknown))
     try:
-        return kind.model_validate(values)
+        config = kind.model_validate(values)
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"]) or "settings"
+            key = plain(".".join(str(part) for part in problem["loc"]))
+            told = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "missing":
                 lines.append(f"{source}: {key} is required: {kind.model_fields[str(problem['loc'][0])].description}")
             else:
-                lines.append(f"{source}: {key}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
+                lines.append(f"{source}: {key}={short(problem['input'])}: {told}" if key else f"{source}: {told}")
         raise ValueError("\n".join(lines)) from None
+    for key, value in config:
+        for path in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(path, str | Path) and is_endless(path):
+                raise ValueError(f"{source}: {key}={short(str(path))}: {ENDLESS}")
+    return config
+
+
+ENDLESS = "is a pipe or device, which may have no end; write it to a file and give that"
+
+
+def is_endless(path: str | Path) -> bool:
+    """Whether a path is a pipe, socket or device: reading it may never end."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def is_hub_id(source: str) -> bool:
@@ -72,35 +96,6 @@ def is_hub_id(source: str) -> bool:
         return False
     suffix = Path(source.removesuffix(".gz")).suffix
     return bool(HUB_ID.fullmatch(source)) and suffix not in DATA_SUFFIXES
-
-
-def parse_yaml(source: str, text: str) -> Any:
-    """The value that a text is in YAML.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source}={text!r}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ValueError: if the file is missing, is not YAML, or holds no mapping.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
-    return content
 
 
 def to_plain(config: BaseModel) -> dict[str, Any]:

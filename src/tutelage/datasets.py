@@ -28,8 +28,9 @@ from pydantic import ValidationError
 
 from tutelage.layouts import Drop, refuse, translate
 from tutelage.records import Demonstration, Message, Prompt, Ranking, newest
-from tutelage.sources import ANSWERS, DataError, rows_of, short
+from tutelage.sources import ANSWERS, DataError, rows_of
 from tutelage.strict_json import dumps
+from tutelage.terminal import listed, plain, short
 
 Kind = Literal["texts", "demonstrations", "rankings", "prompts"]
 Row = dict[str, Any]
@@ -239,7 +240,7 @@ def _read(source: str | os.PathLike[str], kind: Kind, record: Callable[[Row, For
             columns = {name for name, value in row.items() if value is not None}
             format = next((f for f in FORMATS if kind in f.gives and columns.issuperset(f.columns)), None)
             if format is None:
-                names = ", ".join(name if name in columns else f"{name} (null)" for name in row) or "none"
+                names = listed(name if name in columns else f"{name} (null)" for name in row)
                 raise DataError(f"{place}: found columns {names}; {kind} are read from {accepted(kind)}{_aside(row)}")
             try:
                 if kind != "texts":
@@ -419,7 +420,7 @@ def one_line(error: ValueError) -> str:
         return str(error)
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
-    field = ".".join(str(part) for part in first["loc"])
+    field = plain(".".join(str(part) for part in first["loc"]))
     return f"{field}: {message}, found {short(first['input'])}" if field else message
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from tutelage.sources import short
+from tutelage.terminal import listed, short
 
 Row = dict[str, Any]
 PAIR = ("chosen", "rejected")
@@ -55,7 +55,7 @@ def refuse(row: Row, demonstrations: bool) -> None:
     for name, says in VERDICTS.items():
         if demonstrations and str(row.get(name)).lower() in ("true", "false", "1", "0", "1.0", "0.0"):
             raise ValueError(
-                f"{name} is {row[name]!r}: it {says}, which a demonstration cannot; "
+                f"{name} is {short(row[name])}: it {says}, which a demonstration cannot; "
                 "keep the rows that are wanted, without this column"
             )
 
@@ -197,17 +197,17 @@ def _chosen(task: Row, values: Sequence[Row], labeler: Any) -> list[Row]:
         labeler = labeler.get("email") or labeler.get("id")
     asked = {name: task.get(name) for name in ("id", "prompt", "system", "user", "split", "use_case", "meta")}
     if asked["prompt"] is None:
-        raise ValueError(f"the task has {', '.join(task)}; the prompt is read from `prompt`")
+        raise ValueError(f"the task has {listed(task)}; the prompt is read from `prompt`")
     if "selected" in orders[0]:
         side = orders[0]["selected"]
         if side not in ("left", "right") or not {"answer1", "answer2"} <= set(task):
-            raise ValueError(f"selected is {side!r}; expected left or right, for answer1 and answer2")
+            raise ValueError(f"selected is {short(side)}; expected left or right, for answer1 and answer2")
         completions, ranks = [task["answer1"], task["answer2"]], [1, 2] if side == "left" else [2, 1]
         return [asked | {"completions": completions, "ranks": ranks, "labeler": labeler}]
     lists = {name: ids for name, ids in Lists.validate_python(orders[0]["ranker"]).items() if ids}
     if len(lists) != 1:
         raise ValueError(
-            f"ranker holds the lists {', '.join(lists) or 'none'}; which is better is not known of several lists, "
+            f"ranker holds the lists {listed(lists)}; which is better is not known of several lists, "
             "so rank all items in one"
         )
     (ids,) = lists.values()
@@ -238,7 +238,7 @@ def _argilla(record: ArgillaRecord, ranked: bool, dropped: Counter[str]) -> list
     fields = record.fields
     asked = fields.get("prompt") if fields.get("prompt") is not None else fields.get("instruction")
     if asked is None:
-        raise ValueError(f"the record has {', '.join(fields)}; the prompt is read from prompt or instruction")
+        raise ValueError(f"the record has {listed(fields)}; the prompt is read from prompt or instruction")
     if not ranked:
         return [{"id": record.id, "prompt": asked}]
     found: dict[str, list[Row]] = {}
@@ -254,7 +254,7 @@ def _argilla(record: ArgillaRecord, ranked: bool, dropped: Counter[str]) -> list
             row = {"id": record.id, "prompt": asked, "labeler": answer.user_id} | ranks
             found.setdefault(question, []).append(row)
     if len(found) > 1:
-        raise ValueError(f"the questions {', '.join(found)} all rank; which one to learn from is not known: keep one")
+        raise ValueError(f"the questions {listed(found)} all rank; which one to learn from is not known: keep one")
     return next(iter(found.values()), [])
 
 
@@ -273,4 +273,4 @@ def _order(value: Any, fields: Mapping[str, Any]) -> dict[str, int] | None:
         return order
     if isinstance(value[0], str) and len(missing) == len(order):
         return None  # labels
-    raise ValueError(f"the ranking names {missing[0]!r}, which is no field of the record: {', '.join(fields)}")
+    raise ValueError(f"the ranking names {short(missing[0])}, which is no field of the record: {listed(fields)}")

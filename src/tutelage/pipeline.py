@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import StageConfig, make, nearest, parse_yaml, read_yaml
+from tutelage.config import StageConfig, make, nearest
 from tutelage.runs import DryRun, done
+from tutelage.strict_yaml import parse_yaml, read_yaml
+from tutelage.terminal import message, printable, short
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
 BASE = PACKAGE / "world" / "base"
+RUN_NAME = re.compile(r"(?!\.+$)[\w.-]+")  # of a folder right inside the output
+LONGEST = 100_000  # characters of a filled text
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,23 @@ STAGES = {
 }
 
 
-def fill(value: Any, names: dict[str, str]) -> Any:
-    """A recipe's value with `{run}`, `{base}` and `{seed}` put in, at any depth."""
+def fill(value: Any, names: dict[str, str], place: str) -> Any:
+    """A recipe's value with `{run}`, `{base}` and `{seed}` put in, at any depth.
+
+    Raises:
+        ValueError: naming the place, if a text becomes too long: each input may name the one above it many times.
+    """
     if isinstance(value, str):
         for name, text in names.items():
-            value = value.replace("{" + name + "}", text)
+            mark = "{" + name + "}"
+            if len(value) + value.count(mark) * len(text) > LONGEST:
+                raise ValueError(f"{place}: becomes longer than {LONGEST:,} characters; name fewer inputs in it")
+            value = value.replace(mark, text)
         return value
     if isinstance(value, dict):
-        return {k: fill(v, names) for k, v in value.items()}
+        return {k: fill(v, names, place) for k, v in value.items()}
     if isinstance(value, list):
-        return [fill(v, names) for v in value]
+        return [fill(v, names, place) for v in value]
     return value
 
 
@@ -119,21 +131,25 @@ def plan(
     if unknown or not isinstance(content.get("stages"), dict):
         raise ValueError(
             f"{recipe}: a recipe has `description`, `inputs` and `stages` (names with settings); "
-            f"found {sorted(content)}"
+            f"found {short(sorted(content))}"
         )
     names = {"run": str(folder), "base": str(base), "seed": str(seed)}
     inputs, changes = _given(recipe, content, given or {})
     for name, value in inputs.items():  # a default may name an input above it
-        names[name] = str(fill(value, names))
+        names[name] = str(fill(value, names, f"{recipe}: inputs: {name}"))
     steps = []
     for name, settings in content["stages"].items():
         if not isinstance(settings, dict):
-            raise ValueError(f"{recipe}: {name}: expected a mapping of settings, found {settings!r}; `{{}}` is none")
+            raise ValueError(
+                f"{recipe}: {name}: expected a mapping of settings, found {short(settings)}; `{{}}` is none"
+            )
+        if not RUN_NAME.fullmatch(name):
+            raise ValueError(f"{recipe}: {short(name)} names a folder; use letters, digits, `-`, `_` and `.`")
         settings = settings | changes.get(name, {})
         verb = settings.pop("stage", name)
-        if verb not in STAGES:
-            raise ValueError(f"{recipe}: {name}: unknown stage {verb!r}; {nearest(str(verb), list(STAGES))}")
-        values = {"seed": seed, "overwrite": overwrite} | fill(settings, names)
+        if not isinstance(verb, str) or verb not in STAGES:
+            raise ValueError(f"{recipe}: {name}: unknown stage {short(verb)}; {nearest(str(verb), list(STAGES))}")
+        values = {"seed": seed, "overwrite": overwrite} | fill(settings, names, f"{recipe}: {name}")
         config = make(STAGES[verb].config_class(), values | {"output": folder / name}, f"{recipe}: {name}")
         steps.append((name, STAGES[verb], config))
     return steps
@@ -149,7 +165,7 @@ def _given(
     """
     inputs = content.get("inputs") or {}
     if not isinstance(inputs, dict):
-        raise ValueError(f"{recipe}: inputs: expected a mapping of names to defaults, found {inputs!r}")
+        raise ValueError(f"{recipe}: inputs: expected a mapping of names to defaults, found {short(inputs)}")
     inputs = dict(inputs)
     changes: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
@@ -157,10 +173,12 @@ def _given(
         if name in inputs:
             inputs[name] = value
         elif dot and run in content["stages"]:
-            changes.setdefault(run, {})[setting] = parse_yaml(f"--set {name}", value)
+            changes.setdefault(run, {})[setting] = parse_yaml(f"{recipe}: --set {name}={short(value)}", value)
         else:
             what = nearest(run, list(content["stages"])) if dot else nearest(name, list(inputs))
             raise ValueError(f"{recipe}: --set {name}: no such {'run' if dot else 'input'}; {what}")
+    if bad := [name for name, value in inputs.items() if isinstance(value, dict | list)]:
+        raise ValueError(f"{recipe}: inputs: {bad[0]}: {short(inputs[bad[0]])} is no text; give a path")
     if missing := [f"--set {name}=…" for name, value in inputs.items() if value is None]:
         raise ValueError(f"{recipe}: {', '.join(missing)} is wanted: {content.get('description', '')}".strip())
     return inputs, changes
@@ -183,9 +201,9 @@ def run_recipe(
         before, began = done(folder / name), time.perf_counter()
         stage.run(config)
         took = f"{time.perf_counter() - began:.0f} s" if done(folder / name) != before else "done already"
-        print(f"[{number}/{len(steps)}] {name}: {took}", file=sys.stderr, flush=True)
+        print(message(f"[{number}/{len(steps)}] {name}: {took}"), file=sys.stderr, flush=True)
     reports = [config.output / "report.html" for _, stage, config in steps if stage is STAGES["report"]]
-    print(reports[-1] if reports else folder)
+    print(printable(str(reports[-1] if reports else folder)))
 
 
 def check_recipe(steps: Sequence[tuple[str, Stage, StageConfig]], folder: Path) -> None:
@@ -206,7 +224,7 @@ def check_recipe(steps: Sequence[tuple[str, Stage, StageConfig]], folder: Path) 
             said = "can start"
         if done(folder / name) is None:
             waiting.append(name)
-        print(f"[{number}/{len(steps)}] {name}: {said}", file=sys.stderr, flush=True)
+        print(message(f"[{number}/{len(steps)}] {name}: {said}"), file=sys.stderr, flush=True)
     print("dry run: nothing was written")
 
 

@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from tutelage.terminal import short
+
 if TYPE_CHECKING:
     import torch
+
+    Json = Any  # whoever reads it knows what it is
+else:
+    from pydantic import JsonValue as Json
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 Arm = Literal["training", "heldout"]
 Split = Literal["train", "valid", "test"]
+LARGEST_RANK = 10**6
 
 
 class Record(BaseModel):
@@ -52,7 +59,7 @@ class Prompt(Record):
     user: str | None = None
     split: Split | None = None
     use_case: str | None = None
-    meta: dict[str, Any] = Field(default_factory=dict)
+    meta: dict[str, Json] = Field(default_factory=dict)
 
     @property
     def identity(self) -> Text:
@@ -91,7 +98,7 @@ class Ranking(Record):
     Never aggregated over labelers: each ranking is one training element.
 
     Raises:
-        ValueError: if ranks and completions differ in number, or a rank is below 1.
+        ValueError: if ranks and completions differ in number, or a rank is below 1 or absurd.
     """
 
     prompt: Prompt
@@ -105,6 +112,8 @@ class Ranking(Record):
             raise ValueError(f"ranks has {len(self.ranks)} entries for {len(self.completions)} completions")
         if min(self.ranks) < 1:
             raise ValueError(f"ranks start at 1 (best), found {min(self.ranks)}")
+        if max(self.ranks) > LARGEST_RANK:
+            raise ValueError(f"ranks end at {LARGEST_RANK:,}, found {short(max(self.ranks))}; number them anew")
         return self
 
     @property

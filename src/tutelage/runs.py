@@ -12,6 +12,7 @@ goes to a rich display on a terminal, and to plain lines elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -31,6 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tutelage.config import NO_RESULT, StageConfig, is_hub_id, to_plain
 from tutelage.strict_json import dumps
+from tutelage.terminal import message
 
 LINE_SECONDS = 10.0  # how often a plain progress line is printed
 CHECKPOINTS = ("state", "state.tmp", "state.old")
@@ -64,16 +66,16 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(scratch, path)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
     """What a JSON file of a run folder holds.
 
     Raises:
         ValueError: if it is damaged.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{path}: is damaged, no JSON; delete it, or the folder, and run the stage again") from None
+    with contextlib.suppress(ValueError):
+        if isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
+            return content
+    raise ValueError(f"{path}: is damaged, no JSON object; delete it, or the folder, and run the stage again")
 
 
 def _sync(path: Path) -> None:
@@ -226,7 +228,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """A line for whoever watches, under the stage's name."""
-        print(f"{self.stage}: {line}", file=sys.stderr, flush=True)
+        print(message(f"{self.stage}: {line}"), file=sys.stderr, flush=True)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -394,7 +396,7 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
 def _identity(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """What a run belongs to: its stage, its settings and its inputs' contents. Where an input lies does not matter."""
     for name, path in inputs.items():
-        if not path.exists():
+        if not (path.is_file() or path.is_dir()):
             raise ValueError(f"{name}: {path}: no such file or folder")
     settings = {
         key: {name: v for name, v in value.items() if f"{key}.{name}" not in inputs}
@@ -406,17 +408,27 @@ def _identity(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> di
     return {"stage": stage, "settings": settings, "inputs": {name: fingerprint(path) for name, path in inputs.items()}}
 
 
+def identity_of(folder: Path) -> dict[str, Any]:
+    """The `stage`, `settings` and `inputs` that a run folder belongs to.
+
+    Raises:
+        ValueError: if inputs.json is damaged.
+    """
+    path = folder / "inputs.json"
+    identity = read_json(path).get("identity")
+    if not isinstance(identity, dict) or not {"stage", "settings", "inputs"} <= identity.keys():
+        raise ValueError(f"{path}: is damaged, it does not say what the run is; delete the folder, and run it again")
+    return identity | {"settings": {k: v for k, v in identity["settings"].items() if k not in NO_RESULT}}
+
+
 def _known(folder: Path) -> dict[str, Any] | None:
     """The identity of the run that a folder holds; None of a folder that is missing or as good as empty.
 
     Raises:
         ValueError: if it holds something else. What is not ours is never deleted.
     """
-    path = folder / "inputs.json"
-    if path.exists():
-        identity = read_json(path)["identity"]
-        identity["settings"] = {k: v for k, v in identity["settings"].items() if k not in NO_RESULT}
-        return identity
+    if (folder / "inputs.json").exists():
+        return identity_of(folder)
     if folder.exists() and any(p.name != "inputs.json.tmp" for p in folder.iterdir()):
         raise ValueError(f"output: {folder} holds files that are not a run of this project; choose another")
     return None
@@ -437,7 +449,8 @@ def _make_room(folder: Path, before: dict[str, Any], identity: dict[str, Any], c
     if begun and not aside.exists():
         _unlock(folder)
         os.replace(folder, aside)
-        print(f"{folder}: the run that was here waits in {aside} until the new one is done", file=sys.stderr)
+        said = f"{folder}: the run that was here waits in {aside} until the new one is done"
+        print(message(said), file=sys.stderr, flush=True)
     else:  # it never began, or is itself an unfinished replacement
         _unlock(folder)
         _discard(folder)
@@ -449,7 +462,7 @@ def _make_room(folder: Path, before: dict[str, Any], identity: dict[str, Any], c
 def _is_lost(stage: str, folder: Path, dry: bool) -> bool:
     """Whether a finished run has lost a file; it is then no longer done, and says so."""
     if lost := _lost(folder):
-        print(f"{stage}: {lost}, so this run is done again", file=sys.stderr)
+        print(message(f"{stage}: {lost}, so this run is done again"), file=sys.stderr, flush=True)
         if not dry:
             (folder / "done.json").unlink()
     return lost is not None

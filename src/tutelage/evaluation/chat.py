@@ -9,6 +9,7 @@ from tutelage.models.loading import context_length, load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.records import Message, Prompt
 from tutelage.sampling.completions import Writer, complete
+from tutelage.terminal import printable
 
 
 def chat(model: str, temperature: float, max_new_tokens: int, seed: int) -> None:
@@ -21,9 +22,8 @@ def chat(model: str, temperature: float, max_new_tokens: int, seed: int) -> None
         raise ValueError(
             f"--max-new-tokens {max_new_tokens} leaves no room in the context of {context_length(writer.policy)}"
         )
-    console.print(
-        f"[dim]{model} · temperature {temperature:g} · /new forgets, /quit or Ctrl-D ends[/dim]", highlight=False
-    )
+    title = f"{model} · temperature {temperature:g} · /new forgets, /quit or Ctrl-D ends"
+    console.print(Line(printable(title), style="dim"))
     turns: tuple[Message, ...] = ()
     while True:
         try:
@@ -47,5 +47,5 @@ def chat(model: str, temperature: float, max_new_tokens: int, seed: int) -> None
             continue
         (answer,), _, _ = complete(writer, [prompt], seed, temperature=temperature, max_new_tokens=max_new_tokens)
         seed += 1
-        console.print("[bold]model[/bold]", Line(answer.text))  # a model's output is shown, never read as markup
+        console.print("[bold]model[/bold]", Line(printable(answer.text)))  # shown, never obeyed or read as markup
         turns = (*turns, Message(role="assistant", content=answer.text))

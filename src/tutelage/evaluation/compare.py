@@ -15,6 +15,7 @@ from tutelage.models.loading import context_length, full_precision, load_policy,
 from tutelage.models.tokens import load_tokenizer
 from tutelage.runs import dropped
 from tutelage.sampling.completions import Writer, complete, fits, leaves_room, require_fit, scored_ids
+from tutelage.terminal import printable
 
 
 def compare(
@@ -58,11 +59,11 @@ def compare(
             scores = [all_scores(scorer, sequences) for sequences in read]
     table = Table(show_lines=True)
     for title in ("prompt", *models):
-        table.add_column(Line(title), overflow="fold")
+        table.add_column(Line(printable(title)), overflow="fold")
     for i, prompt in enumerate(asked):
         shown = prompt.text if isinstance(prompt.text, str) else prompt.text[-1].content
         cells = [c[i].text + (f"\n({scores[m][i]:+.2f})" if scores else "") for m, c in enumerate(answers)]
-        table.add_row(Line(shown), *(Line(cell) for cell in cells))
+        table.add_row(*(Line(printable(cell)) for cell in (shown, *cells)))
     console = Console()
     console.print(table)
     if lost:
@@ -72,6 +73,5 @@ def compare(
             wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores[m], scores[0], strict=True)]
             rate = estimate(wins, prompts=[p.identity for p in asked], seed=seed)
             interval = f"{rate['mean']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
-            console.print(
-                Line(f"{name} against {models[0]}: {interval} by {reward_model}, n = {rate['prompts']} prompts")
-            )
+            wins_of = f"{name} against {models[0]}: {interval} by {reward_model}, n = {rate['prompts']} prompts"
+            console.print(Line(printable(wins_of)))

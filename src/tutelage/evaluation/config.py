@@ -6,9 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tutelage.config import StageConfig
-
-Count = Annotated[int, Field(gt=0)]
+from tutelage.config import Count, StageConfig
 
 
 class AnswerConfig(StageConfig):

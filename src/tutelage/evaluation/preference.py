@@ -17,6 +17,7 @@ from tutelage.intervals import estimate
 from tutelage.runs import inputs_of, open_run
 from tutelage.sources import DataError, rows_of
 from tutelage.strict_json import dumps
+from tutelage.terminal import short
 
 FAULTS = ("hallucination", "constraint", "toxicity")
 Share = Annotated[
@@ -63,8 +64,8 @@ def read_judgments(source: str) -> list[dict[str, Any]]:
             raise DataError(f"{place}: {one_line(error)}") from None
         if rows and row["baseline"] != rows[0]["baseline"]:
             raise DataError(
-                f"{place}: baseline is {row['baseline']!r}, and {rows[0]['baseline']!r} before; wins against two "
-                "baselines cannot be added up: give each a file of its own"
+                f"{place}: baseline is {short(row['baseline'])}, and {short(rows[0]['baseline'])} before; wins against "
+                "two baselines cannot be added up: give each a file of its own"
             )
         if row["prompt"] is not None:
             row["id"] = ("prompt", dumps(row["prompt"], sort_keys=True))

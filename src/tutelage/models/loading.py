@@ -28,6 +28,7 @@ from transformers import (
 
 from tutelage.models import attention
 from tutelage.models.tokens import turn_of
+from tutelage.terminal import reason
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -145,9 +146,9 @@ def _open(kind: Any, folder: str | Path, what: str, **options: Any) -> tuple[Pre
             **options,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: no {what} found here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{folder}: no {what} found here: {reason(error)}") from None
     except (AttributeError, ImportError, IndexError, KeyError, TypeError) as error:  # a config that its class rejects
-        raise ValueError(f"{folder}: transformers cannot make this model: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{folder}: transformers cannot make this model: {reason(error)}") from None
     if model.config.get_text_config() is not model.config:
         raise ValueError(f"{folder}: {type(model).__name__} reads more than text; save its language model by itself")
     if report["mismatched_keys"]:
@@ -299,7 +300,7 @@ def _check(
         enlarge.remove()
         pairs.append((ours(hidden * LARGE), large))
     except Exception as error:  # of any kind: transformers has a hundred architectures
-        raise ValueError(f"{folder}: {name} cannot be read as plain text: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{folder}: {name} cannot be read as plain text: {reason(error)}") from None
     if not torch.allclose(hidden[:, :4], beginning, atol=1e-3, rtol=1e-3):
         raise ValueError(f"{folder}: {name} reads in both directions; a model that reads from left to right is wanted")
     if not all(a.shape == b.shape and (a - b).abs().max() <= 1e-3 * max(1.0, float(b.abs().max())) for a, b in pairs):

@@ -17,14 +17,15 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tutelage.cache import cache_folder
-from tutelage.config import is_hub_id
+from tutelage.config import ENDLESS, is_endless, is_hub_id
+from tutelage.models.templates import TooMuch, bounded
 from tutelage.records import Ranking, Text
+from tutelage.terminal import reason
 
 KEPT_CHARACTERS = 8_000_000  # three seconds' work
 
@@ -51,10 +52,12 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"{folder}: no such model folder")
     if (path / "model" / "config.json").exists() and not (path / "config.json").exists():
         raise ValueError(f"{folder}: is a run folder; its model is {path / 'model'}")
+    if endless := [file for file in path.glob("*") if is_endless(file)]:
+        raise ValueError(f"{endless[0]}: {ENDLESS}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: no tokenizer found here: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of any kind: a broken file reaches parsers in three libraries
+        raise ValueError(f"{folder}: no tokenizer found here: {reason(error)}") from None
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"{folder}: the tokenizer has no end-of-text token (eos_token); set one in tokenizer_config.json"
@@ -140,10 +143,10 @@ def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
     if kept is None or kept[0] != key:
         question = {"role": "user", "content": "question"}
         try:
-            opened = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+            opened = _apply(tokenizer, [question], True)
             answer = {"role": "assistant", "content": MARK}
-            whole, _, tail = tokenizer.apply_chat_template([question, answer], tokenize=False).rpartition(MARK)
-        except (TemplateError, TypeError, ValueError):
+            whole, _, tail = _apply(tokenizer, [question, answer], False).rpartition(MARK)
+        except Refusal:
             opened = whole = tail = ""
         ends = (i for i in tokenizer.encode(tail, add_special_tokens=False) if i in tokenizer.added_tokens_decoder)
         end = tokenizer.convert_ids_to_tokens(next(ends, tokenizer.eos_token_id))
@@ -183,11 +186,24 @@ def _templated(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: str
     turns = [{"role": m.role, "content": m.content} for m in prompt]
     if completion is not None:
         turns.append({"role": "assistant", "content": completion})
+    return _apply(tokenizer, turns, completion is None)
+
+
+class Refusal(ValueError):
+    """A chat template does not write a conversation, or is broken."""
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], ready: bool) -> str:
+    """What the template makes of turns, `ready` for a completion or not."""
+    folder = tokenizer.name_or_path
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=completion is None)
-    except (TemplateError, TypeError) as error:
+        with bounded(tokenizer.get_chat_template()):
+            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ready)
+    except TooMuch as error:
+        raise ValueError(f"the chat template of {folder} has no end: {error}") from None
+    except Exception as error:  # a template is a program: it may divide by zero
         roles = ", ".join(turn["role"] for turn in turns)
-        raise ValueError(f"the chat template of {tokenizer.name_or_path} refuses turns of {roles}: {error}") from None
+        raise Refusal(f"the chat template of {folder} refuses turns of {roles}: {reason(error)}") from None
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tutelage.config import StageConfig
+from tutelage.config import StageConfig, Whole
 
 
 class ReportConfig(StageConfig):
@@ -14,5 +14,5 @@ class ReportConfig(StageConfig):
     """Folder that holds the run folders."""
     title: str = "From a base model to an aligned policy"
     """Heading of the page."""
-    examples: int = 12
+    examples: Whole = 12
     """Prompts in the side-by-side table."""

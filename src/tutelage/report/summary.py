@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tutelage.intervals import FEW, estimate
+from tutelage.runs import identity_of, read_json
+from tutelage.strict_yaml import read_yaml
+from tutelage.terminal import reason
 
 FAULTS = {"hallucination": "hallucination", "constraint": "constraint met", "toxicity": "toxicity"}
 
@@ -37,7 +38,11 @@ class Folder:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON lines file; none if there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines if line]
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged ({reason(error)}); run its stage anew") from None
 
 
 def read_runs(runs: Path) -> list[Folder]:
@@ -46,9 +51,8 @@ def read_runs(runs: Path) -> list[Folder]:
     for path in sorted(p.parent for p in runs.glob("*/done.json")):
         whole = (path / "inputs.json").exists() and (path / "config.yaml").exists()
         if whole and not path.name.startswith("."):  # such a one waits to be replaced
-            stage = json.loads((path / "inputs.json").read_text(encoding="utf-8"))["identity"]["stage"]
-            settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-            done = json.loads((path / "done.json").read_text(encoding="utf-8"))
+            stage, settings = identity_of(path)["stage"], read_yaml(path / "config.yaml")
+            done = read_json(path / "done.json")
             found.append(Folder(path.name, path, stage, done, settings))
     return [folder for folder in found if folder.stage != "report"]
 

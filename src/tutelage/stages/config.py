@@ -10,21 +10,19 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from tutelage.config import StageConfig
+from tutelage.config import Count, Fraction, Number, StageConfig, Whole
 
-Count = Annotated[int, Field(gt=0)]
-Length = Annotated[int, Field(ge=2)]  # of a row to predict the next token in
-Whole = Annotated[int, Field(ge=0)]
-Number = Annotated[float, Field(ge=0)]
+Length = Annotated[Count, Field(ge=2)]  # of a row to predict the next token in
 Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Source = str  # a path or a hub id
+LARGEST = 10**10  # weights of a model to be trained from nothing
 
 
 def _number_or_range(value: object) -> str:
-    if not re.fullmatch(r"\d+(\.\.\d+)?", str(value)):
+    if not re.fullmatch(r"[0-9]{1,4}(\.\.[0-9]{1,4})?", str(value)):
         raise ValueError("expected a number or a range, such as 6 or 4..9")
     return str(value)
 
@@ -36,7 +34,7 @@ class Training(StageConfig):
     """Peak learning rate of AdamW."""
     weight_decay: Number = 0.0
     """AdamW's decoupled weight decay."""
-    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    adam_betas: tuple[Share, Share] = (0.9, 0.95)
     """Adam's decay rates (the paper's)."""
     adam_epsilon: Positive = 1e-8
     """Adam's epsilon (the usual one; the paper is silent)."""
@@ -82,6 +80,26 @@ class PretrainConfig(Training):
     weight_decay: Number = 0.1
     """AdamW's decoupled weight decay."""
 
+    @model_validator(mode="after")
+    def _shape_is_sound(self) -> PretrainConfig:
+        width, heads = self.hidden_size, self.heads
+        if width % (2 * heads):
+            raise ValueError(
+                f"hidden_size={width} is not divided by heads={heads} into even parts, as rotary positions need; "
+                f"take {2 * heads * max(1, round(width / (2 * heads)))}"
+            )
+        if self.sequence_length > self.context:
+            raise ValueError(
+                f"sequence_length={self.sequence_length} is more than context={self.context}; raise context to it"
+            )
+        weights = self.vocab_size * width + self.layers * width * (4 * width + 3 * self.intermediate_size)
+        if weights > LARGEST:
+            raise ValueError(
+                f"vocab_size, hidden_size, layers and intermediate_size make {weights:.1e} weights; at the most "
+                f"{LARGEST:.0e} are trained here: take smaller ones"
+            )
+        return self
+
 
 class SftConfig(Training):
     """Supervised fine-tuning: imitate demonstrations (paper, section 3.5)."""
@@ -124,7 +142,7 @@ class CollectConfig(StageConfig):
     """Model folder of the one policy that writes; for several give `policies`."""
     policies: dict[str, str] = {}
     """Name and model folder of each policy."""
-    weights: dict[str, float] = {}
+    weights: dict[str, Number] = {}
     """How often a policy writes a completion, relative to the others; 1 where not named."""
     few_shot: list[str] = []
     """Policies that get worked examples before the prompt, as a base model should."""
@@ -157,7 +175,7 @@ class RewardConfig(Training):
     """Rankings: `prompt`, `completions`, `ranks`; or chosen and rejected pairs."""
     valid: dict[str, str] = {}
     """Named sets of held-out rankings, each reported by itself, as `heldout_labelers`."""
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    held_out: Share = 0.1
     """Share of the prompts whose rankings measure the reward model instead of training it, if `valid` names no set."""
     demonstrations: Source | None = None
     """Scores are shifted so that these average 0 (paper, section 3.5)."""

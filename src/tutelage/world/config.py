@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import model_validator
 
-from pydantic import Field
-
-from tutelage.config import StageConfig
-
-Count = Annotated[int, Field(gt=0)]
+from tutelage.config import Count, StageConfig
 
 
 class WorldConfig(StageConfig):
@@ -61,3 +57,9 @@ class JudgeConfig(StageConfig):
     """Size of the pool; the same people as in ranking."""
     votes: Count = 3
     """Labelers who judge each pair of answers."""
+
+    @model_validator(mode="after")
+    def _votes_are_had(self) -> JudgeConfig:
+        if self.votes > self.heldout_labelers:
+            raise ValueError(f"votes={self.votes} are more than heldout_labelers={self.heldout_labelers}; hire as many")
+        return self

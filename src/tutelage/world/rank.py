@@ -20,7 +20,9 @@ from tutelage.labeling.candidates import read_candidates
 from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.records import Prompt, Ranking
 from tutelage.runs import inputs_of, open_run
+from tutelage.sources import DataError
 from tutelage.strict_json import dumps
+from tutelage.terminal import short
 from tutelage.world import gold, kinds, people
 from tutelage.world.config import JudgeConfig, RankConfig
 
@@ -117,6 +119,8 @@ def run_judge(config: JudgeConfig) -> None:
     with (run.folder / "judgments.jsonl").open("w", encoding="utf-8") as stream:
         for prompt, row in zip(prompts, rows, strict=True):
             answers: dict[str, str] = row["answers"]
+            if not (isinstance(answers, dict) and all(isinstance(text, str) for text in answers.values())):
+                raise DataError(f"{config.answers}: answers is {short(answers)}; expected names of models with texts")
             if config.baseline not in answers:
                 raise ValueError(f"baseline={config.baseline!r} is not among the answers' models {sorted(answers)}")
             against = answers[config.baseline]
