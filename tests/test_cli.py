@@ -282,3 +282,13 @@ def test_a_dry_run_finds_what_is_wrong_with_a_file(tmp_path: Path, capsys: pytes
     assert out == "dry run: nothing was written\n"
     assert "sft: 16 updates of 32: 16 epochs of 1" in err
     assert not (tmp_path / "o").exists()
+
+
+def test_out_of_memory_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A batch of 10^12 tokens: torch asks for four terabytes for the rows that it draws."""
+    (tmp_path / "t.txt").write_text("Tom sees a big red ball. " * 50)
+    small = ["--vocab-size", "300", "--hidden-size", "16", "--layers", "1", "--heads", "2", "--sequence-length", "2"]
+    arguments = ["--texts", str(tmp_path / "t.txt"), "--output", str(tmp_path / "o"), "--batch-tokens", "1000000000000"]
+    assert main(["pretrain", *arguments, *small]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tutelage: ")]
+    assert line.startswith("tutelage: out of memory; the same command goes on")

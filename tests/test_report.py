@@ -284,8 +284,9 @@ def test_agreement_of_single_labelers_is_not_a_number(runs: Path) -> None:
 
 def test_an_unchanged_report_is_skipped_and_is_no_input_of_itself(runs: Path) -> None:
     first = report(runs)
-    (runs / "report" / "report.html").write_text("kept")
-    assert report(runs) == "kept"
+    written = (runs / "report" / "report.html").stat().st_mtime_ns
+    assert report(runs) == first
+    assert (runs / "report" / "report.html").stat().st_mtime_ns == written
     run(ReportConfig(runs=runs, output=runs.parent / "again"))
     assert (runs.parent / "again" / "report.html").read_text() == first  # the same runs, the same bytes
     (runs / "sft" / "done.json").write_text((runs / "sft" / "done.json").read_text().replace("2.0", "9.0"))

@@ -355,6 +355,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # no permission, no space, a folder where a file should be
         print(f"tutelage: {message(error)}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):  # torch has no one class for it
+            raise
+        print(
+            "tutelage: out of memory; the same command goes on from the last checkpoint, so repeat it with a smaller "
+            "micro_batch_tokens, which changes no result, or with a smaller batch or model",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 
