@@ -50,6 +50,7 @@ class Answered:
     name: str
     pseudonym: str
     arm: str
+    paused: bool
     order: list[int]
     body: dict[str, Any]
     instruction: str
@@ -70,6 +71,7 @@ def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Ans
             answers.c.created, assignments.c.order, assignments.c.task, assignments.c.person, tasks.c.kind,
             tasks.c.completions, tasks.c.reference, tasks.c.prompt, prompts.c.text.label("prompt_text"), prompts.c.user,
             prompts.c.split, prompts.c.use_case, people.c.name, people.c.pseudonym, people.c.arm,
+            accounts.PAUSED.label("paused"),
             instructions.c.version,
         )
         .select_from(
@@ -208,8 +210,8 @@ def _row(workspace: Workspace, r: Answered) -> dict[str, Any]:
         answer["completions"] = [c.model_dump(exclude_none=True) for c in _completions(r)]
         answer["order"] = r.order
     by = {
-        "labeler": r.pseudonym, "arm": r.arm, "instruction": r.instruction, "seconds": round(r.seconds, 1),
-        "active_seconds": r.active_seconds, "at": round(r.created),
+        "labeler": r.pseudonym, "arm": r.arm, "paused": r.paused or None, "instruction": r.instruction,
+        "seconds": round(r.seconds, 1), "active_seconds": r.active_seconds, "at": round(r.created),
     }  # fmt: skip
     labeled = {} if r.kind != "labels" else {"use_case": r.body.get("use_case") or r.use_case}
     return {k: v for k, v in (about | answer | by | labeled).items() if v is not None}
@@ -258,7 +260,7 @@ def _pairs(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _write_table(path: Path, rows: Sequence[Answered]) -> int:
     header = [
         "task", "kind", "labeler", "arm", "instruction", "seconds", "prompt", "completion", "policy", "shown", "rank",
-        "quality", "flags",
+        "quality", "flags", "paused",
     ]  # fmt: skip
     lines = []
     for r in rows:
@@ -271,6 +273,7 @@ def _write_table(path: Path, rows: Sequence[Answered]) -> int:
                 r.task, r.kind, r.pseudonym, r.arm, r.instruction, round(r.seconds), _as_line(r.prompt_text), text,
                 r.policies[i] if r.policies else "", r.order.index(i) + 1 if r.order else "",
                 ranks[i] if ranks else "", rating.get("quality", ""), " ".join(rating.get("flags", ())),
+                "yes" if r.paused else "",
             ])  # fmt: skip
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)

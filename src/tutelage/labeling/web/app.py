@@ -56,6 +56,10 @@ def create_app(workspace: Workspace) -> FastAPI:
     def wrong(request: Request, error: Mistake) -> Response:
         return page(request, "message.html.j2", status=400, title="That did not work", text=str(error))
 
+    @app.exception_handler(accounts.Paused)
+    def paused(request: Request, error: accounts.Paused) -> Response:
+        return page(request, "sign_in.html.j2", status=403, problem=str(error))
+
     app.add_middleware(Guard)
     return app
 

@@ -60,6 +60,8 @@ def _people(request: Request, owner: Any, *, link: str = "", link_for: str = "")
 @router.post("/people/invite")
 def invite(request: Request, owner: Owner, fields: Form) -> Response:
     chosen = {name: _chosen(fields, name) for name in CHOICES}
+    if chosen["status"] == "paused":
+        raise Mistake("status: nobody joins paused; choose working or screening")
     with request.app.state.workspace.write() as connection:
         token = accounts.invite(connection, **chosen, by=owner.id)  # type: ignore[arg-type]
     return _people(request, owner, link=_link(request, token), link_for=f"to join as {chosen['role']}")

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tutelage.labeling.accounts import SESSION_SECONDS, whose_session
+from tutelage.labeling.accounts import SESSION_SECONDS, Paused, whose_session
 
 COOKIE = "tutelage_session"
 BODY_BYTES = 2_000_000
@@ -97,6 +97,7 @@ def allow(*roles: str) -> Callable[[Request], Any]:
 
     Raises:
         HTTPException: 401 if nobody is signed in (the app sends browsers to the entrance), 403 for another role.
+        Paused: if they are paused.
     """
 
     def person(request: Request) -> Any:
@@ -105,6 +106,8 @@ def allow(*roles: str) -> Callable[[Request], Any]:
             who = whose_session(connection, token) if token else None
         if who is None:
             raise HTTPException(401)
+        if who.status == "paused":
+            raise Paused
         if who.role not in roles:
             raise HTTPException(403, "This page is not yours to see.")
         return who
