@@ -214,6 +214,13 @@ def _label_commands(acts: Any) -> None:
 
 
 def _label(arguments: argparse.Namespace) -> None:
+    from tutelage.labeling.engines import in_words
+
+    with in_words():
+        _label_act(arguments)
+
+
+def _label_act(arguments: argparse.Namespace) -> None:
     from tutelage.labeling import commands
     from tutelage.labeling.intake import Rules
 

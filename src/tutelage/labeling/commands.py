@@ -196,7 +196,7 @@ def erase(folder: Path, user: str) -> None:
     Raises:
         ValueError: if no prompt is theirs.
     """
-    with closing(existing_workspace(folder)) as workspace, workspace.write() as connection:
+    with closing(existing_workspace(folder)) as workspace, workspace.erase() as connection:
         try:
             number = exchange.erase_user(connection, user)
         except LookupError as error:
