@@ -80,7 +80,7 @@ class Workspace:
         self.engine = engine
         postgres = engine.dialect.name == "postgresql"  # where each statement would else see a state of its own
         self._reader = engine.execution_options(isolation_level="REPEATABLE READ") if postgres else engine
-        self._key = key
+        self.key = key
         self._writers = _Queue()  # SQLite's own waiting is a poll, and a lock of Python's lets the last come first
         self._file = sqlite_file(engine)
         self._inode = self._file and self._file.stat().st_ino
@@ -136,7 +136,7 @@ class Workspace:
 
     def pseudonym(self, kind: str, name: str) -> str:
         """What exports and the audit call a person: the same within a workspace, unguessable without its key."""
-        return f"{kind}-{hmac.digest(self._key, f'{kind}/{name}'.encode(), 'sha256').hex()[:12]}"
+        return f"{kind}-{hmac.digest(self.key, f'{kind}/{name}'.encode(), 'sha256').hex()[:12]}"
 
     def close(self) -> None:
         """Give all connections back, with nothing left in SQLite's log."""

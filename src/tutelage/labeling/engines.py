@@ -169,23 +169,37 @@ def check(engine: Engine) -> None:
             raise ValueError(f"database: {engine.url!r} is damaged: {reason}; restore a backup into another folder")
 
 
+def _scripts() -> tuple[Config, ScriptDirectory]:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config, ScriptDirectory.from_config(config)
+
+
+def head() -> str:
+    """The newest revision of the tables."""
+    return str(_scripts()[1].get_current_head())
+
+
+def known() -> set[str]:
+    """Every revision of the tables that this version can upgrade from."""
+    return {script.revision for script in _scripts()[1].walk_revisions()}
+
+
 def upgrade(engine: Engine, complete: bool = False, revision: str = "head") -> None:
     """Bring a database to a revision of the tables, all in one transaction.
 
     Raises:
         ValueError: if it is of a revision that this version does not know, or should be `complete` and has no tables.
     """
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    scripts = ScriptDirectory.from_config(config)
+    config, scripts = _scripts()
     with begin_write(engine) as connection:
         now = MigrationContext.configure(connection).get_current_revision()
         if now is None and complete:
             raise ValueError(f"database: {engine.url!r} holds no workspace, though it did; restore a backup")
-        if now is not None and now not in {script.revision for script in scripts.walk_revisions()}:
+        if now is not None and now not in known():
             raise ValueError(
                 f"database: {engine.url!r} was made by a newer tutelage (revision {now!r}); update tutelage to open it"
             )
-        if now != scripts.get_current_head() or revision != "head":
+        if now != scripts.get_current_head():
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
