@@ -233,8 +233,8 @@ os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", script, str(folder)], check=False).returncode == 9
     assert "labeling.db" in holding(folder)
-    open_workspace(folder).close()
-    assert holding(folder) == []
+    with closing(open_workspace(folder)):
+        assert holding(folder) == []
 
 
 def test_a_reader_does_not_keep_erased_texts_for_good(sqlite: Workspace) -> None:
