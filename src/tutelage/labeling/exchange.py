@@ -27,6 +27,8 @@ from tutelage.labeling.schema import answers, assignments, completions, instruct
 from tutelage.records import Arm, Completion, Prompt, Ranking
 from tutelage.runs import write_json
 
+LATEST = 4_102_444_800.0  # 2100: no answer was given later
+Seconds = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
 LIST = "export.json"  # names what an export wrote, and so what the next one may replace
 
 
@@ -308,9 +310,9 @@ class _Told(BaseModel):
     arm: Arm = "training"
     order: list[int] = []
     ratings: list[Any] = []
-    at: FiniteFloat = 0.0
-    seconds: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-    active_seconds: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    at: Annotated[FiniteFloat, Field(ge=0, lt=LATEST)] = 0.0
+    seconds: Seconds = 0.0
+    active_seconds: Seconds | None = None
 
 
 def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:

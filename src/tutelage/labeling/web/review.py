@@ -171,10 +171,11 @@ def _compute(app: FastAPI) -> Insight:
     labelers = agreement.by_labeler(rankings, draws=DRAWS)
     rates = {name: found["strict"] for name, found in labelers.items() if found.get("strict", {}).get("pairs")}
     times = [row.seconds for row in rows if row.kind == "ranking"]
+    days = Counter(int(row.created // 86400) for row in rows if 0 <= row.created < exchange.LATEST)
     drawn = {
         "labelers": plots.labelers(rates, arms) if rates else None,
         "times": plots.times(times) if times else None,
-        "days": plots.days(Counter(int(row.created // 86400) for row in rows)) if rows else None,
+        "days": plots.days(days) if days else None,
     }
     kept = {name: svg for name, svg in drawn.items() if svg is not None}
     return Insight(key, measures, labelers, arms, len(rankings), kept)
