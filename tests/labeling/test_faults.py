@@ -25,6 +25,7 @@ from starlette.testclient import TestClient
 from tutelage.cli import main
 from tutelage.labeling import accounts, assignment, exchange, queue
 from tutelage.labeling.database import Workspace, open_workspace
+from tutelage.labeling.engines import Unavailable
 from tutelage.labeling.web.app import create_app
 from tutelage.records import Completion, Prompt
 
@@ -221,6 +222,16 @@ def test_what_cannot_be_kept_is_not_acknowledged(gone: str, tmp_path: Path) -> N
         assert server.wait(60) == 0
     assert "Traceback" not in log.read_text()
     assert "was deleted or replaced" in log.read_text()
+
+
+def test_deleted_while_it_is_written(sqlite: Workspace) -> None:
+    def write() -> None:
+        with sqlite.write() as connection:
+            accounts.add_person(connection, sqlite, "Ann")
+            (sqlite.folder / "labeling.db").unlink()
+
+    with pytest.raises(Unavailable, match="was deleted"):
+        write()
 
 
 def in_one_line(capsys: pytest.CaptureFixture[str], *words: object) -> int:

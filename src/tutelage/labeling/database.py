@@ -100,6 +100,7 @@ class Workspace:
             self._still_there()
             with begin_write(self.engine, until) as connection:
                 yield connection
+            self._still_there()  # it may have been deleted meanwhile: then nobody is told that this was stored
 
     @contextmanager
     def erase(self) -> Iterator[Connection]:
