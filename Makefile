@@ -1,11 +1,11 @@
-# demo, test, check, bench, screenshots, mutate and chaos make .venv and install on first use; test-gpu and gpu-wheels do not.
+# demo, test, check, bench, screenshots, mutate, chaos and fuzz make .venv and install on first use; test-gpu and gpu-wheels do not.
 # A C++ compiler (g++) makes it faster. Tests of the labeling pages want a browser and PostgreSQL (skipped if missing):
 # apt-get install g++ chromium postgresql
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/demo
 
-.PHONY: demo test check bench screenshots mutate chaos test-gpu gpu-wheels
+.PHONY: demo test check bench screenshots mutate chaos fuzz test-gpu gpu-wheels
 .DEFAULT_GOAL := demo
 
 # torch is pinned by itself first: from the pinned release pip takes a build without CUDA where there is one.
@@ -39,6 +39,10 @@ mutate: .venv/installed
 # Kill runs at any moment and break their files: ONLY=sft takes one stage, KILLS=5 fewer kills.
 chaos: .venv/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=tests ONLY=$(ONLY) KILLS=$(KILLS) $(BIN)/python tests/chaos/chaos.py
+
+# Malformed files and settings, and requests to the labeling pages: as many as FUZZ says, 5,000 unless told otherwise.
+fuzz: .venv/installed
+	TUTELAGE_FUZZ=$(or $(FUZZ),5000) $(BIN)/python -m pytest -n 2 -s tests/test_malformed.py tests/labeling/test_schema.py
 
 # On a machine with a GPU and its own torch and transformers; tests/gpu/README.md says what else it needs.
 test-gpu:

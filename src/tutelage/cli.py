@@ -237,9 +237,26 @@ def _label_commands(acts: Any) -> None:
 
     act("erase", "remove all data of a prompts' author").add_argument("--user", required=True, help="the author's id")
     act("status", "how much is done")
+    act("backup", "write the whole workspace into one file, while people work").add_argument(
+        "file", type=Path, help="the backup; a name that is not there yet"
+    )
+    text = "make a workspace of a backup"
+    restore = acts.add_parser("restore", help=text, description=text)
+    restore.add_argument("file", type=Path, help="what `backup` wrote")
+    restore.add_argument("workspace", type=Path, help="the new workspace's folder")
+    restore.add_argument(
+        "--database", help="an empty database, postgresql+psycopg://USER@HOST/NAME (default: SQLite in the workspace)"
+    )
 
 
 def _label(arguments: argparse.Namespace) -> None:
+    from tutelage.labeling.engines import in_words
+
+    with in_words():
+        _label_act(arguments)
+
+
+def _label_act(arguments: argparse.Namespace) -> None:
     from tutelage.labeling import commands
     from tutelage.labeling.intake import Rules
 
@@ -262,6 +279,10 @@ def _label(arguments: argparse.Namespace) -> None:
             commands.erase(a.workspace, a.user)
         case "status":
             commands.status(a.workspace)
+        case "backup":
+            commands.back_up(a.workspace, a.file)
+        case "restore":
+            commands.restore(a.file, a.workspace, a.database)
 
 
 def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """A PostgreSQL server of our own."""
+
+    url: str
+    restart: Callable[[str], None]  # by a mode of pg_ctl: fast ends all connections, immediate is a crash
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own, on loopback, without durability (it dies with the tests)."""
+def postgres() -> Iterator[Postgres]:
+    """PostgreSQL on loopback, without durability (it dies with the tests)."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = str(found[-1]) if found else shutil.which("initdb")
     if initdb is None:
@@ -66,15 +75,20 @@ def postgres() -> Iterator[str]:
         f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off -c max_connections=200"
     )
     run("pg_ctl", "--pgdata", str(home), "--log", str(folder / "log"), "--wait", "--options", options, "start")
+
+    def restart(mode: str) -> None:
+        run("pg_ctl", "--pgdata", str(home), "--mode", mode, "--wait", "stop")
+        run("pg_ctl", "--pgdata", str(home), "--log", str(folder / "log"), "--wait", "--options", options, "start")
+
     try:
-        yield f"postgresql+psycopg://tutelage@127.0.0.1:{port}"
+        yield Postgres(f"postgresql+psycopg://tutelage@127.0.0.1:{port}", restart)
     finally:
         run("pg_ctl", "--pgdata", str(home), "--mode", "immediate", "--wait", "stop")
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def new_database(postgres: str) -> Callable[[], str]:
+def new_database(postgres: Postgres) -> Callable[[], str]:
     """A maker of empty PostgreSQL databases' URLs."""
     made = 0
 
@@ -82,11 +96,11 @@ def new_database(postgres: str) -> Callable[[], str]:
         nonlocal made
         made += 1
         name = f"test{made}"
-        engine = create_engine(f"{postgres}/postgres", isolation_level="AUTOCOMMIT")
+        engine = create_engine(f"{postgres.url}/postgres", isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
             connection.execute(text(f"CREATE DATABASE {name}"))
         engine.dispose()
-        return f"{postgres}/{name}"
+        return f"{postgres.url}/{name}"
 
     return make
 

@@ -369,7 +369,11 @@ def test_a_paused_labelers_lease_waits(workspace: Workspace) -> None:
     with workspace.write() as connection:
         accounts.change_person(connection, ann, ann, status="paused")
     assert take(workspace, ann) is None
-    send(workspace, ann, mine)  # what was on the screen is not lost
+    with pytest.raises(accounts.Paused):
+        send(workspace, ann, mine)
+    with workspace.write() as connection:
+        accounts.change_person(connection, ann, ann, status="working")
+    send(workspace, ann, mine)
 
 
 def test_every_twentieth_answer_is_to_a_gold_item(sqlite: Workspace) -> None:

@@ -89,7 +89,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         open_workspace(tmp_path / "w", "mysql://x")
     with pytest.raises(ValueError, match="not a URL"):
         open_workspace(tmp_path / "x", "my database")
-    with pytest.raises(ValueError, match="cannot open"):
+    with pytest.raises(ValueError, match="cannot use"):
         open_workspace(tmp_path / "y", "postgresql+psycopg://tutelage:hunter2@127.0.0.1:1/x")
     open_workspace(tmp_path / "z")
     with pytest.raises(ValueError, match="keeps its work in"):

@@ -21,10 +21,10 @@ from sqlalchemy import select
 
 from tutelage.labeling import queue
 from tutelage.labeling.database import Workspace, open_workspace
-from tutelage.labeling.schema import answers, assignments, events
+from tutelage.labeling.schema import answers, assignments, events, tasks
 from tutelage.records import Completion, Prompt
 
-from .conftest import PASSWORD, add, free_port
+from .conftest import PASSWORD, Postgres, Server, add, free_port
 
 LABELERS = 6
 ENOUGH = 25  # acknowledged answers after which the server is killed
@@ -140,6 +140,43 @@ def test_acknowledged_answers_outlive_the_server(database: str, tmp_path: Path, 
         assert len({detail["answer"] for detail in told}) == len(sent)
         held = connection.execute(select(assignments.c.task)).scalars().all()
     assert max(Counter(held).values()) == 1  # no task was leased twice
+    workspace.close()
+
+
+def test_a_restarted_postgresql_costs_nobody_a_page(
+    tmp_path: Path, postgres: Postgres, new_database: Callable[[], str], serve: Callable[[Workspace], Server]
+) -> None:
+    """It ends every connection twice, idle ones and those at work; people wait, and go on."""
+    workspace = open_workspace(tmp_path / "w", new_database())
+    texts = [Completion(text=text) for text in ("one", "two", "three")]
+    with workspace.write() as connection:
+        queue.ensure_instructions(connection)
+        asked = [(Prompt(id=f"p{i}", text=f"q{i}"), texts) for i in range(2000)]
+        queue.queue_rankings(connection, asked, rate=False)
+    people = [Client(f"Labeler {i}") for i in range(4)]
+    for person in people:
+        add(workspace, person.person)
+    server = serve(workspace)
+    for person in people:
+        person.at(server.url).start()
+
+    def go_on(more: int) -> None:
+        wanted = sum(len(person.acknowledged) for person in people) + more
+        while sum(len(person.acknowledged) for person in people) < wanted:
+            assert all(person.is_alive() for person in people), [person.surprises for person in people]
+            time.sleep(0.01)
+
+    go_on(10)
+    for mode in ("fast", "immediate", "fast"):
+        postgres.restart(mode)
+        go_on(10)
+    with workspace.write() as connection:
+        connection.execute(tasks.update().values(open=False))  # that is all for today
+    for person in people:
+        person.join(60)
+    assert [person.surprises for person in people] == [[]] * len(people)
+    acknowledged = {number(place) for person in people for place in person.acknowledged}
+    assert Counter(stored(workspace)) == dict.fromkeys(acknowledged, 1)
     workspace.close()
 
 

@@ -250,7 +250,7 @@ def test_no_cell_is_a_formula_and_every_text_survives(sqlite: Workspace, tmp_pat
     assert {first.pop("shown"), second.pop("shown")} == {"1", "2"}
     assert {k: v for k, v in first.items() if k not in ("prompt", "completion", "labeler")} == {
         "task": "1", "kind": "ranking", "arm": "training", "instruction": "ranking v1", "seconds": "30",
-        "policy": "policy 0", "rank": "1", "quality": "7", "flags": "hallucination",
+        "policy": "policy 0", "rank": "1", "quality": "7", "flags": "hallucination", "paused": "",
     }  # fmt: skip
     assert (second["rank"], second["quality"], second["policy"]) == ("2", "6", "policy 1")
 

@@ -295,20 +295,18 @@ def test_a_correction_is_a_second_answer(workspace: Workspace, visit: Visit) -> 
     assert re.search(r"Today</dt><dd>1<", ada.get("/").text)
 
 
-def test_screening_gets_screening_and_paused_gets_nothing(workspace: Workspace, visit: Visit) -> None:
+def test_screening_gets_screening(workspace: Workspace, visit: Visit) -> None:
     reference = {"ranks": [1, 2, 3]}
     add_work(workspace, "ranking", name="trial", purpose="screening", reference=reference, capacity=9)
     add_work(workspace, "labels", name="work")
     add_work(workspace, "ranking", name="gold", purpose="gold", reference=reference, capacity=9)
-    new, paused = visit("New", status="screening"), visit("Resting", status="paused")
+    new = visit("New", status="screening")
     home = new.get("/").text
     assert ("trial" in home, 'value="ranking"' in home, 'value="labels"' in home) == (True, True, False)
     assert start(new, "labels") == "/"
     address = start(new, "ranking")
     assert new.post(address + "/submit", data=opened(new, address)[1] | GIVEN["ranking"]).headers["location"] == "/"
     assert "your trial is done" in new.get("/").text
-    home = paused.get("/").text
-    assert ("paused" in home, "<button>Start" in home, start(paused)) == (True, False, "/")
 
 
 def test_drafts_come_back(workspace: Workspace, visit: Visit) -> None:

@@ -32,6 +32,8 @@ NAME_CHARACTERS = 80
 _passwords = PasswordHash.recommended()
 _NOBODY = _passwords.hash(secrets.token_hex())  # checked when the name is unknown, so that it takes as long
 
+# Imported labelers have the status too, as they do no work here; but nobody has paused them.
+PAUSED = and_(people.c.status == "paused", people.c.password.is_not(None))
 _WHOSE = (  # built once, as every request asks it
     select(people)
     .join(sessions)
@@ -41,6 +43,15 @@ _WHOSE = (  # built once, as every request asks it
 
 class TooOften(Mistake):
     """Too many failed sign-ins; wait."""
+
+
+class Paused(Mistake):
+    """This person may do and read nothing here for now."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Your work here is paused. What you have answered is kept. The owner of this workspace can tell you more."
+        )
 
 
 def hash_token(token: str) -> str:
@@ -79,8 +90,8 @@ def revoke_invite(connection: Connection, token_hash: str, by: int | None = None
 
 
 def owner_link(connection: Connection) -> str | None:
-    """A token for the first owner if there is none yet; earlier ones stop working."""
-    owners = select(func.count()).where(people.c.role == "owner")
+    """A token for the first owner if nobody can sign in as one yet; earlier ones stop working."""
+    owners = select(func.count()).where(people.c.role == "owner", people.c.status != "paused")
     if connection.execute(owners).scalar_one():
         return None
     connection.execute(delete(invites).where(invites.c.role == "owner", invites.c.used.is_(None)))
@@ -216,8 +227,14 @@ def record_failure(
 
 
 def start_session(connection: Connection, person: int, now: float | None = None) -> str:
-    """A session's token, for a cookie."""
+    """A session's token, for a cookie.
+
+    Raises:
+        Paused: if this person is paused.
+    """
     now = time.time() if now is None else now
+    if connection.execute(select(people.c.status).where(people.c.id == person)).scalar_one() == "paused":
+        raise Paused
     token = secrets.token_urlsafe(32)
     connection.execute(
         insert(sessions).values(token_hash=hash_token(token), person=person, created=now, expires=now + SESSION_SECONDS)
@@ -247,7 +264,7 @@ def change_person(
 
     Raises:
         LookupError: if there is no such person.
-        Mistake: if the arm of somebody who has answered would change, or the last owner would cease to be one.
+        Mistake: if the arm of somebody who has answered would change, or no owner would be left who can sign in.
     """
     who = connection.execute(select(people).where(people.c.id == person)).first()
     if who is None:
@@ -262,8 +279,10 @@ def change_person(
         )
         if connection.execute(worked).scalar_one():
             raise Mistake(f"{who.name} has answered tasks as {who.arm}: an arm is for good, as exports go by it")
-    if "role" in values and who.role == "owner":
-        others = select(func.count()).where(people.c.role == "owner", people.c.id != person)
+    if who.role == "owner" and who.status != "paused" and ("role" in values or status == "paused"):
+        others = select(func.count()).where(
+            people.c.role == "owner", people.c.status != "paused", people.c.id != person
+        )
         if not connection.execute(others).scalar_one():
             raise Mistake(f"{who.name} is the only owner; make somebody else one first")
     if values:

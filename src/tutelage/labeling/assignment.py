@@ -2,7 +2,8 @@
 
 A task is leased to a labeler for a while; capacity counts live leases and submissions, so that no more labelers work on
 a task than are wanted. A labeler meets a task once, never sees another's answer, and a held-out labeler never meets
-a task of the training arm. An answer that comes after its lease has ended is kept all the same: no work is lost.
+a task of the training arm. An answer that comes after its lease has ended is kept all the same: no work is lost. Who is
+paused gets, reads and sends nothing; their drafts and leases wait.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
 
+from tutelage.labeling.accounts import Paused
 from tutelage.labeling.answers import KINDS, SKIP_REASONS, Answer, Mistake, Note, TaskKind, read_answer
 from tutelage.labeling.database import record
 from tutelage.labeling.queue import current_instruction
@@ -86,9 +88,13 @@ _FREE_OF = {None: _FREE.limit(1)} | {kind: _FREE.where(tasks.c.kind == kind).lim
 _MINE = (
     select(
         assignments, tasks.c.kind, tasks.c.completions, tasks.c.rate, tasks.c.capacity,
-        prompts.c.text.label("prompt_text"), prompts.c.quarantine,
+        prompts.c.text.label("prompt_text"), prompts.c.quarantine, people.c.status,
     )
-    .select_from(assignments.join(tasks).join(prompts, prompts.c.id == tasks.c.prompt))
+    .select_from(
+        assignments.join(tasks)
+        .join(prompts, prompts.c.id == tasks.c.prompt)
+        .join(people, people.c.id == assignments.c.person)
+    )
     .where(assignments.c.id == bindparam("assignment"), assignments.c.person == bindparam("person"))
 )  # fmt: skip
 _COUNT = select(func.count()).where(assignments.c.person == bindparam("person"), assignments.c.state == bindparam("is"))
@@ -307,6 +313,8 @@ def _mine(connection: Connection, person: int, assignment: int) -> Any:
     row = connection.execute(_MINE, {"person": person, "assignment": assignment}).first()
     if row is None:
         raise LookupError("no such task of yours")
+    if row.status == "paused":  # pages ask as well, but in a transaction that is over
+        raise Paused
     if row.prompt_text is None:  # erased: nothing that may quote it comes back by a page that was open meanwhile
         raise LookupError("this prompt was withdrawn")
     return row

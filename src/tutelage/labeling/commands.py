@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sqlalchemy import func, select
 
 from tutelage.datasets import read_prompts, read_rows, write_jsonl
-from tutelage.labeling import accounts, exchange, queue
+from tutelage.labeling import accounts, backup, exchange, queue
 from tutelage.labeling.answers import TaskKind
 from tutelage.labeling.candidates import queue_candidates, read_asked, read_candidates
 from tutelage.labeling.database import existing_workspace, open_workspace, record
@@ -196,7 +196,7 @@ def erase(folder: Path, user: str) -> None:
     Raises:
         ValueError: if no prompt is theirs.
     """
-    with closing(existing_workspace(folder)) as workspace, workspace.write() as connection:
+    with closing(existing_workspace(folder)) as workspace, workspace.erase() as connection:
         try:
             number = exchange.erase_user(connection, user)
         except LookupError as error:
@@ -218,3 +218,21 @@ def status(folder: Path) -> None:
             print(f"{kind} ({purpose}): {number} tasks, {done} answers")
         for role, number in connection.execute(select(people.c.role, func.count()).group_by(people.c.role)):
             print(f"{role}: {number}")
+
+
+def back_up(folder: Path, file: Path) -> None:
+    """Write the whole workspace into one file, while people work."""
+    with closing(existing_workspace(folder)) as workspace:
+        counts = backup.backup(workspace, file)
+    print(f"{file}: {_told(counts)}; it holds the workspace's key, so keep it as secret as the workspace")
+
+
+def restore(file: Path, folder: Path, database: str | None) -> None:
+    """Make a workspace of a backup, in a new folder."""
+    counts = backup.restore(file, folder, database)
+    existing_workspace(folder).close()
+    print(f"{folder}: {_told(counts)}; everybody signs in again, and links that were not used are gone")
+
+
+def _told(counts: dict[str, int]) -> str:
+    return ", ".join(f"{counts[name]} {name}" for name in ("people", "prompts", "tasks", "answers"))

@@ -1,5 +1,8 @@
 """A labeling workspace: a folder with a secret key and a database, SQLite beside the key or PostgreSQL by URL.
 
+The key is made last, so it tells a workspace from one whose making was cut short: without it, opening goes on where it
+stopped; with it, a database that is missing, empty, damaged or newer is refused, never made anew.
+
 Writers queue up, one at a time, on both databases (`BEGIN IMMEDIATE`, or an advisory lock): a write takes milliseconds,
 and rules such as "no more labelers than wanted" hold without retries. Readers never wait.
 """
@@ -17,19 +20,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, insert, text
+from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
 
+from tutelage.labeling.engines import (
+    BUSY_MILLISECONDS,
+    Unavailable,
+    begin_write,
+    check,
+    connected,
+    deadline,
+    files_of,
+    in_words,
+    make_engine,
+    make_private,
+    prepare_file,
+    sqlite_file,
+    upgrade,
+)
 from tutelage.labeling.schema import events
 
-MIGRATIONS = Path(__file__).parent / "migrations"
 _RECORD = insert(events)
-WRITERS = 0x7475_7465  # the advisory lock's number, any that nobody else uses
-_LOCK = text(f"SELECT pg_advisory_xact_lock({WRITERS})")
-CONNECTIONS = 40  # as many as the web server has threads
+KEY, URL, FILE = "secret.key", "database.url", "labeling.db"
+KEY_BYTES = 32
+OURS = {name + end for name in (KEY, URL, FILE) for end in ("", ".new", "-wal", "-shm", "-journal")}
 
 
 class _Queue:
@@ -66,28 +80,72 @@ class Workspace:
         self.engine = engine
         postgres = engine.dialect.name == "postgresql"  # where each statement would else see a state of its own
         self._reader = engine.execution_options(isolation_level="REPEATABLE READ") if postgres else engine
-        self._key = key
+        self.key = key
         self._writers = _Queue()  # SQLite's own waiting is a poll, and a lock of Python's lets the last come first
+        self._file = sqlite_file(engine)
+        self._inode = self._file and self._file.stat().st_ino
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database and changes nothing."""
-        with self._reader.connect() as connection, connection.begin():
+        self._still_there()
+        with connected(self._reader, deadline()) as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that no other writer runs beside: kept whole at the end, undone whole on an error."""
-        with self._writers, _begin_write(self.engine) as connection:
+        until = deadline()
+        with self._writers:
+            self._still_there()
+            with begin_write(self.engine, until) as connection:
+                yield connection
+            self._still_there()  # it may have been deleted meanwhile: then nobody is told that this was stored
+
+    @contextmanager
+    def erase(self) -> Iterator[Connection]:
+        """A write whose old texts are gone from SQLite's files when it ends, its write-ahead log included."""
+        with self.write() as connection:
             yield connection
+        with self._writers:
+            self._empty_log(waiting=True)
+
+    def _still_there(self) -> None:
+        """SQLite would go on writing into a file that was deleted, and all of it would be lost with this process."""
+        if not self._is_there():
+            raise Unavailable(f"database: {self._file} was deleted or replaced; stop the server and restore a backup")
+
+    def _is_there(self) -> bool:
+        try:
+            return self._file is None or self._file.stat().st_ino == self._inode
+        except OSError:
+            return False
+
+    def _empty_log(self, waiting: bool) -> None:
+        """Move SQLite's write-ahead log into the database and truncate it; unless `waiting`, only if nobody reads."""
+        if self._file is None:
+            return
+        connection = self.engine.raw_connection()
+        try:
+            cursor = connection.cursor()
+            if not waiting:
+                cursor.execute("PRAGMA busy_timeout=0")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            cursor.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
+        finally:
+            connection.close()
 
     def pseudonym(self, kind: str, name: str) -> str:
         """What exports and the audit call a person: the same within a workspace, unguessable without its key."""
-        return f"{kind}-{hmac.digest(self._key, f'{kind}/{name}'.encode(), 'sha256').hex()[:12]}"
+        return f"{kind}-{hmac.digest(self.key, f'{kind}/{name}'.encode(), 'sha256').hex()[:12]}"
 
     def close(self) -> None:
-        """Give all connections back."""
-        self.engine.dispose()
+        """Give all connections back, with nothing left in SQLite's log."""
+        try:
+            if self._is_there():
+                self._empty_log(waiting=False)
+        finally:
+            self.engine.dispose()
 
 
 def open_workspace(folder: Path, database: str | None = None) -> Workspace:
@@ -98,29 +156,37 @@ def open_workspace(folder: Path, database: str | None = None) -> Workspace:
         database: an SQLAlchemy URL; remembered in the folder, so that it need be said once.
 
     Raises:
-        ValueError: if the folder holds something else, or the database cannot be reached.
+        ValueError: if the folder holds something else, the database cannot be reached, is damaged, empty after it was
+            in use, or newer than this version, or the key is missing or damaged.
     """
-    key, place = folder / "secret.key", folder / "database.url"
+    key, place = folder / KEY, folder / URL
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"workspace: {folder} is a file; choose a folder")
-    if folder.exists() and any(folder.iterdir()) and not key.exists():
+    complete = key.exists()
+    if folder.exists() and not complete and not OURS.issuperset(entry.name for entry in folder.iterdir()):
         raise ValueError(f"workspace: {folder} holds files that are not a labeling workspace; choose another folder")
-    own = f"sqlite:///{(folder / 'labeling.db').absolute()}"
-    before = place.read_text() if place.exists() else own if key.exists() else None
+    secret = _read_key(key) if complete else b""
+    own = f"sqlite:///{(folder / FILE).absolute()}"
+    before = _read_url(place) if place.exists() else own if complete else None
     if database and before and database != before:
         raise ValueError(f"database: {folder} keeps its work in {make_url(before)!r}; another needs another workspace")
-    engine = _engine(database or before or own)
+    engine = make_engine(database or before or own)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        _upgrade(engine)
-    except OperationalError as error:
-        reason = " ".join(str(error.orig).split())
-        raise ValueError(f"database: cannot open {engine.url!r}: {reason}") from None
-    if database and not place.exists():
-        _write_private(place, database.encode())
-    if not key.exists():
-        _write_private(key, secrets.token_bytes(32))
-    return Workspace(folder, engine, key.read_bytes())
+        with in_words(engine):
+            prepare_file(engine, complete)
+            check(engine)
+            upgrade(engine, complete)
+            if not complete:
+                secret = _make_key(engine, key, place, database)
+            for path in (key, place, *files_of(engine)):
+                make_private(path)
+            workspace = Workspace(folder, engine, secret)
+            workspace._empty_log(waiting=False)  # what was erased before a crash may still be in it
+    except BaseException:
+        engine.dispose()
+        raise
+    return workspace
 
 
 def existing_workspace(folder: Path) -> Workspace:
@@ -129,7 +195,7 @@ def existing_workspace(folder: Path) -> Workspace:
     Raises:
         ValueError: if there is none.
     """
-    if not (folder / "secret.key").exists():
+    if not (folder / KEY).exists():
         raise ValueError(f"workspace: {folder} is no labeling workspace; `tutelage label serve {folder}` makes one")
     return open_workspace(folder)
 
@@ -145,53 +211,48 @@ def record(
     return at
 
 
-def _write_private(path: Path, content: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that the owner alone can read, whole or not at all."""
+    scratch = path.with_name(path.name + ".new")
+    scratch.unlink(missing_ok=True)
+    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
         stream.write(content)
-
-
-def _engine(url: str) -> Engine:
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(scratch, path)
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        dialect = make_url(url).get_backend_name()
-        if dialect not in ("sqlite", "postgresql"):
-            raise ValueError(f"database: {dialect!r} is not supported; use sqlite:///FILE or postgresql+psycopg://…")
-        engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=10)
-    except ArgumentError:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read_key(path: Path) -> bytes:
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
         raise ValueError(
-            "database: not a URL; expected sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
-        ) from None
-    except ModuleNotFoundError as error:
-        raise ValueError(f"database: {error}; pip install 'tutelage[postgres]'") from None
-    if dialect == "sqlite":
-        event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
+            f"workspace: {path} has {len(key)} bytes, not {KEY_BYTES}; put the right one back, as pseudonyms hang on it"
+        )
+    return key
 
 
-def _set_up_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # transactions are begun by us, below
-    # FULL: an acknowledged answer outlives a power cut, not only a crash of this process. secure_delete: what is erased
-    # is overwritten in the file.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=20000", "secure_delete=ON"):
-        connection.execute(f"PRAGMA {pragma}")
+def _read_url(path: Path) -> str:
+    url = path.read_bytes().decode(errors="replace").strip()
+    if not url:
+        raise ValueError(f"workspace: {path} is empty; write the URL of the workspace's database into it")
+    return url
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    write = connection.get_execution_options().get("tutelage_write")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-@contextmanager
-def _begin_write(engine: Engine) -> Iterator[Connection]:
-    with engine.connect().execution_options(tutelage_write=True) as connection, connection.begin():
-        if engine.dialect.name == "postgresql":
-            connection.execute(_LOCK)
-        yield connection
-
-
-def _upgrade(engine: Engine) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with _begin_write(engine) as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+def _make_key(engine: Engine, key: Path, place: Path, database: str | None) -> bytes:
+    """The last step of making a workspace. Who starts a second server meanwhile waits, and gets the same key."""
+    with begin_write(engine) as connection:
+        if not key.exists():
+            if connection.execute(select(events.c.id).limit(1)).first():
+                raise ValueError(
+                    f"workspace: {engine.url!r} holds work already, but {key} is missing; put back the one that "
+                    "belongs to it, or choose an empty database"
+                )
+            if database:
+                write_private(place, database.encode())
+            write_private(key, secrets.token_bytes(KEY_BYTES))
+    return _read_key(key)

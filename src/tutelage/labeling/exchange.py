@@ -27,6 +27,8 @@ from tutelage.labeling.schema import answers, assignments, completions, instruct
 from tutelage.records import Arm, Completion, Prompt, Ranking
 from tutelage.runs import write_json
 
+LATEST = 4_102_444_800.0  # 2100: no answer was given later
+Seconds = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
 LIST = "export.json"  # names what an export wrote, and so what the next one may replace
 
 
@@ -50,6 +52,7 @@ class Answered:
     name: str
     pseudonym: str
     arm: str
+    paused: bool
     order: list[int]
     body: dict[str, Any]
     instruction: str
@@ -70,6 +73,7 @@ def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Ans
             answers.c.created, assignments.c.order, assignments.c.task, assignments.c.person, tasks.c.kind,
             tasks.c.completions, tasks.c.reference, tasks.c.prompt, prompts.c.text.label("prompt_text"), prompts.c.user,
             prompts.c.split, prompts.c.use_case, people.c.name, people.c.pseudonym, people.c.arm,
+            accounts.PAUSED.label("paused"),
             instructions.c.version,
         )
         .select_from(
@@ -208,8 +212,8 @@ def _row(workspace: Workspace, r: Answered) -> dict[str, Any]:
         answer["completions"] = [c.model_dump(exclude_none=True) for c in _completions(r)]
         answer["order"] = r.order
     by = {
-        "labeler": r.pseudonym, "arm": r.arm, "instruction": r.instruction, "seconds": round(r.seconds, 1),
-        "active_seconds": r.active_seconds, "at": round(r.created),
+        "labeler": r.pseudonym, "arm": r.arm, "paused": r.paused or None, "instruction": r.instruction,
+        "seconds": round(r.seconds, 1), "active_seconds": r.active_seconds, "at": round(r.created),
     }  # fmt: skip
     labeled = {} if r.kind != "labels" else {"use_case": r.body.get("use_case") or r.use_case}
     return {k: v for k, v in (about | answer | by | labeled).items() if v is not None}
@@ -258,7 +262,7 @@ def _pairs(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _write_table(path: Path, rows: Sequence[Answered]) -> int:
     header = [
         "task", "kind", "labeler", "arm", "instruction", "seconds", "prompt", "completion", "policy", "shown", "rank",
-        "quality", "flags",
+        "quality", "flags", "paused",
     ]  # fmt: skip
     lines = []
     for r in rows:
@@ -271,6 +275,7 @@ def _write_table(path: Path, rows: Sequence[Answered]) -> int:
                 r.task, r.kind, r.pseudonym, r.arm, r.instruction, round(r.seconds), _as_line(r.prompt_text), text,
                 r.policies[i] if r.policies else "", r.order.index(i) + 1 if r.order else "",
                 ranks[i] if ranks else "", rating.get("quality", ""), " ".join(rating.get("flags", ())),
+                "yes" if r.paused else "",
             ])  # fmt: skip
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
@@ -305,9 +310,9 @@ class _Told(BaseModel):
     arm: Arm = "training"
     order: list[int] = []
     ratings: list[Any] = []
-    at: FiniteFloat = 0.0
-    seconds: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-    active_seconds: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    at: Annotated[FiniteFloat, Field(ge=0, lt=LATEST)] = 0.0
+    seconds: Seconds = 0.0
+    active_seconds: Seconds | None = None
 
 
 def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:

@@ -13,6 +13,7 @@ from tutelage.labeling.answers import KINDS, TaskKind, read_answer
 from tutelage.labeling.database import record
 from tutelage.labeling.schema import completions, events, instructions, prompts, tasks
 from tutelage.records import Arm, Completion, Prompt
+from tutelage.strict_json import finite
 
 HELD_OUT_SPLITS = ("valid", "test")
 EVERYBODY = 1_000_000  # labelers wanted for a task that each should meet
@@ -99,11 +100,15 @@ def add_prompts(
         quarantine: by prompt id, the kinds of personal data found and how often; these are shown to no labeler.
 
     Raises:
-        ValueError: if an id is there with another text.
+        ValueError: if an id is there with another text, or holds a character that no text column does.
     """
     added = 0
     for prompt in new:
+        for name in ("id", "user", "use_case"):
+            if "\0" in (getattr(prompt, name) or ""):  # PostgreSQL refuses it
+                raise ValueError(f"prompt {prompt.id!r}: {name} holds a null character; leave it out")
         row = prompt.model_dump(mode="json")
+        row["meta"] = finite(row["meta"])  # NaN is no JSON
         before = connection.execute(_PROMPT, {"id": prompt.id}).first()
         if before is None:
             connection.execute(insert(prompts), row | {"quarantine": (quarantine or {}).get(prompt.id)})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
+from typing import NoReturn
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -56,12 +58,16 @@ def create_app(workspace: Workspace) -> FastAPI:
     def wrong(request: Request, error: Mistake) -> Response:
         return page(request, "message.html.j2", status=400, title="That did not work", text=str(error))
 
+    @app.exception_handler(accounts.Paused)
+    def paused(request: Request, error: accounts.Paused) -> Response:
+        return page(request, "sign_in.html.j2", status=403, problem=str(error))
+
     app.add_middleware(Guard)
     return app
 
 
 def serve(workspace: Workspace, host: str, port: int) -> None:
-    """Serve a workspace until interrupted; without an owner, print the link that makes one."""
+    """Serve a workspace until interrupted or told to end; without an owner, print the link that makes one."""
     import uvicorn
 
     with socket.socket() as probe:  # before a link is printed that would lead to somebody else's server
@@ -77,4 +83,10 @@ def serve(workspace: Workspace, host: str, port: int) -> None:
     if token:
         print(f"First, become the owner (this link works once): {place}/join/{token}", file=sys.stderr)
     print(f"Serving {workspace.folder} at {place}; stop with Ctrl-C", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, _stop)
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    """Leave by the way on which the workspace is closed. uvicorn raises the signal again once it has stopped."""
+    raise SystemExit(0)

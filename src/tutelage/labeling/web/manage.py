@@ -60,6 +60,8 @@ def _people(request: Request, owner: Any, *, link: str = "", link_for: str = "")
 @router.post("/people/invite")
 def invite(request: Request, owner: Owner, fields: Form) -> Response:
     chosen = {name: _chosen(fields, name) for name in CHOICES}
+    if chosen["status"] == "paused":
+        raise Mistake("status: nobody joins paused; choose working or screening")
     with request.app.state.workspace.write() as connection:
         token = accounts.invite(connection, **chosen, by=owner.id)  # type: ignore[arg-type]
     return _people(request, owner, link=_link(request, token), link_for=f"to join as {chosen['role']}")
@@ -237,7 +239,7 @@ def release(request: Request, owner: Owner, fields: Form) -> Response:
 @router.post("/prompts/erase")
 def erase(request: Request, owner: Owner, fields: Form) -> Response:
     _confirmed(fields)
-    with request.app.state.workspace.write() as connection:
+    with request.app.state.workspace.erase() as connection:
         exchange.erase_prompt(connection, _held(connection, fields).id, owner.id)
     return RedirectResponse("/prompts", 303)
 
@@ -246,7 +248,7 @@ def erase(request: Request, owner: Owner, fields: Form) -> Response:
 def erase_user(request: Request, owner: Owner, fields: Form) -> Response:
     _confirmed(fields)
     user = str(fields.get("user", "")).strip()
-    with request.app.state.workspace.write() as connection:
+    with request.app.state.workspace.erase() as connection:
         exchange.erase_user(connection, user, owner.id)
     return RedirectResponse("/prompts", 303)
 
@@ -260,7 +262,7 @@ def _held(connection: Connection, fields: FormData) -> Any:
     """The quarantined prompt that a form names."""
     try:
         name = json.loads(str(fields.get("prompt", "")))
-    except ValueError:
+    except (ValueError, RecursionError):  # the second of nothing but brackets
         name = None
     is_held = and_(prompts.c.quarantine.is_not(None), prompts.c.erased.is_(None))
     sound = isinstance(name, str) and storable(name) == name  # as JSON it may be anything
@@ -347,6 +349,7 @@ def _newest(request: Request, kind: str, version: int | None = None) -> Any:
 def audit_page(
     request: Request, owner: Owner, kind: str = "", before: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None
 ) -> Response:
+    kind = storable(kind)
     with request.app.state.workspace.read() as connection:
         kinds = connection.execute(select(events.c.kind).distinct().order_by(events.c.kind)).scalars().all()
         query = (

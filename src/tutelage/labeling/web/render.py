@@ -46,8 +46,12 @@ def ago(seconds: float, now: float | None = None) -> str:
     return "just now"
 
 
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+def date(seconds: float) -> str:
+    """A time as people write it; times from files of an earlier version may be of no year that there is."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, OSError, ValueError):
+        return "unknown"
 
 
 environment = Environment(
@@ -59,7 +63,7 @@ environment.globals.update(
     ANNOTATIONS=answers.ANNOTATIONS, USE_CASES=answers.USE_CASES, SKIP_REASONS=answers.SKIP_REASONS,
     AREAS=answers.AREAS,
 )  # fmt: skip
-environment.filters.update(markdown=markdown, ago=ago, date=_date)
+environment.filters.update(markdown=markdown, ago=ago, date=date)
 
 
 def page(request: Request, template: str, person: Any = None, status: int = 200, **values: Any) -> HTMLResponse:

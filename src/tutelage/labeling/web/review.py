@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request
 from sqlalchemy import Connection, and_, case, exists, func, insert, or_, select
 from starlette.responses import RedirectResponse, Response
 
-from tutelage.labeling import agreement, exchange, screening
+from tutelage.labeling import accounts, agreement, exchange, screening
 from tutelage.labeling.answers import SKIP_REASONS, Mistake
 from tutelage.labeling.database import record
 from tutelage.labeling.schema import answers, assignments, people, prompts, reviews, tasks
@@ -48,6 +48,7 @@ def review_page(request: Request, reviewer: Reviewer) -> Response:
         left = connection.execute(select(func.count()).select_from(_waiting(reviewer.id).subquery())).scalar_one()
         gold = screening.gold_results(connection)
         warnings = screening.warnings(connection)
+        paused = set(connection.execute(select(people.c.name).where(accounts.PAUSED)).scalars())
         skips = connection.execute(
             select(assignments, people.c.name, tasks.c.kind, tasks.c.prompt)
             .select_from(assignments.join(tasks).join(people, people.c.id == assignments.c.person))
@@ -57,7 +58,7 @@ def review_page(request: Request, reviewer: Reviewer) -> Response:
         ).all()
     return page(
         request, "manage_review.html.j2", reviewer, waiting=waiting, left=left, gold=gold, warnings=warnings,
-        skips=skips, reasons=SKIP_REASONS,
+        skips=skips, reasons=SKIP_REASONS, paused=paused,
     )  # fmt: skip
 
 
@@ -170,10 +171,11 @@ def _compute(app: FastAPI) -> Insight:
     labelers = agreement.by_labeler(rankings, draws=DRAWS)
     rates = {name: found["strict"] for name, found in labelers.items() if found.get("strict", {}).get("pairs")}
     times = [row.seconds for row in rows if row.kind == "ranking"]
+    days = Counter(int(row.created // 86400) for row in rows if 0 <= row.created < exchange.LATEST)
     drawn = {
         "labelers": plots.labelers(rates, arms) if rates else None,
         "times": plots.times(times) if times else None,
-        "days": plots.days(Counter(int(row.created // 86400) for row in rows)) if rows else None,
+        "days": plots.days(days) if days else None,
     }
     kept = {name: svg for name, svg in drawn.items() if svg is not None}
     return Insight(key, measures, labelers, arms, len(rankings), kept)

@@ -5,19 +5,28 @@ Cross-site requests are told by Sec-Fetch-Site and, from browsers too old to sen
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Path, Request
+from sqlalchemy.exc import DBAPIError
 from starlette.datastructures import FormData, Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tutelage.labeling.accounts import SESSION_SECONDS, whose_session
+from tutelage.labeling.accounts import SESSION_SECONDS, Paused, whose_session
+from tutelage.labeling.engines import is_outage
 
 COOKIE = "tutelage_session"
 BODY_BYTES = 2_000_000
+ATTEMPTS = 3
+OUTAGE = (
+    "The workspace's database cannot be used just now, so nothing was stored. Go back, and send the page again in a "
+    "minute: what you wrote is still there. If this comes back, tell the owner."
+)
+log = logging.getLogger("uvicorn.error")
 SAFE = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
     "content-security-policy": (
@@ -36,8 +45,38 @@ class TooLarge(Exception):
     """The body is longer than any honest form."""
 
 
+class Body:
+    """What a client sends, up to BODY_BYTES, kept so that a request can be answered anew."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._kept: list[Message] = []
+        self._bytes = 0
+
+    def again(self) -> Receive:
+        """A reader from the start."""
+        place = 0
+
+        async def read() -> Message:
+            nonlocal place
+            if place == len(self._kept):
+                message = await self._receive()
+                self._bytes += len(message.get("body", b""))
+                if self._bytes > BODY_BYTES:
+                    raise TooLarge
+                self._kept.append(message)
+            place += 1
+            return self._kept[place - 1]
+
+        return read
+
+
 class Guard:
-    """ASGI middleware around the whole application: refuses cross-site changes and long bodies, adds the headers."""
+    """ASGI middleware around the whole application: refuses cross-site changes and long bodies, adds the headers.
+
+    What PostgreSQL broke off when it was restarted is done again. A form that is sent twice is stored once, so that is
+    safe even if the commit had gone through.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -46,15 +85,8 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        received, started = 0, False
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > BODY_BYTES:
-                raise TooLarge
-            return message
+        body = Body(receive)
+        started = False
 
         async def sealed(message: Message) -> None:
             nonlocal started
@@ -74,10 +106,20 @@ class Guard:
             await PlainTextResponse("Refused: too long.", 413)(scope, receive, sealed)
         else:
             try:
-                await self.app(scope, limited, sealed)
+                for attempt in range(ATTEMPTS):
+                    try:
+                        await self.app(scope, body.again(), sealed)
+                        break
+                    except DBAPIError as error:  # PostgreSQL ended the connection, and undid what was not committed
+                        if not error.connection_invalidated or started or attempt == ATTEMPTS - 1:
+                            raise
             except TooLarge:
                 await PlainTextResponse("Refused: too long.", 413)(scope, receive, sealed)
-            except Exception:
+            except Exception as error:
+                if is_outage(error) and not started:
+                    log.error("%s %s: %s", scope["method"], scope["path"], " ".join(str(error).split())[:500])
+                    await PlainTextResponse(OUTAGE, 503)(scope, receive, sealed)
+                    return
                 if not started:  # or the answer to a mistake of ours would be the only one without the headers
                     await PlainTextResponse("Something went wrong here.", 500)(scope, receive, sealed)
                 raise  # to the server's log
@@ -97,6 +139,7 @@ def allow(*roles: str) -> Callable[[Request], Any]:
 
     Raises:
         HTTPException: 401 if nobody is signed in (the app sends browsers to the entrance), 403 for another role.
+        Paused: if they are paused.
     """
 
     def person(request: Request) -> Any:
@@ -105,6 +148,8 @@ def allow(*roles: str) -> Callable[[Request], Any]:
             who = whose_session(connection, token) if token else None
         if who is None:
             raise HTTPException(401)
+        if who.status == "paused":
+            raise Paused
         if who.role not in roles:
             raise HTTPException(403, "This page is not yours to see.")
         return who
