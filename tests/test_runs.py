@@ -414,7 +414,7 @@ def test_a_finished_run_that_lost_its_model_is_done_again(
 def test_a_damaged_file_of_a_run_is_named(name: str, config: Config) -> None:
     made(config).finish()
     (config.output / name).write_text('{"identity": ')
-    with pytest.raises(ValueError, match=f"{config.output / name}: is damaged, no JSON object; delete it"):
+    with pytest.raises(ValueError, match=f"{config.output / name}: is damaged, no JSON; delete it"):
         opened(config)
 
 

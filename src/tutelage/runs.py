@@ -12,7 +12,6 @@ goes to a rich display on a terminal, and to plain lines elsewhere.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import hashlib
@@ -66,16 +65,16 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(scratch, path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
     """What a JSON file of a run folder holds.
 
     Raises:
         ValueError: if it is damaged.
     """
-    with contextlib.suppress(ValueError):
-        if isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
-            return content
-    raise ValueError(f"{path}: is damaged, no JSON object; delete it, or the folder, and run the stage again")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path}: is damaged, no JSON; delete it, or the folder, and run the stage again") from None
 
 
 def _sync(path: Path) -> None:
@@ -285,7 +284,11 @@ def _unlock(folder: Path) -> None:
 def done(folder: Path) -> dict[str, Any] | None:
     """The results of a finished run, or None."""
     path = folder / "done.json"
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    if not isinstance(results := read_json(path), dict):
+        raise ValueError(f"{path}: is damaged, it holds no results; delete it, and run the stage again")
+    return results
 
 
 def _results(folder: Path) -> list[Path]:
@@ -415,7 +418,8 @@ def identity_of(folder: Path) -> dict[str, Any]:
         ValueError: if inputs.json is damaged.
     """
     path = folder / "inputs.json"
-    identity = read_json(path).get("identity")
+    content = read_json(path)
+    identity = content.get("identity") if isinstance(content, dict) else None
     if not isinstance(identity, dict) or not {"stage", "settings", "inputs"} <= identity.keys():
         raise ValueError(f"{path}: is damaged, it does not say what the run is; delete the folder, and run it again")
     return identity | {"settings": {k: v for k, v in identity["settings"].items() if k not in NO_RESULT}}

@@ -64,7 +64,10 @@ class Patient(Client):
             self.until(web, "/sign-in", {"name": self.person, "password": PASSWORD})
             while not self.stop:
                 place = self.until(web, "/next", {}).headers["location"]
-                page = web.get(place)
+                try:
+                    page = web.get(place)
+                except httpx.TransportError:
+                    continue
                 if page.status_code == 200:
                     key = re.search(r'name="key" value="([^"]+)"', page.text)
                     form = {"key": key[1], "rank_1": "1", "rank_2": "2", "rank_3": "2"}

@@ -19,6 +19,7 @@ from tutelage.labeling.schema import assignments, people, prompts, tasks
 from tutelage.records import Arm, Completion, Prompt
 from tutelage.runs import fingerprint
 from tutelage.strict_json import dumps
+from tutelage.terminal import message
 
 Purpose = Literal["work", "screening", "gold"]
 
@@ -60,7 +61,7 @@ def _prompts(path: str) -> list[Prompt]:
     """The prompts of a file; says which rows hold none."""
     loaded = read_prompts(path)
     for reason, number in loaded.dropped.items():
-        print(f"{reason}: {number} rows of {path} left out")
+        print(message(f"{reason}: {number} rows of {path} left out"))
     return loaded.records
 
 
@@ -95,7 +96,7 @@ def take_prompts(folder: Path, path: str, rules: Rules, kinds: Sequence[TaskKind
     if output:
         write_jsonl(output, taken.kept)
     for line in taken.report.lines():
-        print(line)
+        print(message(line))
     if len(asked) < len(new):
         print(f"erased: {len(new) - len(asked)} left out, as their author asked")
     for kind, number in queued.items():

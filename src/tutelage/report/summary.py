@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.intervals import FEW, estimate
-from tutelage.runs import identity_of, read_json
+from tutelage.runs import done as results_of
+from tutelage.runs import identity_of
 from tutelage.strict_yaml import read_yaml
 from tutelage.terminal import reason
 
@@ -52,7 +53,7 @@ def read_runs(runs: Path) -> list[Folder]:
         whole = (path / "inputs.json").exists() and (path / "config.yaml").exists()
         if whole and not path.name.startswith("."):  # such a one waits to be replaced
             stage, settings = identity_of(path)["stage"], read_yaml(path / "config.yaml")
-            done = read_json(path / "done.json")
+            done = results_of(path) or {}
             found.append(Folder(path.name, path, stage, done, settings))
     return [folder for folder in found if folder.stage != "report"]
 
@@ -93,7 +94,7 @@ def in_order(values: Mapping[str, Any], folders: Sequence[Folder]) -> dict[str, 
 
 def agreement(folders: Sequence[Folder]) -> dict[str, dict[str, Any]]:
     """By arm of labelers: `agreement` among them, and `gold_ceiling`; arms whose prompts had one labeler left out."""
-    arms = {k: v for k, v in results(folders, "rank").items() if isinstance(v, dict)}
+    arms = {k: v for k, v in results(folders, "rank").items() if isinstance(v, dict) and "agreement" in v}
     return {arm: found for arm, found in arms.items() if found["agreement"].get("pairs")}
 
 

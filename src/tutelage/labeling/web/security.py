@@ -6,6 +6,7 @@ Cross-site requests are told by Sec-Fetch-Site and, from browsers too old to sen
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -102,7 +103,7 @@ class Guard:
         length = headers.get("content-length", "0")
         if scope["method"] not in SAFE and is_cross_site(headers):
             await PlainTextResponse("Refused: this request came from another site.", 403)(scope, receive, sealed)
-        elif not length.isdigit() or int(length) > BODY_BYTES:
+        elif not re.fullmatch("[0-9]{1,18}", length) or int(length) > BODY_BYTES:
             await PlainTextResponse("Refused: too long.", 413)(scope, receive, sealed)
         else:
             try:
