@@ -376,6 +376,16 @@ def test_what_is_replaced_waits_until_the_new_run_is_done(
     assert [p.name for p in config.output.parent.iterdir()] == ["a"]
 
 
+def test_what_is_left_of_a_replaced_run_is_not_taken_for_one(config: Config) -> None:
+    """A kill after the new run was done, while the old one was being deleted."""
+    made(config).finish(accuracy=0.5)
+    aside = config.output.with_name(".a.before")
+    aside.mkdir()
+    (aside / "half.safetensors").write_bytes(b"of a model")
+    begun(changed(config, rate=0.2, overwrite=True))
+    assert (done(aside) or {})["accuracy"] == 0.5
+
+
 def test_settings_that_change_no_result_are_no_other_run(config: Config) -> None:
     class Trained(Config):
         micro_batch_tokens: int = 2048
@@ -418,7 +428,7 @@ def test_a_damaged_file_of_a_run_is_named(name: str, config: Config) -> None:
         opened(config)
 
 
-def test_work_is_done_once(config: Config) -> None:
+def test_work_is_done_once(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     run = opened(config)
     assert run is not None
     seen = []
@@ -432,6 +442,14 @@ def test_work_is_done_once(config: Config) -> None:
     assert again is not None
     assert again.once("first", work) == found == {"texts": ["a\ud800", "b"], "mean": 0.1}
     assert len(seen) == 1
+    kept = again.state / "first.json"
+    whole = kept.read_bytes()
+    for content in (b"", whole[:20], whole.replace(b'"b"', b'"c"')):
+        kept.write_bytes(content)
+        assert again.once("first", work) == found
+        assert f"sft: {kept}: is damaged" in capsys.readouterr().err
+        assert kept.read_bytes() == whole
+    assert len(seen) == 4
     again.finish()
     assert not again.state.exists()
 

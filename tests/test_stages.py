@@ -513,6 +513,12 @@ def test_a_tenth_of_the_prompts_is_held_out_and_the_verdict_said(
             "not shown to be better than chance: 0.50 [0.40, 0.60] of 1,234 pairs in order (56 prompts)",
         ),
         (
+            0.3,
+            0.4,
+            0.5,
+            "not shown to be better than chance: 0.40 [0.30, 0.50] of 1,234 pairs in order (56 prompts)",
+        ),
+        (
             0.2,
             0.3,
             0.4,
@@ -523,6 +529,36 @@ def test_a_tenth_of_the_prompts_is_held_out_and_the_verdict_said(
 def test_the_verdict_follows_the_interval(low: float, accuracy: float, high: float, words: str) -> None:
     found = {"low": low, "accuracy": accuracy, "high": high, "pairs": 1234, "prompts": 56}
     assert reward.verdict(found).startswith(words)
+
+
+def test_rankings_that_are_too_long_are_counted_wherever_they_are(
+    config: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (data / "rankings.jsonl").read_text().splitlines()]
+    long = [row | {"prompt": f"{'very ' * 200} {i}"} for i, row in enumerate(rows[:12])]
+    write(tmp_path / "r.jsonl", [*rows, *long])
+    c = config("reward", rankings=tmp_path / "r.jsonl", valid={}, held_out=0.5, epochs=1)
+    reward.run(c)
+    found = results(c.output)
+    assert found["dropped"] == {"too long": 12}
+    assert found["rankings"] + found["valid"]["held_out"]["rankings"] == 24
+    assert found["valid"]["held_out"]["rankings"] not in (0, 18, 24)  # some of the long ones were held out
+    c = config("reward", valid={"mine": tmp_path / "r.jsonl"}, epochs=1)
+    reward.run(c)
+    assert results(c.output)["dropped"] == {"too long in valid.mine": 12}
+
+
+def test_the_interval_is_a_function_of_the_seed(folders: Callable[[str], Path], tokenizer: Any) -> None:
+    rng = Random(0)
+    model = new_scalar(folders("llama"), tokenizer, seed=1)
+    elements = [
+        reward.Element([[5, 6, i + 20, rng.randrange(200)] for _ in range(3)], torch.tensor([1, 2, 3]), f"prompt {i}")
+        for i in range(60)
+    ]
+    once, again, *others = (reward.evaluate(model, elements, 2048, seed) for seed in (1, 1, 2, 3, 4, 5, 6))
+    assert once == again
+    assert len({(found["low"], found["high"]) for found in others}) > 1
+    assert {found["accuracy"] for found in others} == {once["accuracy"]}
 
 
 def test_measuring_a_reward_model_gives_what_training_reported(
@@ -930,6 +966,21 @@ def test_a_reward_model_with_other_tokens_is_refused(
     for stage in ("sft", "online"):
         with pytest.raises(ValueError, match=f"reward_model {tmp_path}/reward: its tokenizer differs"):
             STAGES[stage].run(config(stage, reward_model=tmp_path / "reward"))
+
+
+def test_minibatches_come_in_another_order_each_pass(
+    config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = online.shuffled, []
+
+    def shuffled(items: Any, seed: int, epoch: int) -> Any:
+        if items == range(16):
+            asked.append((seed, epoch))
+        return real(items, seed, epoch)
+
+    monkeypatch.setattr(online, "shuffled", shuffled)
+    online.run(config("online", total_episodes=32))
+    assert asked == [(3, 0), (3, 1), (3, 2), (3, 3)]
 
 
 def test_minibatches_divide_batches(config: Callable[..., Any]) -> None:

@@ -182,6 +182,8 @@ def _label_commands(acts: Any) -> None:
     def act(name: str, text: str) -> Parser:
         parser: Parser = acts.add_parser(name, help=text, description=text)
         parser.add_argument("workspace", type=Path, help="the workspace's folder")
+        if name in ("prompts", "queue", "import", "erase"):
+            parser.add_argument("--dry-run", action="store_true", help="say what it would do, and keep nothing of it")
         return parser
 
     serve = act("serve", "serve the workspace's pages, making it if it is not there; prints the owner's one-time link")
@@ -267,16 +269,16 @@ def _label_act(arguments: argparse.Namespace) -> None:
         case "invite":
             commands.invite(a.workspace, a.role, a.arm, a.screening, a.name, a.url)
         case "prompts":
-            commands.take_prompts(a.workspace, a.file, settings(Rules, a), a.queue, a.output)
+            commands.take_prompts(a.workspace, a.file, settings(Rules, a), a.queue, a.output, a.dry_run)
         case "queue":
             commands.queue_file(a.workspace, a.file, a.kind, a.purpose, baseline=a.baseline, labelers=a.labelers,
-                                overlap=a.overlap, rate=a.rate, arm=a.arm)  # fmt: skip
+                                overlap=a.overlap, rate=a.rate, arm=a.arm, dry_run=a.dry_run)  # fmt: skip
         case "import":
-            commands.import_file(a.workspace, a.file)
+            commands.import_file(a.workspace, a.file, a.dry_run)
         case "export":
             commands.export(a.workspace, a.output, a.pairs, a.table)
         case "erase":
-            commands.erase(a.workspace, a.user)
+            commands.erase(a.workspace, a.user, a.dry_run)
         case "status":
             commands.status(a.workspace)
         case "backup":

@@ -12,6 +12,7 @@ goes to a rich display on a terminal, and to plain lines elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -126,7 +127,8 @@ class Run:
             DryRun: in a dry run.
         """
         place = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
-        free = shutil.disk_usage(place).free
+        kept = (p for name in CHECKPOINTS for p in (self.folder / name).rglob("*") if p.is_file())  # if it resumes
+        free = shutil.disk_usage(place).free + sum(p.stat().st_size for p in kept)
         if disk > free:
             raise ValueError(
                 f"output: {self.folder}: this run writes about {disk / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are "
@@ -141,11 +143,15 @@ class Run:
         """What `work` gives, as JSON has it; kept until the run is done, so that a resume need not do it again."""
         path = self.state / f"{name}.json"
         if path.exists():
-            return read_json(path)
-        made = work()
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                if kept["sha256"] == _sum(kept["made"]):
+                    return kept["made"]
+            self.say(f"{path}: is damaged, its checksum is not the one that was written; this part is done again")
+        made = json.loads(dumps(work()))
         self.state.mkdir(exist_ok=True)
-        write_json(path, made)
-        return json.loads(dumps(made))
+        write_json(path, {"made": made, "sha256": _sum(made)})
+        return made
 
     def track(self, steps: range) -> Iterator[int]:
         """Iterate over steps with progress: stage, step, rate, time left, and the numbers last logged."""
@@ -228,6 +234,10 @@ class Run:
     def say(self, line: str) -> None:
         """A line for whoever watches, under the stage's name."""
         print(message(f"{self.stage}: {line}"), file=sys.stderr, flush=True)
+
+
+def _sum(content: Any) -> str:
+    return hashlib.sha256(dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -450,13 +460,13 @@ def _make_room(folder: Path, before: dict[str, Any], identity: dict[str, Any], c
         raise ValueError(f"output: {folder} holds {_difference(before, identity)}; choose another, or set overwrite")
     if config.dry_run:
         return
+    if done(folder) is not None:
+        _remove(aside)  # what is left of it: killed after the run was done, before all of it was gone
     if begun and not aside.exists():
-        _unlock(folder)
         os.replace(folder, aside)
         said = f"{folder}: the run that was here waits in {aside} until the new one is done"
         print(message(said), file=sys.stderr, flush=True)
     else:  # it never began, or is itself an unfinished replacement
-        _unlock(folder)
         _discard(folder)
     if aside.exists() and _known(aside) == identity:
         os.replace(aside, folder)

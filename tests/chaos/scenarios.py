@@ -10,12 +10,17 @@ from typing import Any
 
 from conftest import SENTENCES, tiny_model
 from tutelage.config import StageConfig
+from tutelage.datasets import read_demonstrations, read_prompts
 from tutelage.evaluation import answer
 from tutelage.evaluation.config import AnswerConfig
+from tutelage.labeling.candidates import write_candidates
 from tutelage.models.loading import new_scalar, save_model
+from tutelage.records import Completion
 from tutelage.stages import collect, online, pretrain, reward, sft
 from tutelage.stages.config import CollectConfig, OnlineConfig, PretrainConfig, RewardConfig, SftConfig
 from tutelage.stages.pretrain import train_tokenizer
+from tutelage.world import build, rank
+from tutelage.world.config import JudgeConfig, RankConfig, WorldConfig
 
 Scenario = tuple[Callable[[Any], None], StageConfig]
 
@@ -39,6 +44,18 @@ def prepare(data: Path) -> None:
     ranked = [{"prompt": p, "completions": rng.sample(colours, 3), "ranks": [1, 2, 3]} for p in prompts]
     write(data / "rankings.jsonl", ranked)
     write(data / "texts.jsonl", [{"text": " ".join(rng.sample(SENTENCES, 3))} for _ in range(20)])
+    run, config = scenario("world", data, data / "world")
+    run(config)
+    texts = [row.completion for row in read_demonstrations(data / "world" / "demonstrations.jsonl").records]
+    for name in ("reward", "reward_valid"):
+        asked = read_prompts(data / "world" / f"prompts_{name}.jsonl").records
+        written = [(p, tuple(Completion(text=text) for text in dict.fromkeys(rng.sample(texts, 4)))) for p in asked]
+        write_candidates(data / f"candidates_{name}.jsonl", [pair for pair in written if len(pair[1]) > 1])
+    asked = read_prompts(data / "world" / "prompts_test.jsonl").records
+    answers = [{"sft": rng.choice(texts), "ppo": rng.choice(texts)} for _ in asked]
+    rows = [p.model_dump(mode="json", exclude_none=True) for p in asked]
+    rows = [row | {"prompt": row.pop("text"), "answers": own} for row, own in zip(rows, answers, strict=True)]
+    write(data / "answers.jsonl", rows)
 
 
 def scenario(name: str, data: Path, output: Path) -> Scenario:
@@ -85,7 +102,18 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
                 output=output, models={"a": policy, "b": str(data / "other")}, prompts=prompts, texts=texts,
                 reward_model=rewards, reference="a", greedy=["b"], best_of="b", best_of_n=2, max_new_tokens=8,
             )  # fmt: skip
+        case "world":
+            sizes = {"documents": 200, "valid_documents": 20, "sft_prompts": 60, "reward_prompts": 30}
+            sizes |= {"reward_valid_prompts": 10, "ppo_prompts": 20, "valid_prompts": 10, "test_prompts": 20}
+            return build.run, WorldConfig(output=output, **sizes)
+        case "rank":
+            candidates = {"candidates": str(data / "candidates_reward.jsonl")}
+            valid = {"valid_candidates": str(data / "candidates_reward_valid.jsonl")}
+            return rank.run_rank, RankConfig(output=output, **candidates, **valid)
+        case "judge":
+            return rank.run_judge, JudgeConfig(output=output, answers=str(data / "answers.jsonl"))
     raise KeyError(name)
 
 
-NAMES = ("pretrain", "sft", "reward", "ppo", "ptx", "adaptive", "ema", "collect", "answer")
+RESUMED = ("pretrain", "sft", "reward", "ppo", "ptx", "adaptive", "ema", "collect", "answer")
+NAMES = (*RESUMED, "world", "rank", "judge")  # the last begin again

@@ -319,3 +319,35 @@ def test_what_is_released_comes_in_by_the_next_intake(
     workspace.close()
     assert (found["a"], found["b"]) == ("valid", "valid")
     assert queued == ["a", "c", "b"]
+
+
+def test_a_dry_run_tells_the_same_and_keeps_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = write(tmp_path / "p.jsonl", *({"prompt": f"What is {i} times {i}?", "user": "u"} for i in range(3)))
+    ranked = write(
+        tmp_path / "r.jsonl", {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "x", "id": "1"}
+    )
+
+    def held() -> list[int]:
+        workspace = existing_workspace(folder)
+        with workspace.read() as connection:
+            counts = [len(connection.execute(select(table)).all()) for table in (prompts, tasks)]
+        workspace.close()
+        return counts
+
+    for words in (
+        ["prompts", folder, asked, "--queue", "demonstration", "--output", tmp_path / "taken.jsonl"],
+        ["queue", folder, asked, "--kind", "labels"],
+        ["import", folder, ranked],
+        ["erase", folder, "--user", "u"],
+    ):
+        before = held()
+        label(*words, "--dry-run")
+        rehearsed = capsys.readouterr().out.splitlines()
+        assert held() == before
+        assert not (tmp_path / "taken.jsonl").exists()
+        label(*words)
+        assert rehearsed == [*capsys.readouterr().out.splitlines(), "dry run: nothing of this was written"]
+        (tmp_path / "taken.jsonl").unlink(missing_ok=True)
+    assert held() == [4, 7]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from tutelage.datasets import read_prompts, read_rows, write_jsonl
 from tutelage.labeling import accounts, backup, exchange, queue
 from tutelage.labeling.answers import TaskKind
 from tutelage.labeling.candidates import queue_candidates, read_asked, read_candidates
-from tutelage.labeling.database import existing_workspace, open_workspace, record
+from tutelage.labeling.database import Workspace, existing_workspace, open_workspace, record
 from tutelage.labeling.intake import Rules, intake
 from tutelage.labeling.schema import assignments, people, prompts, tasks
 from tutelage.records import Arm, Completion, Prompt
@@ -65,13 +65,26 @@ def _prompts(path: str) -> list[Prompt]:
     return loaded.records
 
 
-def take_prompts(folder: Path, path: str, rules: Rules, kinds: Sequence[TaskKind], output: Path | None) -> None:
+@contextmanager
+def _opened(folder: Path, dry_run: bool) -> Iterator[Workspace]:
+    """A workspace to write into; a dry run says that nothing was kept."""
+    with closing(existing_workspace(folder)) as workspace:
+        if dry_run:
+            workspace.rehearse()
+        yield workspace
+    if dry_run:
+        print("dry run: nothing of this was written")
+
+
+def take_prompts(
+    folder: Path, path: str, rules: Rules, kinds: Sequence[TaskKind], output: Path | None, dry_run: bool = False
+) -> None:
     """Take prompts in by the rules, and queue tasks of these kinds on those taken.
 
     What `output` names gets the prompts taken, with their splits: what `tutelage collect --prompts` reads.
     """
     new = _prompts(path)
-    with closing(existing_workspace(folder)) as workspace:
+    with _opened(folder, dry_run) as workspace:
         with workspace.read() as connection:
             stored = connection.execute(select(prompts)).all()
             busy = set(connection.execute(select(tasks.c.prompt)).scalars())
@@ -93,19 +106,19 @@ def take_prompts(folder: Path, path: str, rules: Rules, kinds: Sequence[TaskKind
             queue.add_prompts(connection, taken.quarantined, quarantine=found)
             record(connection, "prompts taken", **taken.report.model_dump(mode="json"))
             queued = {kind: queue.queue_prompts(connection, kind, taken.kept) for kind in kinds}
-    if output:
-        write_jsonl(output, taken.kept)
-    for line in taken.report.lines():
-        print(message(line))
-    if len(asked) < len(new):
-        print(f"erased: {len(new) - len(asked)} left out, as their author asked")
-    for kind, number in queued.items():
-        print(f"{kind}: {number} tasks queued")
+        if output and not dry_run:
+            write_jsonl(output, taken.kept)
+        for line in taken.report.lines():
+            print(message(line))
+        if len(asked) < len(new):
+            print(f"erased: {len(new) - len(asked)} left out, as their author asked")
+        for kind, number in queued.items():
+            print(f"{kind}: {number} tasks queued")
 
 
 def queue_file(
     folder: Path, path: str, kind: TaskKind, purpose: Purpose, *, baseline: str | None, labelers: int | None,
-    overlap: float | None, rate: bool | None, arm: Arm | None,
+    overlap: float | None, rate: bool | None, arm: Arm | None, dry_run: bool = False,
 ) -> None:  # fmt: skip
     """Queue a file: candidates to rank, answers to compare, prompts to answer or label; or the same with known answers.
 
@@ -133,7 +146,7 @@ def queue_file(
     if labelers < 1 or not 0 <= overlap <= 1:
         raise ValueError(f"labelers={labelers}, overlap={overlap}: expected 1 or more, and a share from 0 to 1")
     why = "this file was queued before"
-    with closing(existing_workspace(folder)) as workspace:
+    with _opened(folder, dry_run) as workspace:
         with workspace.write() as connection:
             queue.ensure_instructions(connection)
         if work and kind == "ranking":
@@ -156,7 +169,7 @@ def queue_file(
                     asked = _prompts(path)
                     number = queue.queue_prompts(connection, kind, asked, arm=arm or "training", labelers=labelers)
                     why = "every prompt has such a task already"
-    print(f"{kind}: {number} tasks queued" + ("" if number else f"; {why}"))
+        print(f"{kind}: {number} tasks queued" + ("" if number else f"; {why}"))
 
 
 def _known_items(path: str, kind: TaskKind) -> list[tuple[Prompt, tuple[Completion, ...], dict[str, Any] | None]]:
@@ -175,9 +188,9 @@ def _answers(path: str, row: dict[str, Any]) -> dict[str, str]:
     return answers
 
 
-def import_file(folder: Path, path: str) -> None:
+def import_file(folder: Path, path: str, dry_run: bool = False) -> None:
     """Take in rankings with their labelers, as `export` writes them."""
-    with closing(existing_workspace(folder)) as workspace:
+    with _opened(folder, dry_run) as workspace:
         print(dumps(exchange.import_rankings(workspace, path)))
 
 
@@ -191,18 +204,19 @@ def export(folder: Path, output: Path, pairs: bool, table: bool) -> None:
         print("nothing is answered yet")
 
 
-def erase(folder: Path, user: str) -> None:
+def erase(folder: Path, user: str, dry_run: bool = False) -> None:
     """Remove everything that a prompts' author wrote, and all that was written about it.
 
     Raises:
         ValueError: if no prompt is theirs.
     """
-    with closing(existing_workspace(folder)) as workspace, workspace.erase() as connection:
-        try:
-            number = exchange.erase_user(connection, user)
-        except LookupError as error:
-            raise ValueError(str(error)) from None
-    print(f"{number} prompts erased; files exported before still hold them: delete those, and export again")
+    with _opened(folder, dry_run) as workspace:
+        with workspace.erase() as connection:
+            try:
+                number = exchange.erase_user(connection, user)
+            except LookupError as error:
+                raise ValueError(str(error)) from None
+        print(f"{number} prompts erased; files exported before still hold them: delete those, and export again")
 
 
 def status(folder: Path) -> None:

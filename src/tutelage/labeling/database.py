@@ -73,7 +73,12 @@ class _Queue:
 
 
 class Workspace:
-    """An open workspace. `read()` and `write()` give connections; close it when done."""
+    """An open workspace. `read()` and `write()` give connections; close it when done.
+
+    After `rehearse()` all writes are undone at their end: what a dry run tells is what would happen.
+    """
+
+    _rehearsal = False
 
     def __init__(self, folder: Path, engine: Engine, key: bytes) -> None:
         self.folder = folder
@@ -84,6 +89,10 @@ class Workspace:
         self._writers = _Queue()  # SQLite's own waiting is a poll, and a lock of Python's lets the last come first
         self._file = sqlite_file(engine)
         self._inode = self._file and self._file.stat().st_ino
+
+    def rehearse(self) -> None:
+        """Keep nothing of what is written from now on."""
+        self._rehearsal = True
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -100,6 +109,8 @@ class Workspace:
             self._still_there()
             with begin_write(self.engine, until) as connection:
                 yield connection
+                if self._rehearsal:
+                    connection.rollback()
             self._still_there()  # it may have been deleted meanwhile: then nobody is told that this was stored
 
     @contextmanager
