@@ -163,8 +163,8 @@ def ppo_row(folder: Path, work: Work, rounds: int, epochs: int, updates: int) ->
             seconds = sum(seconds_of(lines))
             row.ours.append(TURN * work.number / seconds)
             lengths[0].extend(line["objective/length"] for line in lines[1:])
-            for name, each in calls.items():
-                spent[PARTS[name]] += sum(each[len(each) // (1 + TURN) :]) / seconds / rounds
+            for name, each in calls.items():  # once an iteration, the first to warm up; at the end come other weights
+                spent[PARTS[name]] += sum(each[1 : 1 + TURN]) / seconds / rounds
             if peer:
                 answers = [peer() for _ in range(TURN)]
                 row.peer.append(TURN * work.number / sum(answer[0] for answer in answers))
