@@ -31,8 +31,8 @@ from tutelage.intervals import estimate
 from tutelage.labeling.candidates import read_candidates
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
-from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Completion, Message, Prompt, Ranking
+from tutelage.models.tokens import encode_pairs, load_tokenizer
+from tutelage.records import Completion, Message, Prompt, Ranking, Rollout
 from tutelage.runs import DryRun, Run, done
 from tutelage.sampling.completions import number_copies
 from tutelage.sampling.local import LocalSampler
@@ -531,6 +531,20 @@ def test_the_verdict_follows_the_interval(low: float, accuracy: float, high: flo
     assert reward.verdict(found).startswith(words)
 
 
+def test_the_plan_names_the_sets_that_are_held_out(
+    config: Callable[..., Any], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = {"a": data / "rankings.jsonl", "b": data / "rankings.jsonl"}
+    write(tmp_path / "one.jsonl", [{"prompt": "q", "completions": ["x", "y"], "ranks": [1, 2]}])
+    for changes, said in (
+        ({"valid": twice}, "24 (a), 24 (b)"),
+        ({"valid": {}, "rankings": tmp_path / "one.jsonl"}, "none"),  # one prompt is not split
+    ):
+        with pytest.raises(DryRun):
+            reward.run(config("reward", dry_run=True, **changes))
+        assert f"; held out: {said}\n" in capsys.readouterr().err
+
+
 def test_rankings_that_are_too_long_are_counted_wherever_they_are(
     config: Callable[..., Any], data: Path, tmp_path: Path
 ) -> None:
@@ -621,6 +635,11 @@ def test_a_valid_set_of_prompts_trained_on_is_called_that(
     assert found["prompts_trained_on"] == {"same": found["valid"]["same"]["prompts"]}
     assert said in found["verdict"]["same"]
     assert said in capsys.readouterr().err
+    measured, _, warning = found["verdict"]["same"].partition("; but ")
+    assert measured == reward.verdict(found["valid"]["same"])
+    assert warning.endswith(
+        "are among those trained on, so this is no measure of new ones: leave them out of one of the two files"
+    )
 
 
 def test_equal_scores_are_half_right_in_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -753,7 +772,7 @@ def test_the_decay_follows_the_length_of_the_run(config: Callable[..., Any]) -> 
 
 def test_how_far_the_average_has_gone() -> None:
     models = [nn.Linear(2, 1) for _ in range(3)]
-    for model, (a, b, bias) in zip(models, ((1.0, 2.0, 2.0), (4.0, 8.0, 8.0), (0.0, 0.0, 0.0)), strict=True):
+    for model, (a, b, bias) in zip(models, ((2.0, 1.0, 5.0), (5.0, 7.0, 11.0), (1.0, -1.0, 3.0)), strict=True):
         model.load_state_dict({"weight": torch.tensor([[a, b]]), "bias": torch.tensor([bias])})
     average, last, start = models
     assert online.moved(average, last, start) == pytest.approx(3 / 12)  # lengths 3 and 12
@@ -875,6 +894,33 @@ def test_a_reward_model_reads_its_own_template(
     assert all(text.startswith("<user>") and "<|endoftext|><assistant>" in text for text in texts)
     with pytest.raises(ValueError, match="reward: its chat template differs"):
         sft.run(config("sft", reward_model=tmp_path / "reward"))
+
+
+def test_what_goes_on_a_string_is_read_with_the_space_at_the_seam(folders: Callable[[str], Path]) -> None:
+    """Of a prompt that is a string the completion goes on as it is; of a conversation it is the words of a turn."""
+    tokenizer, reader = load_tokenizer(folders("llama")), load_tokenizer(folders("llama"))
+    reader.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
+    ids = tokenizer.encode("Name a colour", add_special_tokens=False)
+    more = tokenizer.encode(" of the sky", add_special_tokens=False)
+    empty = torch.empty(0)
+    rollout = Rollout([[*ids, *more]], [len(ids)], empty, empty, ref_logprobs=empty, scores=empty)
+    for text, answer in (("Name a colour", " of the sky"), ((Message(role="user", content="?"),), "of the sky")):
+        prompts = [(Prompt(id="p", text=text), tuple(ids))]
+        found = online.readings(rollout, torch.tensor([False]), prompts, tokenizer, reader, 128)
+        assert found == [a + b for a, b in encode_pairs(reader, [(text, answer, False)])]
+
+
+def test_the_mixtures_rows_are_a_function_of_seed_and_draw(
+    config: Callable[..., Any], folders: Callable[[str], Path]
+) -> None:
+    policy = load_policy(folders("llama"), load_tokenizer(folders("llama")))
+    rows = torch.randint(5, 200, (60, 16), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for seed, draw in ((3, 7), (3, 7), (3, 8), (4, 7)):
+        torch.manual_seed(len(losses))  # what the process has drawn before does not matter
+        losses.append(online.ptx_backward(policy, rows, config("online", seed=seed), draw))
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
 
 
 def test_a_reward_model_reads_no_more_than_its_context(
