@@ -910,6 +910,47 @@ def test_what_goes_on_a_string_is_read_with_the_space_at_the_seam(folders: Calla
         assert found == [a + b for a, b in encode_pairs(reader, [(text, answer, False)])]
 
 
+def test_prompts_that_are_too_long_for_the_reward_models_template_are_dropped(
+    config: Callable[..., Any], folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Prompts of ever one word more: of those that fit the policy, those that fit the reader's context of 128 as well."""
+    reader = load_tokenizer(folders("llama"))
+    reader.chat_template = (
+        "{% for m in messages %}<|start of a turn by the {{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    save_model(new_scalar(folders("llama"), reader, 0), reader, tmp_path / "reward")
+    texts = [(Message(role="user", content="a" + " b" * n),) for n in range(40)]
+    write_jsonl(tmp_path / "prompts.jsonl", [Prompt(id=str(i), text=text) for i, text in enumerate(texts)])
+    lengths = [len(a) + len(b) for a, b in encode_pairs(reader, [(text, "", True) for text in texts])]
+    assert 116 in lengths  # exactly 128 with an answer of 12
+    c = config(
+        "online", reward_model=tmp_path / "reward", prompts=tmp_path / "prompts.jsonl", total_episodes=16,
+        pretraining_texts=None, ema_decay=None,
+    )  # fmt: skip
+    online.run(c)
+    found = results(c.output)
+    fits = sum(length + 12 <= 128 for length in lengths)
+    assert 0 < fits < 40
+    assert found["prompts"] == fits
+    assert sum(found["dropped"].values()) == 40 - fits
+    assert found["dropped"]["too long for the reward model"] == 40 - fits - found["dropped"].get("too long", 0)
+    assert found["ema_decay"] == pytest.approx(0.992**500)  # of a single iteration
+    (row,) = log(c.output)
+    assert isinstance(row["val/explained_variance"], float)
+
+
+def test_samples_of_a_string_keep_the_space_at_the_seam(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(folders("llama"))
+    ids, more = (tokenizer.encode(text, add_special_tokens=False) for text in ("Name a colour", " of the sky"))
+    empty = torch.empty(0)
+    rollout = Rollout([[*ids, *more]], [len(ids)], empty, empty, ref_logprobs=empty, scores=torch.tensor([0.5]))
+    prompts = [(Prompt(id="p", text="Name a colour"), tuple(ids))]
+    online.keep_samples(Run("online", tmp_path), 4, prompts, rollout, tokenizer)
+    assert log(tmp_path, "samples.jsonl") == [
+        {"iteration": 4, "prompt": "p", "completion": " of the sky", "score": 0.5}
+    ]
+
+
 def test_the_mixtures_rows_are_a_function_of_seed_and_draw(
     config: Callable[..., Any], folders: Callable[[str], Path]
 ) -> None:
@@ -1002,6 +1043,8 @@ def test_prompts_are_windows_on_shuffled_passes(config: Callable[..., Any]) -> N
     assert flat[:24] != flat[24:]
     many = online.iteration_prompts(prompts[:5], 0, c)  # fewer prompts than a batch: they come again
     assert {many.count(p) for p in prompts[:5]} == {3, 4}
+    other = online.iteration_prompts(prompts, 0, config("online", batch_size=16, seed=4))
+    assert other != taken[0] == online.iteration_prompts(prompts, 0, config("online", batch_size=16))
 
 
 def test_a_reward_model_with_other_tokens_is_refused(
