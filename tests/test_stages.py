@@ -913,7 +913,7 @@ def test_what_goes_on_a_string_is_read_with_the_space_at_the_seam(folders: Calla
 def test_prompts_that_are_too_long_for_the_reward_models_template_are_dropped(
     config: Callable[..., Any], folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Prompts of ever one word more: of those that fit the policy, those that fit the reader's context of 128 as well."""
+    """Prompts of ever one word more: of those that fit the policy, those that fit the reader's 128 tokens as well."""
     reader = load_tokenizer(folders("llama"))
     reader.chat_template = (
         "{% for m in messages %}<|start of a turn by the {{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
