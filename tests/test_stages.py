@@ -939,6 +939,16 @@ def test_prompts_that_are_too_long_for_the_reward_models_template_are_dropped(
     assert isinstance(row["val/explained_variance"], float)
 
 
+def test_without_an_average_the_last_weights_are_the_model(config: Callable[..., Any]) -> None:
+    """And samples are kept every second iteration, and of the last."""
+    c = config("online", ema_decay=0, sample_every=2)
+    online.run(c)
+    last = load_file(c.output / "last" / "model.safetensors")
+    assert distance(weights(c.output), last) == 0
+    assert distance(last, load_file(Path(c.model) / "model.safetensors")) > 0
+    assert {row["iteration"] for row in log(c.output, "samples.jsonl")} == {0, 2, 3}
+
+
 def test_samples_of_a_string_keep_the_space_at_the_seam(folders: Callable[[str], Path], tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folders("llama"))
     ids, more = (tokenizer.encode(text, add_special_tokens=False) for text in ("Name a colour", " of the sky"))
