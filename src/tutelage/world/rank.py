@@ -8,6 +8,7 @@ against them, can be measured. `tutelage label serve RUN/rankings/workspace` sho
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -17,7 +18,7 @@ from tutelage.datasets import read_prompts, read_rows
 from tutelage.labeling import accounts, assignment, exchange, queue
 from tutelage.labeling.agreement import pairwise_agreement, summary
 from tutelage.labeling.candidates import read_candidates
-from tutelage.labeling.database import Workspace, open_workspace
+from tutelage.labeling.database import KEY, Workspace, open_workspace, write_private
 from tutelage.records import Prompt, Ranking
 from tutelage.runs import inputs_of, open_run
 from tutelage.sources import DataError
@@ -79,6 +80,9 @@ def run_rank(config: RankConfig) -> None:
     }
     shutil.rmtree(run.folder / "workspace", ignore_errors=True)  # of an interrupted run: a second is soon over
     workspace = open_workspace(run.folder / "workspace")
+    # Nobody here has a name to keep secret, and the same run should give the same pseudonyms, so the same bytes.
+    workspace.key = hashlib.sha256(f"rank/{config.seed}".encode()).digest()
+    write_private(workspace.folder / KEY, workspace.key)
     with workspace.write() as connection:
         queue.ensure_instructions(connection)
         hired = {
