@@ -19,6 +19,7 @@ from tutelage.labeling import accounts, assignment, exchange, queue
 from tutelage.labeling.agreement import pairwise_agreement, summary
 from tutelage.labeling.candidates import read_candidates
 from tutelage.labeling.database import KEY, Workspace, open_workspace, write_private
+from tutelage.labeling.engines import in_words
 from tutelage.records import Prompt, Ranking
 from tutelage.runs import inputs_of, open_run
 from tutelage.sources import DataError
@@ -69,6 +70,11 @@ def gold_accuracy(rankings: Sequence[Ranking]) -> float:
 
 def run_rank(config: RankConfig) -> None:
     """Write rankings.jsonl (training labelers) and rankings_{training,heldout}_labelers.jsonl (held-out prompts)."""
+    with in_words():  # a full disk, say
+        _rank(config)
+
+
+def _rank(config: RankConfig) -> None:
     run = open_run("rank", config, inputs_of(config, "candidates", "valid_candidates"))
     if run is None:
         return
