@@ -379,7 +379,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tutelage: {message(error)}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):  # torch has no one class for it
+        words = ("out of memory", "allocate memory")  # torch has no one class for it
+        if not isinstance(error, MemoryError) and not any(each in str(error) for each in words):
             raise
         print(
             "tutelage: out of memory; the same command goes on from the last checkpoint, so repeat it with a smaller "

@@ -17,6 +17,7 @@ from typing import Any
 from tutelage.datasets import read_demonstrations, read_prompts
 from tutelage.labeling.candidates import queue_candidates, write_candidates
 from tutelage.labeling.database import existing_workspace
+from tutelage.labeling.engines import in_words
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.records import Completion, Text
@@ -124,15 +125,16 @@ def run(config: CollectConfig) -> None:
         raise ValueError(f"{config.prompts}: no prompt got two distinct completions within the models' context")
     write_candidates(run.folder / "candidates.jsonl", candidates)
     # 5. To the labelers.
-    queued = {}
     if workspace:
-        queued["tasks"] = queue_candidates(workspace, run.folder / "candidates.jsonl", config.rate, config.overlap)
-        workspace.close()
+        with in_words():  # a full disk, say
+            queued = queue_candidates(workspace, run.folder / "candidates.jsonl", config.rate, config.overlap)
+            workspace.close()
+        # Not a result: after a kill that came between this and the end, they are queued already.
+        run.say(f"{queued:,} tasks queued" if queued else "its tasks were queued before")
     run.finish(
         prompts=len(candidates), completions=len(written), merged=len(written) - sum(len(g) for g in groups.values()),
         dropped=dropped({
             **loaded.dropped, "too long": len(too_long), "empty completion": len(empty),
             "fewer than two distinct completions": len(groups) - len(candidates),
         }),
-        **queued,
     )  # fmt: skip

@@ -1,6 +1,8 @@
-"""A trained reward model on any rankings or pairs: accuracy, loss and calibration, as training reports them.
+"""A trained reward model on any rankings or pairs: accuracy, loss and calibration.
 
-tutelage measure --reward-model runs/reward/model --rankings pairs.jsonl --output runs/measure
+The numbers are those that training reports of the rankings it holds out.
+
+    tutelage measure --reward-model runs/reward/model --rankings pairs.jsonl --output runs/measure
 """
 
 from __future__ import annotations
