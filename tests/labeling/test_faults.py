@@ -20,11 +20,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from tutelage.cli import main
-from tutelage.labeling import accounts, assignment, exchange, queue
-from tutelage.labeling.database import Workspace, open_workspace
+from tutelage.labeling import accounts, assignment, exchange, queue, schema
+from tutelage.labeling.database import Workspace, existing_workspace, open_workspace
 from tutelage.labeling.engines import Unavailable
 from tutelage.labeling.web.app import create_app
 from tutelage.records import Completion, Prompt
@@ -235,6 +236,19 @@ def test_deleted_while_it_is_written(sqlite: Workspace) -> None:
 
     with pytest.raises(Unavailable, match="was deleted"):
         write()
+
+
+def test_a_log_deleted_under_a_server_is_noticed(sqlite: Workspace) -> None:
+    """SQLite goes on writing into the deleted log: acknowledged there, work would be lost with the process."""
+    with sqlite.write() as connection:
+        accounts.add_person(connection, sqlite, "Ann")
+    (sqlite.folder / "labeling.db-wal").unlink()
+    for name in ("Ben", "Cid"):
+        with pytest.raises(Unavailable, match="wal was deleted"), sqlite.write() as connection:
+            accounts.add_person(connection, sqlite, name)
+    sqlite.close()  # saves what the log held
+    with closing(existing_workspace(sqlite.folder)) as again, again.read() as connection:
+        assert set(connection.scalars(select(schema.people.c.name))) >= {"Ann"}
 
 
 def in_one_line(capsys: pytest.CaptureFixture[str], *words: object) -> int:

@@ -89,6 +89,7 @@ class Workspace:
         self._writers = _Queue()  # SQLite's own waiting is a poll, and a lock of Python's lets the last come first
         self._file = sqlite_file(engine)
         self._inode = self._file and self._file.stat().st_ino
+        self._log: int | None = None  # the inode of SQLite's log, which stays while a connection is open
 
     def rehearse(self) -> None:
         """Keep nothing of what is written from now on."""
@@ -111,7 +112,7 @@ class Workspace:
                 yield connection
                 if self._rehearsal:
                     connection.rollback()
-            self._still_there()  # it may have been deleted meanwhile: then nobody is told that this was stored
+            self._still_there(written=True)  # deleted meanwhile? Then nobody is told that this was stored
 
     @contextmanager
     def erase(self) -> Iterator[Connection]:
@@ -121,10 +122,18 @@ class Workspace:
         with self._writers:
             self._empty_log(waiting=True)
 
-    def _still_there(self) -> None:
+    def _still_there(self, written: bool = False) -> None:
         """SQLite would go on writing into a file that was deleted, and all of it would be lost with this process."""
         if not self._is_there():
             raise Unavailable(f"database: {self._file} was deleted or replaced; stop the server and restore a backup")
+        if written and self._file is not None:
+            log = self._file.with_name(self._file.name + "-wal")
+            inode = log.stat().st_ino if log.exists() else None
+            self._log = self._log or inode
+            if inode is None or inode != self._log:
+                raise Unavailable(
+                    f"database: {log} was deleted or replaced; stop the server now, which saves what it wrote there"
+                )
 
     def _is_there(self) -> bool:
         try:
