@@ -434,12 +434,13 @@ def test_the_stage_reads_ties_and_writes_results(
     assert done["labelers"] == summary(rankings)
     assert done["labelers"]["tie_rate"]["mean"] == pytest.approx(1 / 5)
     assert done["by_labeler"] == by_labeler(rankings)
-    kept, scores = score(str(tmp_path / "model"), rankings)
+    reward_model = load_scalar(tmp_path / "model", tokenizer)
+    kept, scores = score(reward_model, tokenizer, rankings)
     assert kept == rankings
     assert scores[0] == scores[1] == scores[2] != scores[3] == scores[4]
     assert len(set(scores[0] + scores[3])) == 4
     prompt, cut_off = encode_pair(tokenizer, "A dog?", "blue", ended=False)  # as in training: no end-of-text is read
-    alone = all_scores(load_scalar(tmp_path / "model", tokenizer), [prompt + cut_off])
+    alone = all_scores(reward_model, [prompt + cut_off])
     assert scores[3][1] == pytest.approx(float(alone[0]), abs=1e-4)
     assert done["reward_model"] == scores_agreement(rankings, scores)
     for words in ("strict", "0.500", "2 pairs", "model shared"):
@@ -532,6 +533,8 @@ def test_the_stage_says_what_is_wrong(
 
     assert "no prompt was ranked by two labelers" in mistake([row("x", [1, 2]), row("x", [2, 1])])
     assert "r.jsonl:2: ranks has 1 entries for 2 completions" in mistake([row("x", [1, 2]), row("y", [1])])
+    fine = [row("x", [1, 2]), row("y", [1, 2])]
+    assert f"{tmp_path}: no tokenizer found here" in mistake(fine, "--reward-model", str(tmp_path), "--dry-run")
     save_model(new_scalar(folders("llama"), tokenizer, seed=1), tokenizer, tmp_path / "model")
     long = [row(name, [1, 2], "word " * 200) for name in "xy"]
     assert "none of 2 rankings fits its context of 128 tokens" in mistake(

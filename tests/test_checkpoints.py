@@ -29,6 +29,7 @@ def fresh(folder: Path, fill: float | None = None) -> tuple[nn.Module, Checkpoin
     optimizer.step()
     if fill is not None:
         model.weight.data.fill_(fill)
+    (folder / "inputs.json").touch()
     return model, Checkpoint(Run("x", folder), {"m": model}, {"m": optimizer}, 0)
 
 

@@ -182,6 +182,17 @@ def reward_folder(
     return str(folder)
 
 
+def test_texts_are_read_before_answers_are_sampled(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a b c"}])
+    write_jsonl(tmp_path / "t.jsonl", [{"words": "the cat"}])
+    config = AnswerConfig(
+        models={"a": str(folders("gpt2"))}, prompts=str(tmp_path / "p.jsonl"), output=tmp_path / "run",
+        texts=str(tmp_path / "t.jsonl"), dry_run=True,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"t\.jsonl"):
+        answer.run(config)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_scores_stay_within_the_reward_models_context(
     folders: Callable[[str], Path],

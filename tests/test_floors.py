@@ -13,7 +13,7 @@ FLOORS = [
     {"cache", "terminal"},
     {"kernels"},
     {"records", "objectives", "config", "strict_json", "strict_yaml"},
-    {"sources"},
+    {"sources", "files"},
     {"layouts"},
     {"models", "runs", "datasets", "intervals"},
     {"sampling", "labeling"},

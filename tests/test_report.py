@@ -309,6 +309,20 @@ def test_a_damaged_run_is_named(runs: Path, name: str, content: str) -> None:
         run(ReportConfig(runs=runs, output=runs / "report"))
 
 
+def test_a_run_that_lost_a_file_is_not_reported(runs: Path) -> None:
+    """Its section would be missing without a word."""
+    results = runs / "answers" / "done.json"
+    results.write_text(json.dumps({**json.loads(results.read_text()), "files": {"gone.jsonl": 9}}))
+    with pytest.raises(ValueError, match=r"^runs: .*gone.jsonl is gone; run its stage again"):
+        run(ReportConfig(runs=runs, output=runs / "report"))
+
+
+def test_a_folder_of_runs_can_be_renamed(runs: Path) -> None:
+    first = report(runs)
+    moved = runs.rename(runs.with_name("elsewhere"))
+    assert report(moved) == first
+
+
 def test_every_column_has_its_own_n(runs: Path) -> None:
     done = json.loads((runs / "evaluation" / "done.json").read_text())
     done["gold_win_rate"] = {name: rate(mean, 1234) for name, mean in WINS.items()}

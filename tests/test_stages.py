@@ -1148,18 +1148,53 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(
     assert not c.output.exists()
 
 
+def test_a_run_that_lost_its_best_epoch_says_so(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would end without a model, and call itself done."""
+    c = config("sft")
+    calls = iter(range(1, 100))
+
+    def update(*arguments: Any) -> float:
+        if next(calls) == 7:  # in the second epoch of four steps
+            raise KeyboardInterrupt
+        return training.update(*arguments)
+
+    monkeypatch.setattr(sft, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        sft.run(c)
+    shutil.rmtree(c.output / "model")
+    with pytest.raises(ValueError, match="model: the best epoch so far was there, and it is gone"):
+        sft.run(c)
+    sft.run(c.model_copy(update={"overwrite": True, "seed": 1}))
+
+
+def test_free_memory_is_what_all_limits_leave(tmp_path: Path) -> None:
+    """The machine has 4,096 bytes; the job may take 3,000, holds 1,000, 400 of them files'; its step has no limit."""
+    job = tmp_path / "cgroups" / "job"
+    (job / "step").mkdir(parents=True)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:       4 kB\n")
+    (tmp_path / "self" / "cgroup").write_text("0::/\n")
+    assert training.free_memory(tmp_path, tmp_path / "cgroups") == 4096
+    for folder, limit in ((job, "3000"), (job / "step", "max")):
+        for name, content in (("max", limit), ("current", "1000"), ("stat", "anon 600\nfile 400\nkernel 0\n")):
+            (folder / f"memory.{name}").write_text(content + "\n")
+    (tmp_path / "self" / "cgroup").write_text("0::/job/step\n")
+    assert training.free_memory(tmp_path, tmp_path / "cgroups") == 2400
+    assert training.free_memory(tmp_path / "no", tmp_path) is None
+
+
 def test_what_does_not_fit_is_seen_before_the_first_step(
     config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradients and Adam's two moments of a pretrained model of 7,024 weights: 84,288 bytes; ten times the weights on
     the disk."""
     monkeypatch.setattr(training, "free_memory", lambda: 84_287)
-    with pytest.raises(ValueError, match=r"^pretrain: gradients and optimizer take 0\.0 GiB beside the models"):
+    with pytest.raises(ValueError, match=r"^pretrain: gradients and optimizer take 0 MiB beside the models"):
         pretrain.run(config("pretrain"))
     monkeypatch.setattr(training, "free_memory", lambda: 84_288)
     usage = type(shutil.disk_usage("."))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**6, 10**6 - 280_959, 280_959))
-    with pytest.raises(ValueError, match=r"this run writes about 0\.0 GiB, and 0\.0 GiB are free there"):
+    with pytest.raises(ValueError, match=r"this run writes about 0 MiB, and 0 MiB are free there"):
         pretrain.run(config("pretrain"))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**6, 10**6 - 280_960, 280_960))
     pretrain.run(config("pretrain"))

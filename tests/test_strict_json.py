@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tutelage.cli import main
 from tutelage.datasets import write_jsonl
+from tutelage.files import write_json
 from tutelage.records import Completion, Prompt, Ranking, Rollout
-from tutelage.runs import Run, write_json
+from tutelage.runs import Run
 from tutelage.stages import online
 from tutelage.strict_json import dumps
 
@@ -61,6 +62,7 @@ def test_every_writer_of_numbers_writes_null(tmp_path: Path, tokenizer: PreTrain
     )  # fmt: skip
     write_jsonl(tmp_path / "rows.jsonl", [ranking, {"score": math.nan}])  # type: ignore[list-item]
     write_jsonl(tmp_path / "rows.jsonl.gz", [{"score": math.nan}])
+    write_json(tmp_path / "inputs.json", {"rate": math.nan})
     run = Run("sft", tmp_path)
     run.log(0, loss__train=math.nan)
     run.forget_after(0)
@@ -70,7 +72,8 @@ def test_every_writer_of_numbers_writes_null(tmp_path: Path, tokenizer: PreTrain
     online.keep_samples(run, 0, [(ranking.prompt, (2,))], rollout, tokenizer)
     run.finish(kl=math.nan)
     files = {path.name: path for path in tmp_path.iterdir()}
-    assert set(files) == {"result.json", "rows.jsonl", "rows.jsonl.gz", "metrics.jsonl", "samples.jsonl", "done.json"}
+    written = ("rows.jsonl", "rows.jsonl.gz", "metrics.jsonl", "samples.jsonl")
+    assert set(files) == {"result.json", "inputs.json", "done.json", *written}
     for name, path in files.items():
         text = gzip.decompress(path.read_bytes()).decode() if name.endswith(".gz") else path.read_text()
         rows = [strict(line) for line in text.splitlines()] if ".jsonl" in name else [strict(text)]

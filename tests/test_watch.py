@@ -65,6 +65,7 @@ def test_it_is_said_once_kept_and_the_same_after_a_resume(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = [2.0, 2.1] * 12 + [9.0, 2.0, 9.0]
+    (tmp_path / "inputs.json").touch()
     run = Run("sft", tmp_path)
     watch = Watch(run, tokenizer)
     for step, value in enumerate(values):

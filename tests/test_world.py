@@ -262,6 +262,14 @@ def test_answers_that_are_none_are_refused(answers: object, tmp_path: Path) -> N
         rank.run_judge(JudgeConfig(answers=str(source), output=tmp_path / "o"))
 
 
+def test_a_baseline_that_nobody_answered_as_is_seen_before_the_first_step(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text(json.dumps({"prompt": CLOSED, "answers": {"sft": "Yes."}}))
+    config = JudgeConfig(answers=str(source), output=tmp_path / "o", baseline="ppo", dry_run=True)
+    with pytest.raises(ValueError, match=r"baseline='ppo' is not among the answers' models \['sft'\]"):
+        rank.run_judge(config)
+
+
 def test_more_votes_than_labelers_are_refused() -> None:
     with pytest.raises(ValueError, match="votes=9 are more than heldout_labelers=8; hire as many"):
         JudgeConfig(answers="a", output=Path("o"), votes=9)

@@ -40,8 +40,9 @@ class StageConfig(BaseModel):
     """Check all that can be known before the first step, say what would be done, and write nothing."""
 
 
-# Settings that say where and how to run, and change no result: one may resume with others.
-NO_RESULT = {"output", "overwrite", "dry_run", "checkpoint_seconds", "micro_batch_tokens"}
+# Settings that say where and how to run, and change no result: one may resume with others. (What lies in `runs` is an
+# input.)
+NO_RESULT = {"output", "overwrite", "dry_run", "checkpoint_seconds", "micro_batch_tokens", "runs"}
 C = TypeVar("C", bound=BaseModel)
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")  # each also with .gz
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^/]+)?")  # org/name, or org/name:split

@@ -13,8 +13,6 @@ goes to a rich display on a terminal, and to plain lines elsewhere.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -31,11 +29,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tutelage.config import NO_RESULT, StageConfig, is_hub_id, to_plain
+from tutelage.files import CHECKPOINTS, fingerprint, lock, read_json, remove, sync, unlock, write_json
 from tutelage.strict_json import dumps
 from tutelage.terminal import message
 
 LINE_SECONDS = 10.0  # how often a plain progress line is printed
-CHECKPOINTS = ("state", "state.tmp", "state.old")
 OURS = ("inputs.json", "config.yaml")  # what a folder holds of a run that has not begun its work
 
 
@@ -43,63 +41,10 @@ class DryRun(Exception):
     """Raised where a dry run ends: everything is checked, and the first step would be next."""
 
 
-def fingerprint(path: Path) -> str:
-    """sha256 over the bytes of a file, or over names and bytes of the files of a folder (checkpoints left out)."""
-    digest = hashlib.sha256()
-    files = {path.name: path}
-    if path.is_dir():
-        within = {p.relative_to(path): p for p in sorted(path.rglob("*")) if p.is_file()}
-        files = {inner.as_posix(): p for inner, p in within.items() if "state" not in inner.parts}
-    for name, file in files.items():
-        digest.update(name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one, never half of it."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _sync(scratch)
-    os.replace(scratch, path)
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file of a run folder holds.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{path}: is damaged, no JSON; delete it, or the folder, and run the stage again") from None
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file's bytes before what comes next."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def peak_memory_gib() -> float:
     """The most memory this process has held so far, in GiB."""
     scale = 1024 if sys.platform != "darwin" else 1
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
-
-
-def free_memory() -> int | None:
-    """Bytes that a process can still take, None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 class Run:
@@ -115,6 +60,7 @@ class Run:
         self.seconds_before = 0.0
         self._metrics = folder / "metrics.jsonl"
         self._last_line = 0.0
+        self._inode = None if dry else folder.stat().st_ino  # its lock keeps it from being used again
 
     def begin(self, *plan: str, disk: int = 0) -> None:
         """Say what will be done, line by line; a dry run ends here.
@@ -129,10 +75,12 @@ class Run:
         place = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
         kept = (p for name in CHECKPOINTS for p in (self.folder / name).rglob("*") if p.is_file())  # if it resumes
         free = shutil.disk_usage(place).free + sum(p.stat().st_size for p in kept)
+        if not os.access(place, os.W_OK):
+            raise ValueError(f"output: {place} cannot be written to; choose another folder")
         if disk > free:
             raise ValueError(
-                f"output: {self.folder}: this run writes about {disk / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are "
-                "free there; free some space, or choose another folder"
+                f"output: {self.folder}: this run writes about {disk / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB "
+                "are free there; free some space, or choose another folder"
             )
         for line in plan:
             self.say(line)
@@ -141,6 +89,7 @@ class Run:
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
         """What `work` gives, as JSON has it; kept until the run is done, so that a resume need not do it again."""
+        self.require_folder()
         path = self.state / f"{name}.json"
         if path.exists():
             with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -149,6 +98,7 @@ class Run:
                     return kept["made"]
             self.say(f"{path}: is damaged, its checksum is not the one that was written; this part is done again")
         made = json.loads(dumps(work()))
+        self.require_folder()
         self.state.mkdir(exist_ok=True)
         write_json(path, {"made": made, "sha256": _sum(made)})
         return made
@@ -180,6 +130,7 @@ class Run:
 
     def log(self, step: int, *, show: Sequence[str] = (), **metrics: float) -> dict[str, float]:
         """Append a line to metrics.jsonl, and return it; `show` names the numbers for the progress display."""
+        self.require_folder()
         row = {"step": step, "seconds": round(self.seconds, 3), **{k.replace("__", "/"): v for k, v in metrics.items()}}
         with self._metrics.open("a", encoding="utf-8") as stream:
             stream.write(dumps(row) + "\n")
@@ -189,7 +140,7 @@ class Run:
 
     def logged(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far."""
-        return _rows(self._metrics)
+        return _rows(self._metrics, "step")
 
     @property
     def seconds(self) -> float:
@@ -200,7 +151,7 @@ class Run:
         """Drop metrics and samples of steps that a resume will repeat, and a line that an interruption cut short."""
         for path, key in ((self._metrics, "step"), (self.folder / "samples.jsonl", "iteration")):
             if path.exists():
-                kept = [row for row in _rows(path) if row[key] <= step]
+                kept = [row for row in _rows(path, key) if row[key] <= step]
                 scratch = path.with_name(path.name + ".tmp")
                 scratch.write_text("".join(dumps(row) + "\n" for row in kept), encoding="utf-8")
                 os.replace(scratch, path)
@@ -212,19 +163,34 @@ class Run:
 
         Killed before it is written, the run resumes from its checkpoint; after, there is nothing left to do.
         """
-        files = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in _results(self.folder)}
-        for name in files:
-            _sync(self.folder / name)
+        self.require_folder()
+        made = _made(self.folder)
+        for path in (*made, *sorted({p.parent for p in made}), self.folder):
+            sync(path)
+        # The log is no result: without it a run is still whole.
+        files = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in made if p != self._metrics}
         done = {
             "stage": self.stage, "seconds": round(self.seconds, 3), "peak_memory_gib": peak_memory_gib(),
             "files": files, "warnings": self.warnings, **results,
         }  # fmt: skip
         write_json(self.folder / "done.json", done)
         _tidy(self.folder)
-        _unlock(self.folder)
+        unlock(self.folder)
         if lost := [f"{number:,} {why}" for why, number in results.get("dropped", {}).items() if number]:
             self.say(f"rows dropped or changed: {'; '.join(lost)}")
         return done
+
+    def require_folder(self) -> None:
+        """Write nothing more into a folder that is another one by now.
+
+        Raises:
+            ValueError: if the folder was moved, deleted or emptied since the run was opened.
+        """
+        if not (self.folder / "inputs.json").exists() or self.folder.stat().st_ino != self._inode:
+            raise ValueError(
+                f"output: {self.folder} was moved, deleted or emptied while the run was at work; nothing more is "
+                "written there. Delete what is left of it, if anything, and run the stage again"
+            )
 
     def warn(self, line: str) -> None:
         """Say a warning, and keep it for done.json."""
@@ -240,88 +206,71 @@ def _sum(content: Any) -> str:
     return hashlib.sha256(dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """A file's whole lines."""
-    if not path.exists():
-        return []
-    return [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _whole(line))]
+def _rows(path: Path, key: str) -> list[dict[str, Any]]:
+    """The rows of a file that is written line by line. The last line may be cut short; it is left out.
 
-
-def _whole(line: str) -> dict[str, Any] | None:
-    """A line's row, or None if the line was cut short."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+    Raises:
+        ValueError: if another line is damaged, or lacks the `key`.
+    """
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            row[key] + 0
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise ValueError(
+                f"{path}:{number}: is damaged; mend the line, or delete {path.parent} to run the stage from its start"
+            ) from None
+        rows.append(row)
+    return rows
 
 
 def _numbers(shown: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 
-_locked: dict[Path, int] = {}  # run folders that this process works in, and the descriptors that hold their locks
-
-
-def _lock(folder: Path) -> None:
-    """Keep other processes out of a run folder until this one ends or has finished the run.
+def done(folder: Path) -> dict[str, Any] | None:
+    """The results of a finished run, or None.
 
     Raises:
-        ValueError: if another process is at work there.
+        ValueError: if done.json is damaged.
     """
-    place = folder.resolve()
-    if place in _locked and os.fstat(_locked[place]).st_ino == place.stat().st_ino:
-        return
-    _unlock(folder)  # of a folder that was deleted since
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise ValueError(
-                f"output: another process is at work in {folder}; wait until it ends, or choose another folder"
-            ) from None
-        return  # a file system without locks
-    _locked[place] = descriptor
-
-
-def _unlock(folder: Path) -> None:
-    descriptor = _locked.pop(folder.resolve(), None)
-    if descriptor is not None:
-        os.close(descriptor)
-
-
-def done(folder: Path) -> dict[str, Any] | None:
-    """The results of a finished run, or None."""
     path = folder / "done.json"
     if not path.exists():
         return None
-    if not isinstance(results := read_json(path), dict):
+    results = read_json(path)
+    if not isinstance(results, dict) or not isinstance(results.get("files", {}), dict):
         raise ValueError(f"{path}: is damaged, it holds no results; delete it, and run the stage again")
     return results
 
 
-def _results(folder: Path) -> list[Path]:
-    """The files that a run has made: those at its top but for the metrics, and the weights in its model folders."""
-    own = [p for p in folder.iterdir() if p.is_file() and p.name not in ("done.json", "metrics.jsonl", *OURS)]
-    weights = [p for p in folder.glob("*/*.safetensors") if p.parent.name not in CHECKPOINTS]
-    return sorted([*(p for p in own if p.suffix != ".tmp"), *weights])
+def _made(folder: Path) -> list[Path]:
+    """The files that a run has made: those at its top, and its model folders'."""
+    own = [p for p in folder.iterdir() if p.is_file() and p.name not in ("done.json", *OURS) and p.suffix != ".tmp"]
+    models = {p.parent for p in folder.glob("*/*.safetensors") if p.parent.name not in CHECKPOINTS}
+    return sorted([*own, *(p for model in models for p in model.iterdir() if p.is_file())])
 
 
-def _lost(folder: Path) -> str | None:
+def lost_file(folder: Path) -> str | None:
     """The first file of a finished run that is gone or has another size now, and what is the matter with it."""
     for name, size in ((done(folder) or {}).get("files") or {}).items():
         path = folder / name
-        if not path.exists() or path.stat().st_size != size:
-            return f"{path} is {'cut short or changed' if path.exists() else 'gone'}"
+        if not path.exists():
+            return f"{path} is gone"
+        beside_weights = path.parent != folder and path.suffix != ".safetensors"  # people edit these texts
+        if path.stat().st_size != size and not beside_weights:
+            return f"{path} is cut short or changed"
     return None
 
 
 def _tidy(folder: Path) -> None:
     """Remove what only an unfinished run needs, and what a kill has left behind."""
     for path in (*(folder / name for name in CHECKPOINTS), *_left(folder)):
-        _remove(path)
-    _remove(_aside(folder))
+        remove(path)
+    remove(_aside(folder))
 
 
 def _left(folder: Path) -> list[Path]:
@@ -335,19 +284,12 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.before")
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _discard(folder: Path) -> None:
     """Delete a run folder so that a kill leaves all of it under its name, or nothing."""
     scratch = folder.with_name(f".{folder.name}.tmp")
-    _remove(scratch)
+    remove(scratch)
     os.replace(folder, scratch)
-    _remove(scratch)
+    remove(scratch)
 
 
 def dropped(rows: Mapping[str, int], **others: Mapping[str, int]) -> dict[str, int]:
@@ -373,33 +315,37 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
             another process is at work in it.
     """
     identity = _identity(stage, config, inputs)
-    folder = config.output
+    for name, path in inputs.items():
+        if (path.parent / "inputs.json").exists() and done(path.parent) is None:
+            note = f"{stage}: {name}: {path} belongs to a run that is not finished"
+            print(message(note), file=sys.stderr, flush=True)
+    place = config.output.resolve()  # a link stays where it is; what it points to is moved and made
+    folder = config.output if config.output.name and config.output.absolute() == place else place
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: {folder} is a file; choose a folder")
     if (folder / "inputs.json").exists():
-        _lock(folder)
+        lock(folder)
     try:
-        if (before := _known(folder)) is not None and before != identity:
-            _make_room(folder, before, identity, config)
-        if _known(folder) == identity and done(folder) is not None and not _is_lost(stage, folder, config.dry_run):
+        held = _make_room(folder, identity, config)
+        if held and done(folder) is not None and not _is_lost(stage, folder, config.dry_run):
             if not config.dry_run:
                 _tidy(folder)
-            _unlock(folder)
+            unlock(folder)
             return None
     except ValueError:
-        _unlock(folder)
+        unlock(folder)
         raise
     if config.dry_run:
-        _unlock(folder)
+        unlock(folder)
         return Run(stage, folder, dry=True)
     folder.mkdir(parents=True, exist_ok=True)
-    _lock(folder)
+    lock(folder)
     write_json(  # marks it ours
         folder / "inputs.json", {"identity": identity, "paths": {name: str(path) for name, path in inputs.items()}}
     )
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     for path in _left(folder):
-        _remove(path)
+        remove(path)
     run = Run(stage, folder)
     if not any((folder / name).exists() for name in CHECKPOINTS):
         run.forget_after(-1)  # without a checkpoint the work begins anew
@@ -430,7 +376,8 @@ def identity_of(folder: Path) -> dict[str, Any]:
     path = folder / "inputs.json"
     content = read_json(path)
     identity = content.get("identity") if isinstance(content, dict) else None
-    if not isinstance(identity, dict) or not {"stage", "settings", "inputs"} <= identity.keys():
+    kinds = {"stage": str, "settings": dict, "inputs": dict}
+    if not isinstance(identity, dict) or not all(isinstance(identity.get(k), kind) for k, kind in kinds.items()):
         raise ValueError(f"{path}: is damaged, it does not say what the run is; delete the folder, and run it again")
     return identity | {"settings": {k: v for k, v in identity["settings"].items() if k not in NO_RESULT}}
 
@@ -448,34 +395,52 @@ def _known(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _make_room(folder: Path, before: dict[str, Any], identity: dict[str, Any], config: StageConfig) -> None:
-    """Move or delete another run that is in the way; bring back the one that it had replaced, if that is wanted again.
+def _make_room(folder: Path, identity: dict[str, Any], config: StageConfig) -> bool:
+    """Whether a folder holds the run that is wanted.
+
+    Another run is moved aside or, if it has not begun its work, deleted; the wanted one is brought back if it waits
+    aside. A dry run changes nothing.
 
     Raises:
-        ValueError: if it has begun its work, and `overwrite` is off.
+        ValueError: if another run has begun its work, or waits for one that was never finished, and `overwrite` is off.
     """
-    begun = any(p.name not in OURS and p.suffix != ".tmp" for p in folder.iterdir())  # else refused before its work
-    aside = _aside(folder)
-    if begun and not config.overwrite:
-        raise ValueError(f"output: {folder} holds {_difference(before, identity)}; choose another, or set overwrite")
+    here, aside = _known(folder), _aside(folder)
+    if here == identity:
+        return True
+    begun = here is not None and any(p.name not in OURS and p.suffix != ".tmp" for p in folder.iterdir())
+    finished = here is not None and done(folder) is not None
+    waiting = None if finished else _known(aside)  # else what is there was being deleted when the process was killed
+    lost, where = (here, folder) if begun else (waiting, aside)
+    if lost not in (None, identity) and not config.overwrite:
+        raise ValueError(f"output: {where} holds {_difference(lost, identity)}; choose another, or set overwrite")
     if config.dry_run:
-        return
-    if done(folder) is not None:
-        _remove(aside)  # what is left of it: killed after the run was done, before all of it was gone
-    if begun and not aside.exists():
-        os.replace(folder, aside)
-        said = f"{folder}: the run that was here waits in {aside} until the new one is done"
-        print(message(said), file=sys.stderr, flush=True)
-    else:  # it never began, or is itself an unfinished replacement
+        return False
+    if finished:
+        remove(aside)
+    if begun and waiting is None:
+        _move_aside(folder, aside)
+    elif here or (waiting and folder.exists()):  # it never began, or is itself an unfinished replacement
         _discard(folder)
-    if aside.exists() and _known(aside) == identity:
-        os.replace(aside, folder)
-        _lock(folder)
+    if waiting != identity:
+        return False
+    os.replace(aside, folder)
+    lock(folder)
+    return True
+
+
+def _move_aside(folder: Path, aside: Path) -> None:
+    try:
+        os.replace(folder, aside)
+    except OSError as error:  # a disk of its own is mounted there
+        reason = error.strerror
+        raise ValueError(f"output: {folder} cannot be moved to {aside}: {reason}; choose another folder") from None
+    moved = f"{folder}: the run that was here waits in {aside} until the new one is done"
+    print(message(moved), file=sys.stderr, flush=True)
 
 
 def _is_lost(stage: str, folder: Path, dry: bool) -> bool:
     """Whether a finished run has lost a file; it is then no longer done, and says so."""
-    if lost := _lost(folder):
+    if lost := lost_file(folder):
         print(message(f"{stage}: {lost}, so this run is done again"), file=sys.stderr, flush=True)
         if not dry:
             (folder / "done.json").unlink()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.datasets import read_rankings
 from tutelage.evaluation.config import AgreementConfig
@@ -23,14 +24,14 @@ from tutelage.records import Ranking
 from tutelage.runs import dropped, inputs_of, open_run
 
 
-def score(folder: str, rankings: Sequence[Ranking]) -> tuple[list[Ranking], list[list[float]]]:
+def score(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking]
+) -> tuple[list[Ranking], list[list[float]]]:
     """The rankings that fit a reward model's context, and its scores of their completions, each distinct one once.
 
     Raises:
-        ValueError: if there is no such model, or no ranking fits.
+        ValueError: if no ranking fits.
     """
-    tokenizer = load_tokenizer(folder)
-    model = load_scalar(folder, tokenizer)
     context = context_length(model)
     place: dict[tuple[int, ...], int] = {}
     kept, places = [], []
@@ -40,7 +41,7 @@ def score(folder: str, rankings: Sequence[Ranking]) -> tuple[list[Ranking], list
             kept.append(r)
             places.append([place.setdefault(ids, len(place)) for ids in sequences])
     if not kept:
-        raise ValueError(f"{folder}: none of {len(rankings)} rankings fits its context of {context} tokens")
+        raise ValueError(f"reward_model: none of {len(rankings)} rankings fits its context of {context} tokens")
     with full_precision():
         scores = all_scores(model, list(place)).tolist()
     return kept, [[scores[i] for i in own] for own in places]
@@ -71,13 +72,16 @@ def run(config: AgreementConfig) -> None:
             f"{config.rankings}: no prompt was ranked by two labelers, so nobody can agree; let several rank the same "
             "completions, and give each ranking its `labeler`"
         )
+    if config.reward_model:
+        tokenizer = load_tokenizer(config.reward_model)
+        reward_model = load_scalar(config.reward_model, tokenizer)
     run.begin(f"{len(rankings):,} rankings, {shared:,} prompts that two labelers ranked")
     found = summary(rankings, config.seed, config.draws)
     rows = list(rows_of(found))
     model: Measures = {}
     too_long = 0
     if config.reward_model:
-        kept, scores = score(config.reward_model, rankings)
+        kept, scores = score(reward_model, tokenizer, rankings)
         too_long = len(rankings) - len(kept)
         model = scores_agreement(kept, scores, config.seed, config.draws)
         rows += rows_of(model)

@@ -111,6 +111,7 @@ def run(config: AnswerConfig) -> None:
         writers[name] = Writer(name, load_policy(folder, tokenizers[name]), tokenizers[name])
     for name, model in config.prompted.items():
         writers[name] = Writer(name, writers[model].policy, writers[model].tokenizer, examples)
+    texts = read_texts(config.texts) if config.texts else None
     scorer = None
     if config.reward_model:
         reward_tokenizer = load_tokenizer(config.reward_model)
@@ -181,21 +182,18 @@ def run(config: AnswerConfig) -> None:
         rows.append(row | {"answers": {name: completions[i].text for name, completions in answers.items()}})
     write_jsonl(run.folder / "answers.jsonl", rows)
     losses = {}
-    lost_texts: dict[str, int] = {}
-    if config.texts:
-        read_documents = read_texts(config.texts)
-        texts, lost_texts = read_documents.records, read_documents.dropped
+    if texts:
         losses = {
-            n: run.once(f"losses-{i}", partial(document_losses, writers[n].policy, writers[n].tokenizer, texts))
+            n: run.once(f"losses-{i}", partial(document_losses, writers[n].policy, writers[n].tokenizer, texts.records))
             for i, n in enumerate(config.models)
         }
         write_jsonl(
             run.folder / "losses.jsonl",
-            [{n: of[i] for n, of in losses.items()} for i in range(len(texts))],
+            [{n: of[i] for n, of in losses.items()} for i in range(len(texts.records))],
         )
     run.finish(
         prompts=len(fitting), kl=kl, kl_standard_error=kl_error,
-        dropped=dropped({**loaded.dropped, **too_long}, examples=lost_examples, texts=lost_texts),
+        dropped=dropped({**loaded.dropped, **too_long}, examples=lost_examples, texts=texts.dropped if texts else {}),
         pretraining_loss={n: sum(nats for nats, _ in of) / sum(k for _, k in of) for n, of in losses.items()},
         scores=scores,
         words={n: sum(len(c.text.split()) for c in cs) / len(cs) for n, cs in answers.items()},

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.datasets import read_prompts, read_rows, write_jsonl
+from tutelage.files import fingerprint
 from tutelage.labeling import queue
 from tutelage.labeling.answers import one_line
 from tutelage.labeling.database import Workspace
 from tutelage.records import Completion, Prompt
-from tutelage.runs import fingerprint
 
 Candidates = tuple[Prompt, tuple[Completion, ...]]
 

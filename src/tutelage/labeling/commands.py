@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sqlalchemy import func, select
 
 from tutelage.datasets import read_prompts, read_rows, write_jsonl
+from tutelage.files import fingerprint
 from tutelage.labeling import accounts, backup, exchange, queue
 from tutelage.labeling.answers import TaskKind
 from tutelage.labeling.candidates import queue_candidates, read_asked, read_candidates
@@ -17,7 +18,6 @@ from tutelage.labeling.database import Workspace, existing_workspace, open_works
 from tutelage.labeling.intake import Rules, intake
 from tutelage.labeling.schema import assignments, people, prompts, tasks
 from tutelage.records import Arm, Completion, Prompt
-from tutelage.runs import fingerprint
 from tutelage.strict_json import dumps
 from tutelage.terminal import message
 

@@ -146,6 +146,8 @@ def _open(kind: Any, folder: str | Path, what: str, **options: Any) -> tuple[Pre
             **options,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if "Unrecognized configuration class" in str(error):  # a long list follows, of the classes that it has
+            raise ValueError(f"{folder}: transformers has no {what} of this architecture; use another one") from None
         raise ValueError(f"{folder}: no {what} found here: {reason(error)}") from None
     except (AttributeError, ImportError, IndexError, KeyError, TypeError) as error:  # a config that its class rejects
         raise ValueError(f"{folder}: transformers cannot make this model: {reason(error)}") from None
@@ -353,13 +355,13 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
     """
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir()  # the run's folder was made at its start: if it is gone, so is the run
         yield folder
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        reason = " ".join(str(error).split()).removeprefix("Error while serializing: ")
+        cause = reason(error).removeprefix("Error while serializing: ")
         raise OSError(
-            f"{folder}: cannot be written: {reason}; what was saved before it is kept, and the same command goes on "
+            f"{folder}: cannot be written: {cause}; what was saved before it is kept, and the same command goes on "
             "from there"
         ) from None
 

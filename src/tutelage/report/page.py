@@ -17,12 +17,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from tutelage.files import write_json
 from tutelage.report import figures
 from tutelage.report import summary as numbers
 from tutelage.report.config import ReportConfig
 from tutelage.report.summary import FAULTS, Folder, first, read_lines, results
 from tutelage.report.verdict import verdict
-from tutelage.runs import open_run, write_json
+from tutelage.runs import open_run
 
 CURVES = {
     "objective/scores": "Score by the reward model",

@@ -14,7 +14,7 @@ from typing import Any
 
 from tutelage.intervals import FEW, estimate
 from tutelage.runs import done as results_of
-from tutelage.runs import identity_of
+from tutelage.runs import identity_of, lost_file
 from tutelage.strict_yaml import read_yaml
 from tutelage.terminal import reason
 
@@ -47,13 +47,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_runs(runs: Path) -> list[Folder]:
-    """The finished runs in a folder by name, reports left out."""
+    """The finished runs in a folder by name, reports left out.
+
+    Raises:
+        ValueError: if one is damaged, or has lost a file.
+    """
     found = []
     for path in sorted(p.parent for p in runs.glob("*/done.json")):
         whole = (path / "inputs.json").exists() and (path / "config.yaml").exists()
         if whole and not path.name.startswith("."):  # such a one waits to be replaced
             stage, settings = identity_of(path)["stage"], read_yaml(path / "config.yaml")
             done = results_of(path) or {}
+            if lost := lost_file(path):
+                raise ValueError(f"runs: {lost}; run its stage again")
             found.append(Folder(path.name, path, stage, done, settings))
     return [folder for folder in found if folder.stage != "report"]
 

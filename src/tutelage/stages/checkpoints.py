@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tutelage.files import read_json, write_json
 from tutelage.models.loading import require_finite, scratch_folder
-from tutelage.runs import Run, read_json, write_json
+from tutelage.runs import Run
 
 SUMS = "SHA256SUMS"
 
@@ -49,6 +50,7 @@ class Checkpoint:
         """
         for model in self.models.values():
             require_finite(model, f"{self.run.state}: not written after step {step}")
+        self.run.require_folder()
         with scratch_folder(self.scratch):
             for name, model in self.models.items():
                 _save(dict(model.named_parameters()), self.scratch / f"{name}.safetensors")

@@ -165,6 +165,10 @@ def run(config: SftConfig) -> None:
     optimizer = adamw(policy, config)
     checkpoint = Checkpoint(run, {"policy": policy}, {"policy": optimizer}, config.checkpoint_seconds)
     resumed = checkpoint.resume()
+    if resumed.get("best") is not None and not (model := run.folder / "model").exists():
+        raise ValueError(
+            f"{model}: the best epoch so far was there, and it is gone; set overwrite to train from the start"
+        )
     watch = Watch(run, tokenizer)
     best, history = resumed.get("best"), resumed.get("history", [])
     plan = list(batches(train, config.batch_size, config.seed, config.epochs))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from random import Random
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from tutelage.runs import Run, free_memory
+from tutelage.runs import Run
 from tutelage.stages.config import Training
 from tutelage.stages.watch import Watch
 
@@ -68,6 +70,22 @@ def broken(watch: Watch, what: str) -> str:
     )
 
 
+def free_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory that this process can still take, None where the system does not say."""
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        group = cgroups / (proc / "self" / "cgroup").read_text().partition("0::/")[2].strip()
+    except OSError:
+        return None
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    for folder in (group, *group.parents):  # a container's limit, or a scheduler's; files it has read can be let go
+        with suppress(OSError, ValueError, StopIteration):
+            limit, taken = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            stat = (folder / "memory.stat").read_text().splitlines()
+            free.append(limit - taken + next(int(line.split()[1]) for line in stat if line.startswith("file ")))
+    return min(free, default=None)
+
+
 def begin(run: Run, *plan: str, trained: Sequence[nn.Module]) -> None:
     """Say what will be done, and see that memory and disk suffice for gradients, Adam's moments and checkpoints.
 
@@ -81,8 +99,8 @@ def begin(run: Run, *plan: str, trained: Sequence[nn.Module]) -> None:
     more = 3 * weights  # gradients, and two moments
     if free is not None and more > free:
         raise ValueError(
-            f"{run.stage}: gradients and optimizer take {more / 2**30:.1f} GiB beside the models, and only "
-            f"{free / 2**30:.1f} GiB of memory are free; use a smaller model, or a machine with more memory"
+            f"{run.stage}: gradients and optimizer take {more / 2**20:,.0f} MiB beside the models, and only "
+            f"{free / 2**20:,.0f} MiB of memory are free; use a smaller model, or a machine with more memory"
         )
     # Three checkpoints of weights and two moments, as the next is written beside two; and the model.
     run.begin(

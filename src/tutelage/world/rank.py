@@ -125,14 +125,15 @@ def run_judge(config: JudgeConfig) -> None:
     rng = Random(f"judge/{config.seed}")
     prompts = read_prompts(config.answers).records
     rows = read_rows(config.answers, "prompt", "answers")
+    for texts in (row["answers"] for row in rows):
+        if not (isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())):
+            raise DataError(f"{config.answers}: answers is {short(texts)}; expected names of models with texts")
+        if config.baseline not in texts:
+            raise ValueError(f"baseline={config.baseline!r} is not among the answers' models {sorted(texts)}")
     run.begin(f"{len(rows):,} prompts to judge, {config.votes} votes each")
     with (run.folder / "judgments.jsonl").open("w", encoding="utf-8") as stream:
         for prompt, row in zip(prompts, rows, strict=True):
             answers: dict[str, str] = row["answers"]
-            if not (isinstance(answers, dict) and all(isinstance(text, str) for text in answers.values())):
-                raise DataError(f"{config.answers}: answers is {short(answers)}; expected names of models with texts")
-            if config.baseline not in answers:
-                raise ValueError(f"baseline={config.baseline!r} is not among the answers' models {sorted(answers)}")
             against = answers[config.baseline]
             task = gold.task_of(prompt)
             judged = {}
