@@ -71,7 +71,10 @@ def make_engine(url: str) -> Engine:
         if dialect == "sqlite" and make_url(url).database in (None, "", ":memory:"):
             raise ValueError("database: a workspace in memory would be lost; use sqlite:///FILE")
         # The ping costs a round trip, and saves whoever comes first after PostgreSQL was restarted.
-        engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=10, pool_pre_ping=dialect == "postgresql")
+        # No error quotes what somebody wrote, as errors go to the server's log.
+        engine = create_engine(
+            url, pool_size=CONNECTIONS, max_overflow=10, pool_pre_ping=dialect == "postgresql", hide_parameters=True
+        )
     except ArgumentError:
         raise ValueError(
             "database: not a URL; expected sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
