@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,6 +23,10 @@ from tutelage.strict_json import dumps
 from tutelage.terminal import message
 
 Purpose = Literal["work", "screening", "gold"]
+READERS = (
+    "somebody is reading the database (a backup, say), and until they are done its files still hold the texts; "
+    "waiting for that"
+)
 
 
 def serve(folder: Path, host: str, port: int, database: str | None) -> None:
@@ -217,6 +222,11 @@ def erase(folder: Path, user: str, dry_run: bool = False) -> None:
             except LookupError as error:
                 raise ValueError(str(error)) from None
         print(f"{number} prompts erased; files exported before still hold them: delete those, and export again")
+        if workspace.keeps_erased and not dry_run:
+            print(READERS, flush=True)
+            while workspace.keeps_erased:
+                time.sleep(1)
+                workspace.empty_log()
 
 
 def status(folder: Path) -> None:
