@@ -28,6 +28,7 @@ from sqlalchemy.exc import DBAPIError
 from tutelage.labeling import schema
 from tutelage.labeling.database import FILE, KEY, KEY_BYTES, URL, Workspace, record, write_private
 from tutelage.labeling.engines import begin_write, head, in_words, known, make_engine, prepare_file, upgrade
+from tutelage.terminal import reason
 
 FORMAT = "tutelage workspace 2"
 COVERED = ("format", "made", "revision", "key")  # by the digest, beside the rows
@@ -133,8 +134,8 @@ def _read(path: Path, target: Path) -> bytes:
         source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         with closing(source):
             source.execute("PRAGMA trusted_schema=OFF")
-            if (told := source.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                raise ValueError(" ".join(told.split()))
+            if (state := source.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise ValueError(reason(state))
             about = _about(source)
             with _sqlite(target) as engine:
                 upgrade(engine, revision=about["revision"])

@@ -249,15 +249,15 @@ def back_up(folder: Path, file: Path) -> None:
     """Write the whole workspace into one file, while people work."""
     with closing(existing_workspace(folder)) as workspace:
         counts = backup.backup(workspace, file)
-    print(f"{file}: {_told(counts)}; it holds the workspace's key, so keep it as secret as the workspace")
+    print(f"{file}: {_counted(counts)}; it holds the workspace's key, so keep it as secret as the workspace")
 
 
 def restore(file: Path, folder: Path, database: str | None) -> None:
     """Make a workspace of a backup, in a new folder."""
     counts = backup.restore(file, folder, database)
     existing_workspace(folder).close()
-    print(f"{folder}: {_told(counts)}; everybody signs in again, and links that were not used are gone")
+    print(f"{folder}: {_counted(counts)}; everybody signs in again, and links that were not used are gone")
 
 
-def _told(counts: dict[str, int]) -> str:
+def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in ("people", "prompts", "tasks", "answers"))

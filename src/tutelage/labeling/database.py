@@ -246,8 +246,8 @@ def record(
 ) -> float:  # fmt: skip
     """Append an event to the audit, in the transaction of the act that it tells of; returns its time."""
     at = time.time() if now is None else now
-    told = None if subject is None else str(subject)
-    connection.execute(_RECORD, {"at": at, "person": person, "kind": kind, "subject": told, "detail": detail})
+    name = None if subject is None else str(subject)
+    connection.execute(_RECORD, {"at": at, "person": person, "kind": kind, "subject": name, "detail": detail})
     return at
 
 

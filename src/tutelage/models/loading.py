@@ -357,9 +357,9 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         yield folder
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        reason = " ".join(str(error).split()).removeprefix("Error while serializing: ")
+        cause = reason(error).removeprefix("Error while serializing: ")
         raise OSError(
-            f"{folder}: cannot be written: {reason}; what was saved before it is kept, and the same command goes on "
+            f"{folder}: cannot be written: {cause}; what was saved before it is kept, and the same command goes on "
             "from there"
         ) from None
 
