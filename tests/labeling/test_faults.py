@@ -32,7 +32,7 @@ from tutelage.labeling.web import security
 from tutelage.labeling.web.app import Printable, create_app
 from tutelage.records import Completion, Prompt
 
-from .conftest import PASSWORD, add, free_port
+from .conftest import PASSWORD, PATIENCE, add, free_port
 from .test_durability import Client, number, stored
 
 LABELERS = 3
@@ -63,7 +63,7 @@ class Patient(Client):
     stop = False
 
     def run(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=60) as web:
+        with httpx.Client(base_url=self.url, timeout=PATIENCE) as web:
             self.until(web, "/sign-in", {"name": self.person, "password": PASSWORD})
             while not self.stop:
                 place = self.until(web, "/next", {}).headers["location"]
@@ -212,7 +212,10 @@ def test_what_cannot_be_kept_is_not_acknowledged(gone: str, tmp_path: Path) -> N
     """SQLite goes on writing into a deleted file; nobody is told that an answer was stored there."""
     folder, log, port = tmp_path / "w", tmp_path / "log", free_port()
     to_rank(folder, 50)
-    with serving(folder, port, log) as server, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as web:
+    with (
+        serving(folder, port, log) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as web,
+    ):
         web.post("/sign-in", data={"name": "Labeler 0", "password": PASSWORD})
         place = web.post("/next").headers["location"]
         key = re.search(r'name="key" value="([^"]+)"', web.get(place).text)

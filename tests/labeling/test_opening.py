@@ -26,7 +26,7 @@ from tutelage.labeling.database import Workspace, existing_workspace, open_works
 from tutelage.labeling.web.app import create_app
 from tutelage.records import Prompt
 
-from .conftest import PASSWORD, add
+from .conftest import PASSWORD, PATIENCE, add
 from .test_durability import serving
 
 # Opens workspaces in children, each killed before its nth call that could reach a disk or a database.
@@ -210,7 +210,7 @@ def test_erased_is_erased_at_once_and_however_the_server_ends(tmp_path: Path, en
     folder = tmp_path / "w"
     with_texts(folder)
     assert holding(folder)
-    with serving(folder) as (url, server), httpx.Client(base_url=url, timeout=30) as web:
+    with serving(folder) as (url, server), httpx.Client(base_url=url, timeout=PATIENCE) as web:
         web.post("/sign-in", data={"name": "Olga", "password": PASSWORD})
         assert web.post("/prompts/erase-user", data={"user": "u", "sure": "yes"}).status_code == 303
         assert holding(folder) == []
