@@ -30,7 +30,6 @@ ENDLESS = {
     "a large list": "{{ [0] * 99999999999 }}",
     "doubling": "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "squaring": "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
-    "a power": "{{ 9 ** 9 ** 9 }}",
 }
 
 
@@ -84,8 +83,45 @@ def test_broken_templates_name_their_folder(own: PreTrainedTokenizerBase, templa
     assert "\n" not in str(caught.value)
 
 
-def test_bold_text_is_no_power(own: PreTrainedTokenizerBase) -> None:
-    own.chat_template = "**{{ messages[0].content }}**"
+def test_two_threads_leave_no_limit_behind() -> None:
+    """Whatever their order: here the first would leave before the second, if both could be within at once."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    first, second, left = threading.Event(), threading.Event(), threading.Event()
+
+    def render() -> None:
+        with templates.bounded(""):
+            first.set()
+            second.wait(0.5)
+        left.set()
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    assert first.wait(10)
+    with templates.bounded(""):
+        second.set()
+        assert left.wait(10)
+        assert resource.getrlimit(resource.RLIMIT_AS) != before
+    thread.join(10)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+@pytest.mark.parametrize("template", ["{{ 9 ** 9 ** 9 }}", "{{ 2**3 }}", "{{ (messages|length)\n** 2 }}"])
+def test_powers_are_refused(own: PreTrainedTokenizerBase, template: str) -> None:
+    own.chat_template = template
+    with pytest.raises(ValueError, match=r"^the chat template of .*/model raises to a power .* another model$"):
+        encode_prompt(own, ASKED)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "**{{ messages[0].content }}**",
+        "**{% set m = dict(**messages[0]) %}{{ m.content }}**",
+        "**{{ dict(messages[0], ** messages[0]).content }}**{# 2 ** 3 #}",
+    ],
+)
+def test_other_stars_are_no_power(own: PreTrainedTokenizerBase, template: str) -> None:
+    own.chat_template = template
     assert own.decode(encode_prompt(own, ASKED)) == "**Hi**"
 
 

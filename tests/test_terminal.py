@@ -16,7 +16,7 @@ from tutelage.cli import main
 from tutelage.evaluation import chat as chats
 from tutelage.evaluation.compare import compare
 from tutelage.runs import Run
-from tutelage.terminal import masked, message, printable, reason, short
+from tutelage.terminal import masked, message, plain, printable, reason, short
 
 TITLE = "\x1b]0;OWNED\x07"  # sets a terminal's title
 
@@ -46,7 +46,15 @@ def test_what_is_printable_stays_as_it_is(text: str) -> None:
         ("host=db password=hunter2 user=u", "host=db password=*** user=u"),
         ("max_prompt_tokens=0: too few", "max_prompt_tokens=0: too few"),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
-        ("401 for hf_abcdefghijklmnopqrstuv", "401 for ***"),
+        (f"401 for hf_{'aB3' * 11}x", "401 for ***"),
+        (f"401 for sk-{'aB3' * 16}", "401 for ***"),
+        (f"sk-proj-{'aB3_-' * 20}, sk-ant-api03-{'aB3-_' * 18}.", "***, ***."),
+        (f"ghp_{'aB3' * 12} github_pat_{'aB3' * 7}x_{'aB3' * 19}", "*** ***"),
+        ("glpat-aB3xaB3xaB3-aB3xaB_x AKIAIOSFODNN7EXAMPLE", "*** ***"),
+        ("runs/hf_instructgpt_reward_v2/model", "runs/hf_instructgpt_reward_v2/model"),
+        ("sk-experiment-2024-06-01.jsonl", "sk-experiment-2024-06-01.jsonl"),
+        ("runs/ghs_of_the_old_experiment/glpat-labels.jsonl", "runs/ghs_of_the_old_experiment/glpat-labels.jsonl"),
+        ("akiakakorpusvonheute.jsonl", "akiakakorpusvonheute.jsonl"),
         ("401 for of-the-environment", "401 for ***"),
     ],
 )
@@ -59,6 +67,8 @@ def test_reasons_and_values_are_one_line() -> None:
     assert reason(OSError("a\n\n b ")) == "a b"
     assert reason(KeyError()) == "KeyError"
     assert short("a\n" * 100) == short("a\n" * 10**6) == repr("a\n" * 100)[:77] + "..."
+    assert plain("a\n" * 100) == plain("a\n" * 10**6) == repr("a\n" * 100)[1:78] + "..."
+    assert plain("a'\n") == "a'\\n"
 
 
 def test_messages_are_safe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,11 +70,11 @@ def make(kind: type[C], values: dict[str, Any], source: str) -> C:
         lines = []
         for problem in error.errors():
             key = plain(".".join(str(part) for part in problem["loc"]))
-            told = problem["msg"].removeprefix("Value error, ")
+            fault = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "missing":
                 lines.append(f"{source}: {key} is required: {kind.model_fields[str(problem['loc'][0])].description}")
             else:
-                lines.append(f"{source}: {key}={short(problem['input'])}: {told}" if key else f"{source}: {told}")
+                lines.append(f"{source}: {key}={short(problem['input'])}: {fault}" if key else f"{source}: {fault}")
         raise ValueError("\n".join(lines)) from None
     for key, value in config:
         for path in value.values() if isinstance(value, dict) else [value]:

@@ -20,7 +20,10 @@ SECRETS = re.compile(
     r"|(?P<scheme>https?://)[^\s/:@]+(?=@)"  # a token in its place
     r"|(?P<named>(?:password|passwd|token|secret|api_?key)=)[^\s&'\"]+"  # ?password=… and libpq's password=…
     r"|(?P<bearer>bearer )[^\s'\"]+"
-    r"|\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|AKIA)[\w-]{16,}",  # tokens that say what they are
+    # Tokens that say what they are: Hugging Face's, OpenAI's and Anthropic's, GitHub's, GitLab's, AWS's. Length and
+    # case count, so that a file such as sk-experiment-2024-06-01.jsonl keeps its name.
+    r"|(?-i:\b(?:hf_[A-Za-z0-9]{30,}|sk-[\w-]{32,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,}|glpat-[\w-]{20,}"
+    r"|AKIA[A-Z0-9]{16}\b))",
     re.IGNORECASE,
 )
 HOLDS_SECRET = re.compile(r"(TOKEN|PASSWORD|SECRET|_KEY)$")  # a name in the environment
@@ -44,14 +47,14 @@ def message(content: object) -> str:
     return printable(masked(str(content)))
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException | str) -> str:
     """What a library's error says, in one line; its kind if it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def plain(name: object) -> str:
     """A name out of a file as an error shows it: in one line, and not too long."""
-    return short(str(name))[1:-1]
+    return _cut(repr(str(name)[:100])[1:-1])
 
 
 def listed(names: Iterable[object]) -> str:
@@ -67,4 +70,8 @@ def short(value: Any) -> str:
         text = repr(value[:100] if isinstance(value, str | bytes) else value)
     except (RecursionError, ValueError):  # too deep, or a number of too many digits
         return f"{type(value).__name__} of absurd size"
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."

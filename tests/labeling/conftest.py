@@ -27,6 +27,7 @@ from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.labeling.web.app import create_app
 
 PASSWORD = "correct horse battery"
+PATIENCE = 60.0  # seconds for a server to answer, as the machine may be busy with other tests
 
 
 def missing(what: str) -> None:

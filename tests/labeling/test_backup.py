@@ -154,27 +154,30 @@ def test_nothing_is_overwritten(
 
 
 def test_any_byte_that_is_wrong_is_noticed(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Cut short or changed anywhere: refused, or, where SQLite keeps nothing, restored as it was."""
+    """Cut short, or changed anywhere or within the key: refused, or, where SQLite keeps nothing, restored as it was."""
     whole, chance = made.read_bytes(), Random(0)
     restore(made, tmp_path / "good")
     with closing(existing_workspace(tmp_path / "good")) as workspace:
-        good = rows(workspace)
+        good, key = rows(workspace), workspace.key
+    start = whole.index(key.hex().encode())
+    places = range(len(whole)), range(len(whole)), range(start, start + 2 * len(key))
     refusals = 0
-    for i in range(24):
-        content, at = bytearray(whole), chance.randrange(len(whole))
+    for i in range(36):
+        content, at = bytearray(whole), chance.choice(places[i % 3])
         content[at] ^= 1 << chance.randrange(8)
         file, folder = tmp_path / f"b{i}", tmp_path / f"w{i}"
         file.write_bytes(whole[:at] if i % 3 == 0 else content)
         if main(["label", "restore", str(file), str(folder)]) == 0:
             with closing(existing_workspace(folder)) as workspace:
                 assert rows(workspace) == good, at
+                assert workspace.key == key, at
         else:
             refusals += 1
             told = capsys.readouterr().err
             assert file.name in told
             assert told.count("\n") == 1
             assert not folder.exists()
-    assert refusals >= 8
+    assert refusals >= 20
     assert not list(tmp_path.glob(".*"))
 
 
@@ -209,7 +212,8 @@ def test_hostile_backups(harm: str, made: Path, tmp_path: Path, capsys: pytest.C
     with closing(sqlite3.connect(file)) as connection:
         connection.executescript(HARM[harm])
         if harm not in ("endless view", "view of itself", "computed column", "table missing"):
-            digest = _digest(connection, NAMES)  # made right again, as somebody who means harm would
+            about = dict(connection.execute("SELECT name, value FROM backup"))
+            digest = _digest(connection, about, NAMES)  # made right again, as somebody who means harm would
             connection.execute("UPDATE backup SET value = ? WHERE name = 'digest'", [digest])
         connection.commit()
     assert "backup: " in refused(file, tmp_path / "w", capsys)

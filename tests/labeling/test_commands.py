@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,7 +23,7 @@ from tutelage.labeling.database import existing_workspace, open_workspace
 from tutelage.labeling.schema import invites, prompts, tasks
 from tutelage.records import Completion
 
-from .conftest import PASSWORD
+from .conftest import PASSWORD, add
 
 
 def write(path: Path, *rows: dict[str, Any]) -> str:
@@ -351,3 +354,33 @@ def test_a_dry_run_tells_the_same_and_keeps_nothing(
         assert rehearsed == [*capsys.readouterr().out.splitlines(), "dry run: nothing of this was written"]
         (tmp_path / "taken.jsonl").unlink(missing_ok=True)
     assert held() == [4, 7]
+
+
+def test_a_dry_run_of_collect_leaves_the_workspace_alone(
+    tmp_path: Path, folders: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A killed server's: with a log, and readable by others, as an earlier version left files."""
+    with closing(open_workspace(tmp_path / "open")) as workspace:
+        add(workspace, "Ann")
+        shutil.copytree(tmp_path / "open", tmp_path / "w")
+    for path in (tmp_path / "w").iterdir():
+        path.chmod(0o644)
+    asked = write(tmp_path / "p.jsonl", *({"prompt": f"What is {i} times {i}?"} for i in range(3)))
+    words = ["collect", "--policy", folders("llama"), "--prompts", asked, "--k", "2", "--output", tmp_path / "out"]
+    command = [*map(str, words), "--max-new-tokens", "4", "--workspace"]
+
+    def files() -> dict[str, tuple[bytes, int]]:
+        return {path.name: (path.read_bytes(), path.stat().st_mode) for path in (tmp_path / "w").iterdir()}
+
+    before = files()
+    assert before["labeling.db-wal"][0]
+    assert main([*command, str(tmp_path / "w"), "--dry-run"]) == 0
+    assert files() == before
+    assert main([*command, str(tmp_path / "none"), "--dry-run"]) == 2
+    assert "no labeling workspace" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "w")]) == 0
+    assert "tasks queued" in capsys.readouterr().err
+    before = files()
+    assert set(before) == {"labeling.db", "secret.key"}  # closed, so without a log
+    assert main([*command, str(tmp_path / "w"), "--dry-run"]) == 0  # done already
+    assert files() == before

@@ -24,7 +24,7 @@ from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.labeling.schema import answers, assignments, events, tasks
 from tutelage.records import Completion, Prompt
 
-from .conftest import PASSWORD, Postgres, Server, add, free_port
+from .conftest import PASSWORD, PATIENCE, Postgres, Server, add, free_port
 
 LABELERS = 6
 ENOUGH = 25  # acknowledged answers after which the server is killed
@@ -68,7 +68,7 @@ class Client(threading.Thread):
         return self
 
     def run(self) -> None:
-        with httpx.Client(base_url=self.url, cookies=self.cookies, timeout=30) as web:
+        with httpx.Client(base_url=self.url, cookies=self.cookies, timeout=PATIENCE) as web:
             try:
                 if not self.cookies:
                     web.post("/sign-in", data={"name": self.person, "password": PASSWORD})
@@ -92,7 +92,7 @@ class Client(threading.Thread):
 
     def send_again(self) -> None:
         """All that was sent, acknowledged or not."""
-        with httpx.Client(base_url=self.url, cookies=self.cookies, timeout=30) as web:
+        with httpx.Client(base_url=self.url, cookies=self.cookies, timeout=PATIENCE) as web:
             for place in self.sent:
                 self.submit(web, place)
 

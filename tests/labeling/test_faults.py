@@ -6,6 +6,7 @@ Full disks are small file systems in memory, which need root: a visible skip els
 from __future__ import annotations
 
 import json
+import logging
 import re
 import resource
 import shutil
@@ -20,17 +21,18 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 from starlette.testclient import TestClient
 
 from tutelage.cli import main
 from tutelage.labeling import accounts, assignment, exchange, queue, schema
 from tutelage.labeling.database import Workspace, existing_workspace, open_workspace
 from tutelage.labeling.engines import Unavailable
-from tutelage.labeling.web.app import create_app
+from tutelage.labeling.web import security
+from tutelage.labeling.web.app import Printable, create_app
 from tutelage.records import Completion, Prompt
 
-from .conftest import PASSWORD, add, free_port
+from .conftest import PASSWORD, PATIENCE, add, free_port
 from .test_durability import Client, number, stored
 
 LABELERS = 3
@@ -61,7 +63,7 @@ class Patient(Client):
     stop = False
 
     def run(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=60) as web:
+        with httpx.Client(base_url=self.url, timeout=PATIENCE) as web:
             self.until(web, "/sign-in", {"name": self.person, "password": PASSWORD})
             while not self.stop:
                 place = self.until(web, "/next", {}).headers["location"]
@@ -210,7 +212,10 @@ def test_what_cannot_be_kept_is_not_acknowledged(gone: str, tmp_path: Path) -> N
     """SQLite goes on writing into a deleted file; nobody is told that an answer was stored there."""
     folder, log, port = tmp_path / "w", tmp_path / "log", free_port()
     to_rank(folder, 50)
-    with serving(folder, port, log) as server, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as web:
+    with (
+        serving(folder, port, log) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as web,
+    ):
         web.post("/sign-in", data={"name": "Labeler 0", "password": PASSWORD})
         place = web.post("/next").headers["location"]
         key = re.search(r'name="key" value="([^"]+)"', web.get(place).text)
@@ -226,6 +231,29 @@ def test_what_cannot_be_kept_is_not_acknowledged(gone: str, tmp_path: Path) -> N
         assert server.wait(60) == 0
     assert "Traceback" not in log.read_text()
     assert "was deleted or replaced" in log.read_text()
+
+
+def test_the_servers_log_tells_no_secrets(sqlite: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an outage it names page and cause: no answer, no link that lets somebody in, nothing a terminal obeys."""
+    add(sqlite, "Ann")
+    with sqlite.write() as connection:
+        queue.queue_prompts(connection, "demonstration", [Prompt(id="p", text="q")])
+    lines: list[str] = []
+    monkeypatch.setattr(security.log, "error", lines.append)
+    browser = TestClient(create_app(sqlite), follow_redirects=False)
+    browser.post("/sign-in", data={"name": "Ann", "password": PASSWORD})
+    place = browser.post("/next", data={"kind": "demonstration"}).headers["location"]
+    event.listen(sqlite.engine, "connect", lambda raw, _: raw.execute("PRAGMA max_page_count=1"))  # a full disk
+    sqlite.engine.dispose()
+    form = {"completion": "my private answer " * 9999, "key": "k" * 20}
+    assert browser.post(f"{place}/submit", data=form).status_code == 503
+    (sqlite.folder / "labeling.db").unlink()
+    assert browser.get("/join/SECRETLINK%1b]0;OWNED%07").status_code == 503
+    assert lines[0] == "POST /task/{number}/submit: database or disk is full"
+    assert lines[1].startswith("GET /join/{token}: database: ")
+    assert "SECRET" not in lines[1]
+    assert "was deleted" in lines[1]
+    assert Printable("%(message)s").format(logging.makeLogRecord({"msg": "a\x1b]0;OWNED\x07"})) == "a\\x1b]0;OWNED\\x07"
 
 
 def test_deleted_while_it_is_written(sqlite: Workspace) -> None:

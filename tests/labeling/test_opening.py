@@ -11,19 +11,22 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from tutelage.cli import main
-from tutelage.labeling import accounts, assignment, queue
+from tutelage.labeling import accounts, assignment, database, queue
 from tutelage.labeling.database import Workspace, existing_workspace, open_workspace
+from tutelage.labeling.web.app import create_app
 from tutelage.records import Prompt
 
-from .conftest import PASSWORD, add
+from .conftest import PASSWORD, PATIENCE, add
 from .test_durability import serving
 
 # Opens workspaces in children, each killed before its nth call that could reach a disk or a database.
@@ -198,8 +201,8 @@ def with_texts(folder: Path) -> None:
                 assignment.submit(connection, lena, mine, body, f"{i:020d}")
 
 
-def holding(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if b"MARK" in path.read_bytes()]
+def holding(folder: Path, text: bytes = b"MARK") -> list[str]:
+    return [path.name for path in folder.iterdir() if text in path.read_bytes()]
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -207,7 +210,7 @@ def test_erased_is_erased_at_once_and_however_the_server_ends(tmp_path: Path, en
     folder = tmp_path / "w"
     with_texts(folder)
     assert holding(folder)
-    with serving(folder) as (url, server), httpx.Client(base_url=url, timeout=30) as web:
+    with serving(folder) as (url, server), httpx.Client(base_url=url, timeout=PATIENCE) as web:
         web.post("/sign-in", data={"name": "Olga", "password": PASSWORD})
         assert web.post("/prompts/erase-user", data={"user": "u", "sure": "yes"}).status_code == 303
         assert holding(folder) == []
@@ -235,6 +238,40 @@ os._exit(9)
     assert "labeling.db" in holding(folder)
     with closing(open_workspace(folder)):
         assert holding(folder) == []
+
+
+def test_texts_that_a_reader_keeps_are_told_of_and_go_after_the_reading(
+    sqlite: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By page, they go with the next write; by command, it waits for the reading to end."""
+    monkeypatch.setattr(database, "BUSY_MILLISECONDS", 100)
+    asked = [Prompt(id=f"p{user}", text=f"MARK prompt of {user}", user=user) for user in ("u", "v")]
+    add(sqlite, "Olga", "owner")
+    with sqlite.write() as connection:
+        queue.queue_prompts(connection, "demonstration", asked)
+    browser = TestClient(create_app(sqlite))
+    browser.post("/sign-in", data={"name": "Olga", "password": PASSWORD})
+    words = "Texts that were erased may still be"
+    with sqlite.read() as reading:
+        accounts.whose_session(reading, "x")
+        assert words in browser.post("/prompts/erase-user", data={"user": "u", "sure": "yes"}).text
+        add(sqlite, "Lena")
+        assert words in browser.get("/prompts").text
+        assert "labeling.db-wal" in holding(sqlite.folder, b"of u")
+    add(sqlite, "Lea")
+    assert holding(sqlite.folder, b"of u") == []
+    assert words not in browser.get("/prompts").text
+    with sqlite.read() as reading:
+        accounts.whose_session(reading, "x")
+        eraser = threading.Thread(target=main, args=[["label", "erase", str(sqlite.folder), "--user", "v"]])
+        eraser.start()
+        eraser.join(3)
+        assert eraser.is_alive()
+        assert "1 prompts erased" in (output := capsys.readouterr().out)
+        assert "somebody is reading the database" in output
+        assert holding(sqlite.folder, b"of v")
+    eraser.join(30)
+    assert holding(sqlite.folder, b"of v") == []
 
 
 def test_a_reader_does_not_keep_erased_texts_for_good(sqlite: Workspace) -> None:

@@ -18,7 +18,7 @@ from tutelage.labeling.schema import answers, assignments, completions
 from tutelage.labeling.web.work import seconds_in_view
 from tutelage.records import Completion, Prompt
 
-from .conftest import Server, add, session_of
+from .conftest import PATIENCE, Server, add, session_of
 
 TEXTS = ("A frog.", "Two toads.", "Three newts.")
 SECRETS = ("sft-secret", "ppo-secret", "base-secret")  # policies' names
@@ -52,7 +52,9 @@ def visit(workspace: Workspace, serve: Callable[[Workspace], Server], seen: list
 
     def come(name: str = "Ada", **what: str) -> httpx.Client:
         cookies = {"tutelage_session": session_of(workspace, add(workspace, name, **what))}
-        clients.append(httpx.Client(base_url=place, cookies=cookies, event_hooks={"response": [note]}))
+        clients.append(
+            httpx.Client(base_url=place, cookies=cookies, timeout=PATIENCE, event_hooks={"response": [note]})
+        )
         return clients[-1]
 
     yield come
@@ -425,9 +427,9 @@ def test_what_is_not_there_is_not_found(workspace: Workspace, visit: Visit) -> N
 def test_pages_are_for_who_signed_in(workspace: Workspace, serve: Callable[[Workspace], Server]) -> None:
     place = serve(workspace).url
     for address in ("/", "/mine", "/task/1", "/guide/ranking"):
-        assert httpx.get(place + address).headers["location"] == "/sign-in"
+        assert httpx.get(place + address, timeout=PATIENCE).headers["location"] == "/sign-in"
     for address in ("/next", "/task/1/submit", "/task/1/draft", "/task/1/skip", "/task/1/correct"):
-        assert httpx.post(place + address, data={}).headers["location"] == "/sign-in"
+        assert httpx.post(place + address, data={}, timeout=PATIENCE).headers["location"] == "/sign-in"
 
 
 def test_own_answers_are_the_last_hundred_newest_first(workspace: Workspace) -> None:

@@ -71,8 +71,8 @@ def _keep_freed_memory() -> None:
 
     Each pass takes it again, at a page fault for every 4 KiB. Where its environment tells it how, that stays.
     """
-    told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    if not told and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # glibc's
+    configured = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if not configured and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # glibc's
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
         mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that it takes, on 64 bits
 

@@ -261,9 +261,9 @@ def skip(
         raise Conflict(f"this task is {row.state} already")
     if reason not in SKIP_REASONS:
         raise Mistake(f"choose a reason: {', '.join(SKIP_REASONS)}")
-    told = {"reason": reason, "note": note[:2000]}
+    skipped = {"reason": reason, "note": note[:2000]}
     connection.execute(
-        update(assignments).where(assignments.c.id == assignment).values(state="skipped", skipped=told, draft=None)
+        update(assignments).where(assignments.c.id == assignment).values(state="skipped", skipped=skipped, draft=None)
     )
     record(connection, "skipped", person=person, subject=row.task, now=now, reason=reason)
 

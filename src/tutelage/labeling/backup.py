@@ -1,7 +1,7 @@
 """Backup and restore of a workspace, while people work, from either database into either.
 
 A backup is one SQLite file: the tables as a single transaction saw them, and in a table `backup` the key, the revision
-of the tables and a digest of their rows. Such a file names no other file and is as large as what it holds, so a hostile
+of the tables and a digest of it all. Such a file names no other file and is as large as what it holds, so a hostile
 one can neither write elsewhere nor grow; of its tables the rows alone are taken, into tables made here. Sessions and
 links are left out: who was signed out, or has used a link, since the backup was made must not get in by it.
 """
@@ -28,8 +28,10 @@ from sqlalchemy.exc import DBAPIError
 from tutelage.labeling import schema
 from tutelage.labeling.database import FILE, KEY, KEY_BYTES, URL, Workspace, record, write_private
 from tutelage.labeling.engines import begin_write, head, in_words, known, make_engine, prepare_file, upgrade
+from tutelage.terminal import reason
 
-FORMAT = "tutelage workspace 1"
+FORMAT = "tutelage workspace 2"
+COVERED = ("format", "made", "revision", "key")  # by the digest, beside the rows
 LEFT_OUT = ("sessions", "invites")
 TABLES = [table for table in schema.metadata.sorted_tables if table.name not in LEFT_OUT]
 ROWS = 1000  # copied at a time
@@ -51,10 +53,8 @@ def backup(workspace: Workspace, path: Path) -> dict[str, int]:
         with closing(sqlite3.connect(place / FILE)) as written, written:
             written.execute("PRAGMA journal_mode=DELETE")  # one file, complete by itself
             written.execute("CREATE TABLE backup (name TEXT PRIMARY KEY, value TEXT)")
-            about = {
-                "format": FORMAT, "made": str(time.time()), "revision": head(), "key": workspace.key.hex(),
-                "digest": _digest(written, sorted(counts)),
-            }  # fmt: skip
+            about = {"format": FORMAT, "made": str(time.time()), "revision": head(), "key": workspace.key.hex()}
+            about["digest"] = _digest(written, about, sorted(counts))
             written.executemany("INSERT INTO backup VALUES (?, ?)", about.items())
         os.replace(place / FILE, path)
     with workspace.write() as connection:
@@ -119,9 +119,9 @@ def _copy(source: Connection, target: Connection, table: Table) -> int:
     return number
 
 
-def _digest(connection: sqlite3.Connection, tables: list[str]) -> str:
-    """sha256 of all rows, as the file holds them."""
-    digest = hashlib.sha256()
+def _digest(connection: sqlite3.Connection, about: dict[str, str], tables: list[str]) -> str:
+    """sha256 of what a backup says of itself and of all rows, as the file holds them."""
+    digest = hashlib.sha256(json.dumps([about.get(name) for name in COVERED], default=bytes.hex).encode())
     for name in tables:
         for row in connection.execute(f'SELECT * FROM "{name}" ORDER BY 1'):
             digest.update(json.dumps([name, *row], default=bytes.hex).encode())
@@ -134,16 +134,16 @@ def _read(path: Path, target: Path) -> bytes:
         source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         with closing(source):
             source.execute("PRAGMA trusted_schema=OFF")
-            if (told := source.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                raise ValueError(" ".join(told.split()))
+            if (state := source.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise ValueError(reason(state))
             about = _about(source)
             with _sqlite(target) as engine:
                 upgrade(engine, revision=about["revision"])
                 engine.dispose()
                 with closing(sqlite3.connect(target)) as made, made:
                     tables = _take(source, made)
-                if about["digest"] != _digest(source, tables):
-                    raise ValueError("its rows are not those that were written")
+                if about.get("digest") != _digest(source, about, tables):
+                    raise ValueError("its content is not what was written")
                 upgrade(engine)
     except (sqlite3.Error, ValueError, OverflowError) as error:
         raise ValueError(f"backup: {path} is damaged, or no backup: {error}; use another one") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,6 +23,10 @@ from tutelage.strict_json import dumps
 from tutelage.terminal import message
 
 Purpose = Literal["work", "screening", "gold"]
+READERS = (
+    "somebody is reading the database (a backup, say), and until they are done its files still hold the texts; "
+    "waiting for that"
+)
 
 
 def serve(folder: Path, host: str, port: int, database: str | None) -> None:
@@ -217,6 +222,11 @@ def erase(folder: Path, user: str, dry_run: bool = False) -> None:
             except LookupError as error:
                 raise ValueError(str(error)) from None
         print(f"{number} prompts erased; files exported before still hold them: delete those, and export again")
+        if workspace.keeps_erased and not dry_run:
+            print(READERS, flush=True)
+            while workspace.keeps_erased:
+                time.sleep(1)
+                workspace.empty_log()
 
 
 def status(folder: Path) -> None:
@@ -239,15 +249,15 @@ def back_up(folder: Path, file: Path) -> None:
     """Write the whole workspace into one file, while people work."""
     with closing(existing_workspace(folder)) as workspace:
         counts = backup.backup(workspace, file)
-    print(f"{file}: {_told(counts)}; it holds the workspace's key, so keep it as secret as the workspace")
+    print(f"{file}: {_counted(counts)}; it holds the workspace's key, so keep it as secret as the workspace")
 
 
 def restore(file: Path, folder: Path, database: str | None) -> None:
     """Make a workspace of a backup, in a new folder."""
     counts = backup.restore(file, folder, database)
     existing_workspace(folder).close()
-    print(f"{folder}: {_told(counts)}; everybody signs in again, and links that were not used are gone")
+    print(f"{folder}: {_counted(counts)}; everybody signs in again, and links that were not used are gone")
 
 
-def _told(counts: dict[str, int]) -> str:
+def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in ("people", "prompts", "tasks", "answers"))

@@ -12,11 +12,12 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ class Workspace:
         self._file = sqlite_file(engine)
         self._inode = self._file and self._file.stat().st_ino
         self._log: int | None = None  # the inode of SQLite's log, which stays while a connection is open
+        self.keeps_erased = False  # whether what was erased may still be in SQLite's files, as somebody reads
 
     def rehearse(self) -> None:
         """Keep nothing of what is written from now on."""
@@ -113,14 +115,22 @@ class Workspace:
                 if self._rehearsal:
                     connection.rollback()
             self._still_there(written=True)  # deleted meanwhile? Then nobody is told that this was stored
+            if self.keeps_erased:
+                with suppress(sqlite3.OperationalError):  # what was written is kept, in the log
+                    self.empty_log()
 
     @contextmanager
     def erase(self) -> Iterator[Connection]:
-        """A write whose old texts are gone from SQLite's files when it ends, its write-ahead log included."""
+        """A write whose old texts are gone from SQLite's files when it ends, its write-ahead log included.
+
+        If somebody reads on for longer than SQLite waits, `keeps_erased` says that they are still there. They go with
+        the first write after the reading, or when the workspace is closed.
+        """
         with self.write() as connection:
             yield connection
-        with self._writers:
-            self._empty_log(waiting=True)
+        if not self._rehearsal:
+            with self._writers:
+                self.empty_log(waiting=True)
 
     def _still_there(self, written: bool = False) -> None:
         """SQLite would go on writing into a file that was deleted, and all of it would be lost with this process."""
@@ -141,18 +151,19 @@ class Workspace:
         except OSError:
             return False
 
-    def _empty_log(self, waiting: bool) -> None:
+    def empty_log(self, waiting: bool = False) -> None:
         """Move SQLite's write-ahead log into the database and truncate it; unless `waiting`, only if nobody reads."""
         if self._file is None:
             return
+        self.keeps_erased = True  # also where it fails, as on a full disk
         connection = self.engine.raw_connection()
+        cursor = connection.cursor()
         try:
-            cursor = connection.cursor()
-            if not waiting:
-                cursor.execute("PRAGMA busy_timeout=0")
-            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            cursor.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
+            cursor.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS if waiting else 0}")
+            busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self.keeps_erased = bool(busy)
         finally:
+            cursor.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
             connection.close()
 
     def pseudonym(self, kind: str, name: str) -> str:
@@ -163,7 +174,7 @@ class Workspace:
         """Give all connections back, with nothing left in SQLite's log."""
         try:
             if self._is_there():
-                self._empty_log(waiting=False)
+                self.empty_log()
         finally:
             self.engine.dispose()
 
@@ -202,7 +213,7 @@ def open_workspace(folder: Path, database: str | None = None) -> Workspace:
             for path in (key, place, *files_of(engine)):
                 make_private(path)
             workspace = Workspace(folder, engine, secret)
-            workspace._empty_log(waiting=False)  # what was erased before a crash may still be in it
+            workspace.empty_log()  # what was erased before a crash may still be in it
     except BaseException:
         engine.dispose()
         raise
@@ -215,9 +226,18 @@ def existing_workspace(folder: Path) -> Workspace:
     Raises:
         ValueError: if there is none.
     """
+    require_workspace(folder)
+    return open_workspace(folder)
+
+
+def require_workspace(folder: Path) -> None:
+    """Look for a workspace without touching it.
+
+    Raises:
+        ValueError: if there is none.
+    """
     if not (folder / KEY).exists():
         raise ValueError(f"workspace: {folder} is no labeling workspace; `tutelage label serve {folder}` makes one")
-    return open_workspace(folder)
 
 
 def record(
@@ -226,8 +246,8 @@ def record(
 ) -> float:  # fmt: skip
     """Append an event to the audit, in the transaction of the act that it tells of; returns its time."""
     at = time.time() if now is None else now
-    told = None if subject is None else str(subject)
-    connection.execute(_RECORD, {"at": at, "person": person, "kind": kind, "subject": told, "detail": detail})
+    name = None if subject is None else str(subject)
+    connection.execute(_RECORD, {"at": at, "person": person, "kind": kind, "subject": name, "detail": detail})
     return at
 
 

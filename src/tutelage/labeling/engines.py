@@ -21,6 +21,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
+from tutelage.terminal import reason
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 WRITERS = 0x7475_7465  # the advisory lock's number, any that nobody else uses
 _LOCK = text(f"SELECT pg_advisory_xact_lock({WRITERS})")
@@ -30,7 +32,7 @@ WAIT_SECONDS = 20.0  # for a database that is being restarted
 
 
 class Unavailable(OSError):
-    """The database cannot be used just now, for no fault of whoever asked; nothing was stored."""
+    """The database cannot be used just now, and nothing was stored; the request itself was all right."""
 
 
 @contextmanager
@@ -45,11 +47,11 @@ def in_words(engine: Engine | None = None) -> Iterator[None]:
     except (DatabaseError, sqlite3.DatabaseError) as error:
         if not is_outage(error):
             raise
-        reason = " ".join(str(getattr(error, "orig", error)).split())
-        broken = "malformed" in reason or "not a database" in reason
+        cause = reason(getattr(error, "orig", None) or error)
+        broken = "malformed" in cause or "not a database" in cause
         remedy = "; it is damaged: restore a backup into another folder" if broken else ""
-        raise ValueError(f"database: cannot use {engine.url!r}: {reason}{remedy}" if engine else
-                         f"database: {reason}{remedy}") from None  # fmt: skip
+        raise ValueError(f"database: cannot use {engine.url!r}: {cause}{remedy}" if engine else
+                         f"database: {cause}{remedy}") from None  # fmt: skip
 
 
 def is_outage(error: BaseException) -> bool:
@@ -71,7 +73,10 @@ def make_engine(url: str) -> Engine:
         if dialect == "sqlite" and make_url(url).database in (None, "", ":memory:"):
             raise ValueError("database: a workspace in memory would be lost; use sqlite:///FILE")
         # The ping costs a round trip, and saves whoever comes first after PostgreSQL was restarted.
-        engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=10, pool_pre_ping=dialect == "postgresql")
+        # No error quotes what somebody wrote, as errors go to the server's log.
+        engine = create_engine(
+            url, pool_size=CONNECTIONS, max_overflow=10, pool_pre_ping=dialect == "postgresql", hide_parameters=True
+        )
     except ArgumentError:
         raise ValueError(
             "database: not a URL; expected sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
@@ -163,10 +168,11 @@ def check(engine: Engine) -> None:
     """
     if engine.dialect.name == "sqlite":
         with engine.connect() as connection:
-            told = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-        if told != "ok":
-            reason = " ".join(str(told).split())
-            raise ValueError(f"database: {engine.url!r} is damaged: {reason}; restore a backup into another folder")
+            state = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        if state != "ok":
+            raise ValueError(
+                f"database: {engine.url!r} is damaged: {reason(state)}; restore a backup into another folder"
+            )
 
 
 def _scripts() -> tuple[Config, ScriptDirectory]:

@@ -301,7 +301,7 @@ def _completions(r: Answered) -> tuple[Completion, ...]:
     )
 
 
-class _Told(BaseModel):
+class _ImportedRow(BaseModel):
     """What an imported row may say beside its ranking."""
 
     labeler: Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
@@ -332,18 +332,18 @@ def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
         there = {p.pseudonym: p for p in connection.execute(select(people))}
         for number, (prompt, row) in enumerate(rows, start=1):
             try:
-                told = _Told.model_validate({k: v for k, v in row.items() if v is not None})
-                ranking = _imported(prompt, told)
+                item = _ImportedRow.model_validate({k: v for k, v in row.items() if v is not None})
+                ranking = _imported(prompt, item)
                 counts["prompts"] += queue.add_prompts(connection, [prompt])
                 order = sorted(zip((c.text for c in ranking.completions), ranking.ranks, strict=True))
                 said = json.dumps(
-                    [prompt.id, told.labeler, order]
+                    [prompt.id, item.labeler, order]
                 )  # whatever else a row tells, that is the same answer
                 key = f"import-{hashlib.sha256(said.encode()).hexdigest()}"
                 if connection.execute(select(answers.c.id).where(answers.c.key == key)).first():
                     counts["there already"] += 1
                     continue
-                arm, name = told.arm, told.labeler
+                arm, name = item.arm, item.labeler
                 if name not in there:
                     person = accounts.add_person(connection, workspace, name, arm=arm, status="paused", pseudonym=name)
                     there[name] = connection.execute(select(people).where(people.c.id == person)).one()
@@ -352,7 +352,7 @@ def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
                     raise ValueError(f"labeler {name!r} works in this workspace, so the answer is here already")
                 if there[name].arm != arm:
                     raise ValueError(f"labeler {name!r} is of the {there[name].arm} arm, not of {arm!r}")
-                _store(connection, ranking, there[name].id, page, key, told, row)
+                _store(connection, ranking, there[name].id, page, key, item, row)
                 counts["rankings"] += 1
             except ValueError as error:
                 raise ValueError(f"{path}: row {number}: {one_line(error)}") from None
@@ -360,11 +360,11 @@ def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
     return dict(counts)
 
 
-def _imported(prompt: Prompt, told: _Told) -> Ranking:
-    given = read_completions(told.completions)
-    ranking = Ranking(prompt=prompt, completions=tuple(given), ranks=tuple(told.ranks), labeler=told.labeler)
+def _imported(prompt: Prompt, item: _ImportedRow) -> Ranking:
+    given = read_completions(item.completions)
+    ranking = Ranking(prompt=prompt, completions=tuple(given), ranks=tuple(item.ranks), labeler=item.labeler)
     best: dict[str, int] = {}  # identical completions are one, under its better rank
-    for completion, rank in zip(given, told.ranks, strict=True):
+    for completion, rank in zip(given, item.ranks, strict=True):
         best[completion.text] = min(rank, best.get(completion.text, rank))
     kept = {c.text: c for c in reversed(given)}
     places = sorted(set(best.values()))  # 1, 3, 7 means 1, 2, 3
@@ -373,29 +373,29 @@ def _imported(prompt: Prompt, told: _Told) -> Ranking:
 
 
 def _store(
-    connection: Connection, ranking: Ranking, person: int, page: int, key: str, told: _Told, row: dict[str, Any]
+    connection: Connection, ranking: Ranking, person: int, page: int, key: str, item: _ImportedRow, row: dict[str, Any]
 ) -> None:
     """One imported ranking as a task that is done."""
     k = len(ranking.completions)
-    body = {"ranks": list(ranking.ranks), "ratings": told.ratings if len(told.ratings) == k else []}
+    body = {"ranks": list(ranking.ranks), "ratings": item.ratings if len(item.ratings) == k else []}
     body |= {name: row[name] for name in ("annotations", "note") if row.get(name)}
     answer = read_answer("ranking", k, bool(body["ratings"]), body)
     task = queue.add_task(
         connection, "ranking", ranking.prompt, ranking.completions, rate=bool(body["ratings"]), capacity=1
     )
     connection.execute(update(tasks).where(tasks.c.id == task).values(open=False))
-    order = told.order if sorted(told.order) == list(range(k)) else list(range(k))
+    order = item.order if sorted(item.order) == list(range(k)) else list(range(k))
     assignment = connection.execute(
         insert(assignments)
         .values(
-            task=task, person=person, state="submitted", order=order, instruction=page, leased=told.at, expires=told.at
+            task=task, person=person, state="submitted", order=order, instruction=page, leased=item.at, expires=item.at
         )
         .returning(assignments.c.id)
     ).scalar_one()  # fmt: skip
     connection.execute(
         insert(answers).values(
             assignment=assignment, number=1, body=answer.model_dump(mode="json"), instruction=page,
-            seconds=told.seconds, active_seconds=told.active_seconds, key=key, created=told.at,
+            seconds=item.seconds, active_seconds=item.active_seconds, key=key, created=item.at,
         )
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 
 from jinja2 import Environment
 
@@ -24,14 +25,16 @@ MEMORY = 1 << 30  # bytes
 
 
 class TooMuch(Exception):
-    """A template took too long, or too much memory."""
+    """A template takes too long or too much memory, or might."""
 
-    def __init__(self) -> None:
-        super().__init__(f"it takes more than {SECONDS:.0f} s or {MEMORY >> 20} MiB; use another model")
+    def __init__(self, why: str = "") -> None:
+        why = why or f"has no end: it takes more than {SECONDS:.0f} s or {MEMORY >> 20} MiB"
+        super().__init__(f"{why}; use another model")
 
 
-_lock = threading.Lock()
-_ends: dict[int, float] = {}  # threads that render, and the processor time at which they have to be done
+_one = threading.Lock()  # one template at a time, as the limit of memory is the whole process's
+_guard = threading.Lock()  # of what follows
+_deadline: tuple[int, float] | None = None  # the thread that renders, and the processor time at which it must be done
 
 
 @lru_cache(maxsize=1)
@@ -39,12 +42,14 @@ def _watcher() -> threading.Thread:
     """The thread that watches, started on first use."""
 
     def watch() -> None:
+        global _deadline
         while True:
             time.sleep(SECONDS / 20)
-            with _lock:
-                for thread in [thread for thread, end in _ends.items() if time.process_time() > end]:
-                    del _ends[thread]
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TooMuch))
+            with _guard:
+                if _deadline and time.process_time() > _deadline[1]:
+                    thread = ctypes.c_ulong(_deadline[0])
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TooMuch))
+                    _deadline = None
 
     thread = threading.Thread(target=watch, name="template watch", daemon=True)
     thread.start()
@@ -53,27 +58,30 @@ def _watcher() -> threading.Thread:
 
 @contextmanager
 def bounded(template: str) -> Iterator[None]:
-    """What is rendered within has an end.
+    """Limit the time and memory of rendering a template; other threads that render wait.
 
     Raises:
         TooMuch: if it took too long or too much memory, or the template raises to a power.
     """
+    global _deadline
     if _has_power(template):
-        raise TooMuch
+        raise TooMuch("raises to a power (`**`), which may take for ever")
     _watcher()
-    me = threading.get_ident()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    try:
-        with _lock:
-            _ends[me] = time.process_time() + SECONDS
-        _limit_memory(*before)
-        yield
-    except (MemoryError, RecursionError):
-        raise TooMuch from None
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-        with _lock:
-            _ends.pop(me, None)
+    with _one:
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        try:
+            with _guard:
+                _deadline = threading.get_ident(), time.process_time() + SECONDS
+            _limit_memory(*before)
+            yield
+        except (MemoryError, RecursionError):
+            raise TooMuch from None
+        finally:
+            try:
+                with _guard:
+                    _deadline = None
+            finally:  # even if the watcher's error arrives only now
+                resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _limit_memory(soft: int, hard: int) -> None:
@@ -89,5 +97,6 @@ def _limit_memory(soft: int, hard: int) -> None:
 
 @lru_cache
 def _has_power(template: str) -> bool:
-    """Whether a template raises to a power."""
-    return any(kind == "operator" and text == "**" for _, kind, text in Environment().lex(template))
+    """Whether a template raises to a power; a `**` after a comma or an opening bracket unpacks keywords."""
+    tokens = [(kind, text) for _, kind, text in Environment().lex(template) if kind != "whitespace"]
+    return any(token == ("operator", "**") and before[1] not in ("(", ",") for before, token in pairwise(tokens))

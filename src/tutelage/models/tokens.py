@@ -200,7 +200,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], read
         with bounded(tokenizer.get_chat_template()):
             return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ready)
     except TooMuch as error:
-        raise ValueError(f"the chat template of {folder} has no end: {error}") from None
+        raise ValueError(f"the chat template of {folder} {error}") from None
     except Exception as error:  # a template is a program: it may divide by zero
         roles = ", ".join(turn["role"] for turn in turns)
         raise Refusal(f"the chat template of {folder} refuses turns of {roles}: {reason(error)}") from None

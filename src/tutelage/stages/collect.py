@@ -10,13 +10,14 @@ are queued there as ranking tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from random import Random
 from typing import Any
 
 from tutelage.datasets import read_demonstrations, read_prompts
 from tutelage.labeling.candidates import queue_candidates, write_candidates
-from tutelage.labeling.database import existing_workspace
+from tutelage.labeling.database import existing_workspace, require_workspace
 from tutelage.labeling.engines import in_words
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
@@ -63,7 +64,10 @@ def run(config: CollectConfig) -> None:
     k_min, k_max = int(fewest), int(most or fewest)
     if not 2 <= k_min <= k_max:
         raise ValueError(f"k={config.k!r}: expected a number or range from 2, such as 6 or 4..9")
-    workspace = existing_workspace(config.workspace) if config.workspace else None
+    if config.workspace:
+        require_workspace(config.workspace)
+        if not config.dry_run:  # as opening writes
+            existing_workspace(config.workspace).close()  # a damaged one is refused now, not after all the sampling
     run = open_run("collect", config, inputs_of(config, "prompts", "policy", "policies", "examples"))
     if run is None:
         return
@@ -125,10 +129,9 @@ def run(config: CollectConfig) -> None:
         raise ValueError(f"{config.prompts}: no prompt got two distinct completions within the models' context")
     write_candidates(run.folder / "candidates.jsonl", candidates)
     # 5. To the labelers.
-    if workspace:
-        with in_words():  # a full disk, say
+    if config.workspace:
+        with in_words(), closing(existing_workspace(config.workspace)) as workspace:  # in words: a full disk, say
             queued = queue_candidates(workspace, run.folder / "candidates.jsonl", config.rate, config.overlap)
-            workspace.close()
         # Not a result: after a kill that came between this and the end, they are queued already.
         run.say(f"{queued:,} tasks queued" if queued else "its tasks were queued before")
     run.finish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ from tutelage.labeling.database import Workspace
 from tutelage.labeling.web import entrance, manage, review, work
 from tutelage.labeling.web.render import STATIC, page
 from tutelage.labeling.web.security import Guard
+from tutelage.terminal import message
 
 
 def create_app(workspace: Workspace) -> FastAPI:
@@ -84,7 +86,18 @@ def serve(workspace: Workspace, host: str, port: int) -> None:
         print(f"First, become the owner (this link works once): {place}/join/{token}", file=sys.stderr)
     print(f"Serving {workspace.folder} at {place}; stop with Ctrl-C", file=sys.stderr, flush=True)
     signal.signal(signal.SIGTERM, _stop)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+    handler = logging.StreamHandler()
+    handler.setFormatter(Printable("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
+    # No log of addresses, as links hold tokens.
+    uvicorn.run(app, host=host, port=port, log_config=None, log_level="warning", access_log=False, server_header=False)
+
+
+class Printable(logging.Formatter):
+    """Lines of the server's log as a terminal may show them, whatever an error quotes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return message(super().format(record))
 
 
 def _stop(number: int, frame: object) -> NoReturn:

@@ -214,7 +214,7 @@ def _prompts(request: Request, owner: Any, *, read: str | None = None, content: 
         all_held = connection.execute(select(func.count()).select_from(prompts).where(is_held)).scalar_one()
     return page(
         request, "manage_prompts.html.j2", owner, counts=sorted(counts.items()), kinds=kinds, held=held,
-        all_held=all_held, read=read, content=content,
+        all_held=all_held, read=read, content=content, keeps_erased=request.app.state.workspace.keeps_erased,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tutelage.labeling.accounts import SESSION_SECONDS, Paused, whose_session
 from tutelage.labeling.engines import is_outage
+from tutelage.terminal import message, reason
 
 COOKIE = "tutelage_session"
 BODY_BYTES = 2_000_000
@@ -118,7 +119,10 @@ class Guard:
                 await PlainTextResponse("Refused: too long.", 413)(scope, receive, sealed)
             except Exception as error:
                 if is_outage(error) and not started:
-                    log.error("%s %s: %s", scope["method"], scope["path"], " ".join(str(error).split())[:500])
+                    # No address, which may hold a link's token, and no statement with what somebody wrote.
+                    page = getattr(scope.get("route"), "path", "a page")
+                    cause = reason(getattr(error, "orig", None) or error)
+                    log.error(message(f"{scope['method']} {page}: {cause[:500]}"))
                     await PlainTextResponse(OUTAGE, 503)(scope, receive, sealed)
                     return
                 if not started:  # or the answer to a mistake of ours would be the only one without the headers

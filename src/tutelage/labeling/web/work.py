@@ -135,8 +135,8 @@ def _write(request: Request) -> Iterator[Connection]:
         with request.app.state.workspace.write() as connection:
             yield connection
     except assignment.Conflict as conflict:
-        told = f"{str(conflict).capitalize()}; nothing was changed. Your answers are under My answers."
-        raise HTTPException(409, told) from None
+        refusal = f"{str(conflict).capitalize()}; nothing was changed. Your answers are under My answers."
+        raise HTTPException(409, refusal) from None
 
 
 def _show(request: Request, person: Any, number: int) -> assignment.Shown:
