@@ -18,7 +18,7 @@ from sqlalchemy import select, update
 from tutelage.cli import main
 from tutelage.datasets import read_prompts, read_rankings
 from tutelage.labeling import accounts, assignment, exchange
-from tutelage.labeling.candidates import write_candidates
+from tutelage.labeling.candidates import read_candidates, write_candidates
 from tutelage.labeling.database import existing_workspace, open_workspace
 from tutelage.labeling.schema import invites, prompts, tasks
 from tutelage.records import Completion
@@ -176,7 +176,7 @@ def test_why_nothing_is_queued(folder: Path, tmp_path: Path, capsys: pytest.Capt
     label("queue", folder, equal, "--kind", "comparison", "--baseline", "sft")
     assert capsys.readouterr().out.splitlines() == [
         "labels: 1 tasks queued",
-        "labels: 0 tasks queued; this file was queued before",
+        "labels: 0 tasks queued; this file was queued before, and its tasks stay as they were",
         "labels: 0 tasks queued; every prompt has such a task already",
         "demonstration: 1 tasks queued",
         "comparison: 0 tasks queued; every answer equals the baseline's",
@@ -225,7 +225,7 @@ RANKING = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2], "labeler":
         ("serve .", RANKING, "holds files that are not a labeling workspace"),
         ("serve file.jsonl", RANKING, "is a file; choose a folder"),
         ("queue w file.jsonl", {"prompt": "q"}, "file.jsonl:1: no field 'completions'"),
-        ("queue w file.jsonl", {"prompt": "q", "completions": ["a"]}, "cannot have 1 distinct"),
+        ("queue w file.jsonl", {"prompt": "q", "completions": ["a"]}, "needs two distinct completions, here are 1"),
         ("queue w file.jsonl", {"prompt": "q", "completions": [{"words": 1}]}, "row 1: text: Field required"),
         ("queue w file.jsonl", {"prompt": "q", "completions": "ab"}, "file.jsonl: row 1: completions is 'ab'"),
         ("queue w file.jsonl --kind comparison", {"prompt": "q", "answers": {"a": "b"}}, "needs --baseline"),
@@ -384,3 +384,42 @@ def test_a_dry_run_of_collect_leaves_the_workspace_alone(
     assert set(before) == {"labeling.db", "secret.key"}  # closed, so without a log
     assert main([*command, str(tmp_path / "w"), "--dry-run"]) == 0  # done already
     assert files() == before
+
+
+def test_a_workspace_made_anew_gets_the_tasks_of_a_finished_collect(
+    tmp_path: Path, folders: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or one restored from a backup from before they were queued."""
+    asked = write(tmp_path / "p.jsonl", *({"prompt": f"What is {i} times {i}?"} for i in range(3)))
+    words = ["collect", "--policy", folders("llama"), "--prompts", asked, "--k", "2", "--output", tmp_path / "out"]
+    command = [*map(str, words), "--max-new-tokens", "4", "--workspace", str(tmp_path / "w")]
+    for _ in range(2):
+        open_workspace(tmp_path / "w").close()
+        assert main(command) == 0
+        assert "3 tasks queued" in capsys.readouterr().err
+        assert main(command) == 0
+        assert f"its tasks are in {tmp_path / 'w'} already, and stay as they were" in capsys.readouterr().err
+        shutil.rmtree(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--policy", "none"], "none: no "),
+        (["--max-new-tokens", "1000"], "no prompt got two distinct"),
+    ],
+)
+def test_a_dry_run_of_collect_loads_the_policies(
+    words: list[str], why: str, tmp_path: Path, folders: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = write(tmp_path / "p.jsonl", {"prompt": "What is that?"})
+    command = ["collect", "--policy", str(folders("llama")), "--prompts", str(asked), "--output", str(tmp_path / "out")]
+    assert main([*command, *words, "--dry-run"]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_ranking_of_one_completion_is_refused_by_row(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completions": ["x", "y"]}, {"prompt": "b", "completions": ["x", "x"]}]
+    path = write(tmp_path / "c.jsonl", *rows)
+    with pytest.raises(ValueError, match=rf"{path}: row 2: a ranking needs two distinct completions, here are 1"):
+        read_candidates(path)

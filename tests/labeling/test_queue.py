@@ -176,7 +176,7 @@ def test_a_file_is_queued_once(workspace: Workspace, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text(json.dumps({"prompt": "q", "completions": ["a"]}) + "\n")
     for _ in range(2):  # what failed was not queued
-        with pytest.raises(ValueError, match="1 distinct"):
+        with pytest.raises(ValueError, match="here are 1"):
             candidates.queue_candidates(workspace, broken, True, 0.0)
     copy.write_text("")
     with pytest.raises(DataError, match="empty"):

@@ -22,14 +22,17 @@ def read_candidates(path: str | PathLike[str]) -> list[Candidates]:
 
     Raises:
         DataError: if the file is missing or malformed.
-        ValueError: if a prompt is empty.
+        ValueError: if a prompt is empty, or has fewer than two distinct completions.
     """
     read = []
     for number, (prompt, row) in enumerate(read_asked(path, "completions"), start=1):
         try:
-            read.append((prompt, read_completions(row["completions"])))
+            completions = read_completions(row["completions"])
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {one_line(error)}") from None
+        if (distinct := len({c.text for c in completions})) < 2:
+            raise ValueError(f"{path}: row {number}: a ranking needs two distinct completions, here are {distinct}")
+        read.append((prompt, completions))
     return read
 
 

@@ -150,7 +150,7 @@ def queue_file(
     rate = rate is not False
     if labelers < 1 or not 0 <= overlap <= 1:
         raise ValueError(f"labelers={labelers}, overlap={overlap}: expected 1 or more, and a share from 0 to 1")
-    why = "this file was queued before"
+    why = "this file was queued before, and its tasks stay as they were"
     with _opened(folder, dry_run) as workspace:
         with workspace.write() as connection:
             queue.ensure_instructions(connection)

@@ -9,9 +9,11 @@ are queued there as ranking tasks.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -25,6 +27,7 @@ from tutelage.records import Completion, Text
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.sampling.completions import Writer, complete, fits, number_copies
 from tutelage.stages.config import CollectConfig
+from tutelage.terminal import message
 
 
 def other_prompts(moved: Sequence[int], texts: Sequence[Text]) -> dict[int, int]:
@@ -42,6 +45,17 @@ def other_prompts(moved: Sequence[int], texts: Sequence[Text]) -> dict[int, int]
     del largest[max(0, len(moved) - len(largest)) :]
     order = [i for group in groups.values() for i in group]
     return dict(zip(order, order[len(largest) :] + order[: len(largest)], strict=True))
+
+
+def to_labelers(config: CollectConfig, workspace: Path) -> None:
+    """Queue the candidates as ranking tasks, unless the workspace has them."""
+    with in_words(), closing(existing_workspace(workspace)) as opened:  # in words: a full disk, say
+        queued = queue_candidates(opened, config.output / "candidates.jsonl", config.rate, config.overlap)
+    if queued:
+        told = f"{queued:,} tasks queued"
+    else:
+        told = f"its tasks are in {workspace} already, and stay as they were queued"
+    print(message(f"collect: {told}"), file=sys.stderr, flush=True)  # no result: a kill may come right after it
 
 
 def run(config: CollectConfig) -> None:
@@ -70,6 +84,8 @@ def run(config: CollectConfig) -> None:
             existing_workspace(config.workspace).close()  # a damaged one is refused now, not after all the sampling
     run = open_run("collect", config, inputs_of(config, "prompts", "policy", "policies", "examples"))
     if run is None:
+        if config.workspace and not config.dry_run:  # which may have been restored, or made anew, since
+            to_labelers(config, config.workspace)
         return
     rng = Random(config.seed)
     loaded = read_prompts(config.prompts)
@@ -80,11 +96,25 @@ def run(config: CollectConfig) -> None:
             "another; leave off_prompt out, or add prompts"
         )
     examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
+    nothing = f"{config.prompts}: no prompt got two distinct completions within the models' context"
     # 1. Who writes which completion of which prompt.
     names = list(policies)
     weights = [config.weights.get(name, 1.0) for name in names]
     slots = [(p, rng.choices(names, weights)[0]) for p in range(len(prompts)) for _ in range(rng.randint(k_min, k_max))]
     copies = number_copies(prompts[p] for p, _ in slots)
+
+    def load(name: str) -> tuple[Writer, dict[int, bool]]:
+        """A policy, and whether each prompt that it is to answer leaves room in its context."""
+        tokenizer = load_tokenizer(policies[name])
+        policy = load_policy(policies[name], tokenizer)
+        writer = Writer(name, policy, tokenizer, examples if name in config.few_shot else ())
+        asked = {p for p, n in slots if n == name}
+        return writer, {p: fits(writer, prompts[p], 2**31, config.max_new_tokens) for p in asked}
+
+    if run.dry:
+        rooms = [load(name)[1] for name in names]  # every policy is loaded, one at a time
+        if not any(ok for room in rooms for ok in room.values()):
+            raise ValueError(nothing)
     run.begin(f"{len(prompts):,} prompts, {len(slots):,} completions to sample, by {', '.join(names)}")
     # 2. Each policy writes its share.
     written: dict[int, Completion] = {}
@@ -92,10 +122,7 @@ def run(config: CollectConfig) -> None:
 
     def share(name: str) -> dict[str, Any]:
         """The completions of one policy by slot, and the prompts that are too long for it."""
-        tokenizer = load_tokenizer(policies[name])
-        policy = load_policy(policies[name], tokenizer)
-        writer = Writer(name, policy, tokenizer, examples if name in config.few_shot else ())
-        room = {p: fits(writer, prompts[p], 2**31, config.max_new_tokens) for p in {p for p, n in slots if n == name}}
+        writer, room = load(name)
         mine = [i for i, (p, n) in enumerate(slots) if n == name and room[p]]
         completions, _, _ = complete(
             writer, [prompts[slots[i][0]] for i in mine], config.seed, copies=[copies[i] for i in mine],
@@ -126,14 +153,11 @@ def run(config: CollectConfig) -> None:
         groups.setdefault(slots[i][0], {}).setdefault(completion.text, completion)
     candidates = [(prompts[p], tuple(texts.values())) for p, texts in groups.items() if len(texts) >= 2]
     if not candidates:
-        raise ValueError(f"{config.prompts}: no prompt got two distinct completions within the models' context")
+        raise ValueError(nothing)
     write_candidates(run.folder / "candidates.jsonl", candidates)
     # 5. To the labelers.
     if config.workspace:
-        with in_words(), closing(existing_workspace(config.workspace)) as workspace:  # in words: a full disk, say
-            queued = queue_candidates(workspace, run.folder / "candidates.jsonl", config.rate, config.overlap)
-        # Not a result: after a kill that came between this and the end, they are queued already.
-        run.say(f"{queued:,} tasks queued" if queued else "its tasks were queued before")
+        to_labelers(config, config.workspace)
     run.finish(
         prompts=len(candidates), completions=len(written), merged=len(written) - sum(len(g) for g in groups.values()),
         dropped=dropped({
