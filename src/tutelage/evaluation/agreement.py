@@ -61,7 +61,7 @@ def rows_of(measures: Measures) -> Iterator[tuple[str, str, str, str]]:
 
 def run(config: AgreementConfig) -> None:
     """Write the measures into done.json, under `labelers`, `by_labeler` and `reward_model`, and print a table."""
-    run = open_run("agreement", config, inputs_of(config, "rankings", "reward_model"))
+    run = open_run("agreement", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     loaded = read_rankings(config.rankings, ties=True)

@@ -81,7 +81,7 @@ def run(config: EvaluateConfig) -> None:
     `greedy_gain` is the paired difference of win rates, prompt by prompt, between a model's greedy answers and the
     baseline's greedy answers: what is left of a gain once sharpening is taken out.
     """
-    run = open_run("evaluate", config, inputs_of(config, "judgments"))
+    run = open_run("evaluate", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     rows = read_judgments(config.judgments)

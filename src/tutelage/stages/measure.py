@@ -20,7 +20,7 @@ from tutelage.stages.reward import encode, evaluate, verdict
 
 def run(config: MeasureConfig) -> None:
     """Measure a trained model: accuracy, loss and calibration into done.json, a table and the verdict on the screen."""
-    run = open_run("measure", config, inputs_of(config, "reward_model", "rankings"))
+    run = open_run("measure", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     tokenizer = load_tokenizer(config.reward_model)

@@ -61,11 +61,9 @@ def run(config: OnlineConfig) -> None:
     """Optimise the policy, then write `model/`, the averaged weights, and `last/`, the last ones, into the run folder.
 
     Raises:
-        ValueError: if batches do not divide, tokenizers differ, no prompt fits, or the gradient is not finite.
+        ValueError: if tokenizers differ, no prompt fits, or the gradient is not finite.
     """
-    if config.batch_size % config.mini_batch_size:
-        raise ValueError(f"mini_batch_size={config.mini_batch_size} does not divide batch_size={config.batch_size}")
-    run = open_run("online", config, inputs_of(config, "model", "reward_model", "prompts", "pretraining_texts"))
+    run = open_run("online", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     algorithm = ALGORITHMS[config.algorithm]

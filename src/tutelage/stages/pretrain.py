@@ -84,7 +84,7 @@ def text_loss(model: PreTrainedModel, rows: torch.Tensor, max_tokens: int | None
 
 def run(config: PretrainConfig) -> None:
     """Train, then write `model/` into the run folder."""
-    run = open_run("pretrain", config, inputs_of(config, "texts", "valid_texts"))
+    run = open_run("pretrain", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     # 1. Text to rows of tokens.

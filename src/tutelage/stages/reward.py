@@ -130,7 +130,7 @@ def centre(
 
 def run(config: RewardConfig) -> None:
     """Fit, centre and evaluate, then write `model/` into the run folder."""
-    run = open_run("reward", config, inputs_of(config, "model", "rankings", "valid", "demonstrations"))
+    run = open_run("reward", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     # 1. Rankings as ids.

@@ -103,7 +103,7 @@ def run(config: SftConfig) -> None:
     run = open_run(
         "sft",
         config,
-        inputs_of(config, "model", "demonstrations", "valid_demonstrations", "reward_model", "pretraining_texts"),
+        inputs_of(config, *config.INPUTS),
     )
     if run is None:
         return

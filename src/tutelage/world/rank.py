@@ -75,7 +75,7 @@ def run_rank(config: RankConfig) -> None:
 
 
 def _rank(config: RankConfig) -> None:
-    run = open_run("rank", config, inputs_of(config, "candidates", "valid_candidates"))
+    run = open_run("rank", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     candidates, valid = read_candidates(config.candidates), read_candidates(config.valid_candidates)
@@ -118,7 +118,7 @@ def _rank(config: RankConfig) -> None:
 
 def run_judge(config: JudgeConfig) -> None:
     """Write judgments.jsonl: for each prompt and model, the share of votes won from the baseline, and gold's parts."""
-    run = open_run("judge", config, inputs_of(config, "answers"))
+    run = open_run("judge", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     pool = people.hire("heldout", config.heldout_labelers, 0)
