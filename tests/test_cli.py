@@ -327,6 +327,31 @@ def test_a_dry_run_finds_what_is_wrong_with_a_file(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "--texts", "t.txt", "--valid-texts", "d.jsonl"], "d.jsonl:1: found columns question"),
+        (
+            ["answer", "--models", f"a={BASE}", "--prompts", "p.jsonl", "--texts", "d.jsonl"],
+            "d.jsonl:1: found columns question",
+        ),
+        (["collect", "--policy", "empty", "--prompts", "p.jsonl"], "empty: "),
+        (["judge", "--answers", "p.jsonl"], "baseline='sft' is not among the answers' models ['a']"),
+    ],
+)
+def test_a_dry_run_reads_what_is_used_last(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "t.txt").write_text("Tom sees a big red ball. " * 50)
+    (tmp_path / "d.jsonl").write_text('{"question": "a"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "answers": {"a": "x"}}\n')
+    assert main([*arguments, "--output", "o", "--dry-run"]) == 2
+    assert capsys.readouterr().err.startswith(f"tutelage: {message}")
+
+
 def test_out_of_memory_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A batch of 10^12 tokens: torch asks for four terabytes for the rows that it draws."""
     (tmp_path / "t.txt").write_text("Tom sees a big red ball. " * 50)

@@ -69,6 +69,7 @@ def run(config: CollectConfig) -> None:
             "another; leave off_prompt out, or add prompts"
         )
     examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
+    tokenizers = {name: load_tokenizer(folder) for name, folder in policies.items()}
     # 1. Who writes which completion of which prompt.
     names = list(policies)
     weights = [config.weights.get(name, 1.0) for name in names]
@@ -81,9 +82,8 @@ def run(config: CollectConfig) -> None:
 
     def share(name: str) -> dict[str, Any]:
         """The completions of one policy by slot, and the prompts that are too long for it."""
-        tokenizer = load_tokenizer(policies[name])
-        policy = load_policy(policies[name], tokenizer)
-        writer = Writer(name, policy, tokenizer, examples if name in config.few_shot else ())
+        policy = load_policy(policies[name], tokenizers[name])
+        writer = Writer(name, policy, tokenizers[name], examples if name in config.few_shot else ())
         room = {p: fits(writer, prompts[p], 2**31, config.max_new_tokens) for p in {p for p, n in slots if n == name}}
         mine = [i for i, (p, n) in enumerate(slots) if n == name and room[p]]
         completions, _, _ = complete(

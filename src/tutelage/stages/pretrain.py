@@ -92,6 +92,11 @@ def run(config: PretrainConfig) -> None:
     texts, lost = loaded.records, {}
     tokenizer = train_tokenizer(texts, config.vocab_size)
     rows = rows_of(tokenizer, texts, config.sequence_length)
+    held_out = None
+    if config.valid_texts:
+        valid = read_texts(config.valid_texts)
+        lost["valid_texts"] = valid.dropped
+        held_out = rows_of(tokenizer, valid.records, config.sequence_length)[:VALID_ROWS]
     # 2. A fresh model.
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
@@ -142,10 +147,7 @@ def run(config: PretrainConfig) -> None:
             checkpoint.save(step + 1)
     # 4. What it came to.
     results = {"parameters": model.num_parameters(), "tokens": total * per_step * config.sequence_length}
-    if config.valid_texts:
-        valid = read_texts(config.valid_texts)
-        lost["valid_texts"] = valid.dropped
-        held_out = rows_of(tokenizer, valid.records, config.sequence_length)[:VALID_ROWS]
+    if held_out is not None:
         results["valid_loss"] = text_loss(model, held_out)
         if not math.isfinite(results["valid_loss"]):
             raise ValueError(broken(watch, f"the loss on held-out text is {results['valid_loss']}"))
