@@ -8,7 +8,6 @@ text, end with end-of-text, and are cut into rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +29,7 @@ from tutelage.objectives.sft import nll_sum
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.stages.checkpoints import Checkpoint
 from tutelage.stages.config import PretrainConfig
-from tutelage.stages.training import adamw, begin, broken, cosine, update
+from tutelage.stages.training import adamw, begin, cosine, require_finite_measure, update
 from tutelage.stages.watch import Watch
 
 VALID_ROWS = 256
@@ -149,7 +148,6 @@ def run(config: PretrainConfig) -> None:
     results = {"parameters": model.num_parameters(), "tokens": total * per_step * config.sequence_length}
     if held_out is not None:
         results["valid_loss"] = text_loss(model, held_out)
-        if not math.isfinite(results["valid_loss"]):
-            raise ValueError(broken(watch, f"the loss on held-out text is {results['valid_loss']}"))
+        require_finite_measure(run, "loss on held-out text", results["valid_loss"])
     save_model(model.eval(), tokenizer, run.folder / "model")
     run.finish(dropped=dropped(loaded.dropped, **lost), **results)

@@ -9,7 +9,6 @@ demonstrations average 0. At the end it says in words whether it learned, by ran
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -29,7 +28,7 @@ from tutelage.records import Ranking, Text
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.stages.checkpoints import Checkpoint
 from tutelage.stages.config import RewardConfig
-from tutelage.stages.training import adamw, batches, begin, broken, cosine, hold_out, update
+from tutelage.stages.training import adamw, batches, begin, cosine, hold_out, require_finite_measure, update
 from tutelage.stages.watch import Watch
 
 
@@ -227,10 +226,9 @@ def run(config: RewardConfig) -> None:
             for name, elements in held_out.items()
             if elements
         }
-    for name, found in results.items():
-        if not math.isfinite(found["loss"]):
-            raise ValueError(broken(watch, f"the loss on {name} is {found['loss']}"))
-    words = {name: verdict(found) for name, found in results.items()}
+    for name, measured in results.items():
+        require_finite_measure(run, f"loss on {name}", measured["loss"])
+    words = {name: verdict(measured) for name, measured in results.items()}
     seen = {e.prompt for e in train}
     known = {name: len(seen & {e.prompt for e in held_out[name]}) for name in results}
     for name, number in known.items():
