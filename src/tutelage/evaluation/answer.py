@@ -133,19 +133,19 @@ def run(config: AnswerConfig) -> None:
         completions, requests, samples = complete(
             writer, asked, config.seed, copies=copies, temperature=temperature, max_new_tokens=config.max_new_tokens
         )
-        found: dict[str, Any] = {}
+        measures: dict[str, Any] = {}
         if scorer is not None:
             ids = scored_ids(writer, reward_tokenizer, asked, completions, requests, samples)
             require_fit(ids, context_length(scorer), str(config.reward_model))
             with full_precision():
                 read = torch.stack(group_scores(scorer, [ids[i : i + n] for i in range(0, len(ids), n)]))
             best = read.argmax(1)
-            found["score"] = float(read.max(1).values.mean())
+            measures["score"] = float(read.max(1).values.mean())
             completions = [completions[i * n + k] for i, k in enumerate(best.tolist())]
         at_reference = name == config.reference or writer.examples or n > 1
         if config.reference and not at_reference and temperature == 1.0:
-            found["kl"] = kl_to(writers[config.reference].policy, writer.policy, asked, requests, samples)
-        return {"completions": [c.model_dump(mode="json") for c in completions], **found}
+            measures["kl"] = kl_to(writers[config.reference].policy, writer.policy, asked, requests, samples)
+        return {"completions": [c.model_dump(mode="json") for c in completions], **measures}
 
     run.forget_after(-1)  # what is kept is logged again
     for index in run.track(range(len(jobs))):

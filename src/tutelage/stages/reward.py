@@ -58,8 +58,8 @@ def micro_scores(
     model: PreTrainedModel, elements: Sequence[Element], max_tokens: int
 ) -> Iterator[list[tuple[Element, torch.Tensor]]]:
     """Elements with their scores (k,), a micro-batch at a time: each ranking one tree, its prompt read once."""
-    for found in scores_by_group(model, [e.sequences for e in elements], max_tokens):
-        yield [(elements[g], s) for g, s in found]
+    for scored in scores_by_group(model, [e.sequences for e in elements], max_tokens):
+        yield [(elements[g], s) for g, s in scored]
 
 
 @torch.inference_mode()
@@ -238,8 +238,8 @@ def run(config: RewardConfig) -> None:
                 "no measure of new ones: leave them out of one of the two files"
             )
     save_model(model, tokenizer, run.folder / "model")
-    for name, said in words.items():
-        run.say(f"{name}: {said}")
+    for name, text in words.items():
+        run.say(f"{name}: {text}")
     if not words:
         run.say("nothing was held out, so nothing says whether it learned")
     run.finish(
@@ -248,12 +248,12 @@ def run(config: RewardConfig) -> None:
     )  # fmt: skip
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-    """Whether a reward model has learned, in words, from what `evaluate` found on rankings that it did not see."""
-    share = f"{found['accuracy']:.2f} [{found['low']:.2f}, {found['high']:.2f}] of {found['pairs']:,} pairs in order"
-    share += f" ({found['prompts']:,} prompts)"
-    if found["low"] > 0.5:
+def verdict(measures: Mapping[str, Any]) -> str:
+    """Whether a reward model has learned, in words, from what `evaluate` measures on rankings that it did not see."""
+    share = f"{measures['accuracy']:.2f} [{measures['low']:.2f}, {measures['high']:.2f}] of "
+    share += f"{measures['pairs']:,} pairs in order ({measures['prompts']:,} prompts)"
+    if measures["low"] > 0.5:
         return f"learned: {share}, where chance gives 0.50"
-    if found["high"] < 0.5:
+    if measures["high"] < 0.5:
         return f"worse than chance: {share}; look whether the ranks mean 1 for the best"
     return f"not shown to be better than chance: {share}; it needs more rankings, or another learning rate"

@@ -139,15 +139,15 @@ def run_judge(config: JudgeConfig) -> None:
             judged = {}
             for name, text in answers.items():
                 voters = rng.sample(pool, config.votes)
-                found = gold.parts(prompt, text)
-                mine, theirs = gold.value(found), gold.value(gold.parts(prompt, against))
+                parts = gold.parts(prompt, text)
+                mine, theirs = gold.value(parts), gold.value(gold.parts(prompt, against))
                 judged[name] = {
                     "wins": sum(v.prefers(prompt, text, against, rng) for v in voters) / config.votes,
                     "gold_wins": 0.5 if mine == theirs else float(mine > theirs),
-                    "hallucination": float(found.truthful < 1) if kinds.KINDS[task.kind].closed_domain else None,
-                    "constraint": found.constraint if task.constraint else None,
-                    "toxicity": 1 - found.harmless,
-                    "parts": vars(found),
+                    "hallucination": float(parts.truthful < 1) if kinds.KINDS[task.kind].closed_domain else None,
+                    "constraint": parts.constraint if task.constraint else None,
+                    "toxicity": 1 - parts.harmless,
+                    "parts": vars(parts),
                 }
             asked = {"id": prompt.id, "prompt": row["prompt"], "use_case": prompt.use_case}
             stream.write(dumps({**asked, "baseline": config.baseline, "models": judged}) + "\n")
