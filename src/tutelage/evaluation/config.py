@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from tutelage.config import Count, StageConfig
+from tutelage.terminal import listed, short
 
 
 class AnswerConfig(StageConfig):
@@ -56,15 +57,15 @@ class AnswerConfig(StageConfig):
     def _names_are_known(self) -> AnswerConfig:
         for name in [*self.prompted.values(), *self.greedy, *(n for n in (self.best_of, self.reference) if n)]:
             if name not in self.models:
-                raise ValueError(f"{name!r} is not among the models {sorted(self.models)}")
+                raise ValueError(f"{short(name)} is not among the models {short(sorted(self.models))}")
         if self.prompted and not self.examples:
             raise ValueError("prompted needs `examples`, demonstrations to take the worked examples from")
         if self.best_of and not self.reward_model:
             raise ValueError("best_of needs a reward_model to choose by")
         if twice := [label for label, number in Counter(self.labels).items() if number > 1]:
             raise ValueError(
-                f"two rows of answers would be called {twice[0]!r}, among {', '.join(self.labels)}; rename a model, or "
-                "what is asked for under that name"
+                f"two rows of answers would be called {short(twice[0])}, among {listed(self.labels)}; rename a model, "
+                "or what is asked for under that name"
             )
         return self
 

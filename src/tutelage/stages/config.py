@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from tutelage.config import Count, Fraction, Number, StageConfig, Whole
+from tutelage.terminal import short
 
 Length = Annotated[Count, Field(ge=2)]  # of a row to predict the next token in
 Positive = Annotated[float, Field(gt=0)]
@@ -184,12 +185,12 @@ class CollectConfig(StageConfig):
         policies = self.policies or {"policy": str(self.policy)}
         for name in [*self.weights, *self.few_shot]:
             if name not in policies:
-                raise ValueError(f"{name!r} is not among the policies {sorted(policies)}")
+                raise ValueError(f"{short(name)} is not among the policies {short(sorted(policies))}")
         if self.few_shot and not self.examples:
             raise ValueError("few_shot needs `examples`, demonstrations to take the worked examples from")
         fewest, _, most = self.k.partition("..")
         if not 2 <= int(fewest) <= int(most or fewest):
-            raise ValueError(f"k={self.k!r}: expected a number or range from 2, such as 6 or 4..9")
+            raise ValueError(f"k={short(self.k)}: expected a number or range from 2, such as 6 or 4..9")
         return self
 
 

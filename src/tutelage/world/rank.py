@@ -129,7 +129,9 @@ def run_judge(config: JudgeConfig) -> None:
         if not (isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())):
             raise DataError(f"{config.answers}: answers is {short(texts)}; expected names of models with texts")
         if config.baseline not in texts:
-            raise ValueError(f"baseline={config.baseline!r} is not among the answers' models {sorted(texts)}")
+            raise ValueError(
+                f"baseline={short(config.baseline)} is not among the answers' models {short(sorted(texts))}"
+            )
     run.begin(f"{len(rows):,} prompts to judge, {config.votes} votes each")
     with (run.folder / "judgments.jsonl").open("w", encoding="utf-8") as stream:
         for prompt, row in zip(prompts, rows, strict=True):
