@@ -1,4 +1,4 @@
-"""Kill runs at any moment, break their files and fill their disk: does the same command end with the same bytes?
+"""Kill runs at any moment, break or delete their files, fill their disk: does the same command end with the same bytes?
 
     make chaos                     everything: some thousand runs, half an hour
     make chaos ONLY=sft KILLS=5    one stage, five kills of either kind
@@ -36,6 +36,7 @@ from tutelage import runs
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "open")
 TIMES = ("seconds", "peak_memory_gib")
 CLOCK = re.compile(r"\b1\.\d+e\+09\b|\b1\d{9}\.\d+\b")  # seconds since 1970, as SQLite dumps them
+ERROR = "error: "  # begins the line of a user's error
 DAMAGES = ("bit flip", "truncation", "deleted file", "deleted folder")
 
 
@@ -50,7 +51,7 @@ def fork(work: Callable[[], None], log: Path, kill_after: float | None = None) -
         try:
             work()
         except (ValueError, OSError) as error:  # what the command line says in one line
-            print(error, file=sys.stderr)
+            print(f"{ERROR}{error}", file=sys.stderr)
             code = 2
         except BaseException:
             traceback.print_exc()
@@ -108,7 +109,9 @@ class Case:
         self.clear()
         return self.resume(kill_after, kill_before)
 
-    def resume(self, kill_after: float | None = None, kill_before: int | None = None) -> int:
+    def resume(
+        self, kill_after: float | None = None, kill_before: int | None = None, delete_before: int | None = None
+    ) -> int:
         seen = [0]
 
         def hook(event: str, arguments: tuple) -> None:
@@ -118,8 +121,10 @@ class Case:
                 if seen[0] == kill_before:
                     os.kill(os.getpid(), signal.SIGKILL)
                 seen[0] += 1
+                if seen[0] - 1 == delete_before:
+                    shutil.rmtree(self.output)  # somebody else does
 
-        return fork(lambda: self.work(hook if kill_before is not None else None), self.log, kill_after)
+        return fork(lambda: self.work(hook), self.log, kill_after)
 
     def count_changes(self) -> int:
         """How often an undisturbed run changes the disk."""
@@ -214,6 +219,23 @@ def damage(case: Case, number: int, rng: Random) -> tuple[Counter[str], list[str
     return counts, failures
 
 
+def deletions(case: Case, number: int, rng: Random) -> tuple[Counter[str], list[str]]:
+    """The run folder deleted while the run works there: it ends in a line, and the same command begins anew."""
+    counts: Counter[str] = Counter()
+    failures: list[str] = []
+    for _ in range(number):
+        place = rng.randrange(case.changes // 4, case.changes * 3 // 4)  # when the folder is there, and not yet done
+        case.clear()
+        code = case.resume(delete_before=place)
+        what = f"folder deleted before change {place} of {case.changes}"
+        lines = case.log.read_text(errors="replace").partition(ERROR)[2].splitlines()
+        if code != 2 or len(lines) != 1:
+            failures.append(f"{case.name}, {what}: exit code {code}, {lines}")
+        counts["folder deleted at work"] += 1
+        check(case, code, what, failures)
+    return counts, failures
+
+
 def break_file(path: Path, how: str, rng: Random) -> None:
     content = bytearray(path.read_bytes())
     if how == "bit flip":
@@ -272,7 +294,7 @@ def main() -> int:
         case, rng = Case(name, root / "data", root), Random(f"{name}/{seed}")
         fewer = max(1, number // 5)
         broken = fewer if name in RESUMED else 0
-        for part, times in ((kills, number), (damage, broken), (full_disks, fewer)):
+        for part, times in ((kills, number), (damage, broken), (deletions, fewer), (full_disks, fewer)):
             counts, wrong = part(case, times, rng)
             total.update(counts)
             failures += wrong

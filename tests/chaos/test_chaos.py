@@ -1,5 +1,5 @@
 """The small form of `make chaos`: each stage killed twice at random moments and twice before changes of the disk, its
-checkpoint damaged once if it has one, and its disk full or read-only once."""
+checkpoint damaged once if it has one, its folder deleted once while it works, and its disk full or read-only once."""
 
 from __future__ import annotations
 
@@ -20,4 +20,5 @@ def test_killed_runs_end_with_the_same_bytes() -> None:
     counts = {what: int(number) for number, _, what in (part.partition(" ") for part in total.split(", "))}
     assert counts["killed at a random moment"] == 2 * len(NAMES)
     assert sum(n for what, n in counts.items() if what.startswith(("bit", "trunc", "deleted"))) == len(RESUMED)
+    assert counts["folder deleted at work"] == len(NAMES)
     assert sum(n for what, n in counts.items() if "disk" in what and "killed" not in what) == len(NAMES)
