@@ -42,7 +42,7 @@ chaos: .venv/installed
 
 # Malformed files and settings, and requests to the labeling pages: as many as FUZZ says, 5,000 unless told otherwise.
 fuzz: .venv/installed
-	TUTELAGE_FUZZ=$(or $(FUZZ),5000) $(BIN)/python -m pytest -n 2 -s tests/test_malformed.py tests/labeling/test_schema.py
+	TUTELAGE_FUZZ=$(or $(FUZZ),5000) $(BIN)/python -m pytest -n 2 --dist loadfile -s tests/test_malformed.py tests/labeling/test_schema.py
 
 # On a machine with a GPU and its own torch and transformers; tests/gpu/README.md says what else it needs.
 test-gpu:

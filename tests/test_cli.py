@@ -149,12 +149,14 @@ def test_every_mapping_is_given_so(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
     monkeypatch.setattr("tutelage.pipeline.Stage.run", lambda self, config: ran.append(config))
     number = 0
+    besides = {"weights": ["--policies", "a=x,b=y"], "prompted": ["--models", "1=x,2=y", "--examples", "d"]}
     for verb, stage in STAGES.items():
         fields = stage.config_class().model_fields
-        required = [w for n, f in fields.items() if f.is_required() for w in (f"--{n.replace('_', '-')}", "a=1")]
+        required = [w for n, f in fields.items() if f.is_required() for w in (f"--{n.replace('_', '-')}", "c=1")]
         for name, field in fields.items():
             if typing.get_origin(field.annotation) is dict and not field.is_required():
-                assert main([verb, *required, f"--{name.replace('_', '-')}", "a=1,b=2"]) == 0
+                mapping = [f"--{name.replace('_', '-')}", "a=1,b=2"]
+                assert main([verb, *required, *mapping, *besides.get(name, [])]) == 0
                 assert list(map(float, getattr(ran[-1], name).values())) == [1, 2]
                 number += 1
     assert number >= 4  # policies, weights, valid, prompted
@@ -271,6 +273,47 @@ def test_a_recipe_is_checked_as_far_as_its_inputs_are_there(tmp_path: Path, caps
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("pretraining_texts: {here}/typo.jsonl", "sft: pretraining_texts: {here}/typo.jsonl: no such file or folder"),
+        ("pretraining_texts: {here}/rows.jsonl", "sft: pretraining_texts: {here}/rows.jsonl:1: found columns question"),
+        ("model: {here}/typo", "sft: model: {here}/typo: no such file or folder"),
+        ("model: '{run}/later/model'", "sft: model: {here}/runs/later/model: no such file or folder"),
+        ("model: some/hub-id", None),  # nothing is fetched
+        ("pretraining_texts: '{run}/world/typo.jsonl'", None),  # nobody knows yet
+    ],
+)
+def test_what_a_waiting_stage_reads_is_looked_at(
+    setting: str, message: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "a"}\n')
+    name, _, value = setting.partition(": ")
+    settings = {"model": "'{base}'", "demonstrations": "'{run}/world/demonstrations.jsonl'", name: value}
+    lines = ["stages:", "  world: {}", "  sft:", *(f"    {key}: {own}" for key, own in settings.items())]
+    (tmp_path / "r.yaml").write_text("\n".join(lines).replace("{here}", str(tmp_path)))
+    code = main(["run", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "runs"), "--dry-run"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    if message is None:
+        assert (code, last) == (0, "[2/2] sft: waits for world")
+    else:
+        assert code == 2
+        assert last.startswith(f"tutelage: {message.format(here=tmp_path)}")
+
+
+def test_a_waiting_stage_reads_named_inputs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "stages:\n  world: {}\n  reward: {model: '{base}', rankings: '{run}/world/r.jsonl', valid: {mine: typo.jsonl}}"
+    )
+    assert main(["run", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "runs"), "--dry-run"]) == 2
+    assert "reward: valid.mine: typo.jsonl: no such file or folder" in capsys.readouterr().err
+
+
+def test_the_inputs_of_a_stage_are_settings_of_it() -> None:
+    for stage in STAGES.values():
+        assert set(stage.config_class().INPUTS) <= set(stage.config_class().model_fields)
+
+
 def test_a_dry_run_finds_what_is_wrong_with_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "d.jsonl").write_text('{"question": "a", "completion": "b"}\n')
     arguments = ["--model", str(BASE), "--demonstrations", str(tmp_path / "d.jsonl"), "--output", str(tmp_path / "o")]
@@ -282,6 +325,31 @@ def test_a_dry_run_finds_what_is_wrong_with_a_file(tmp_path: Path, capsys: pytes
     assert out == "dry run: nothing was written\n"
     assert "sft: 16 updates of 32: 16 epochs of 1" in err
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "--texts", "t.txt", "--valid-texts", "d.jsonl"], "d.jsonl:1: found columns question"),
+        (
+            ["answer", "--models", f"a={BASE}", "--prompts", "p.jsonl", "--texts", "d.jsonl"],
+            "d.jsonl:1: found columns question",
+        ),
+        (["collect", "--policy", "empty", "--prompts", "p.jsonl"], "empty: "),
+        (["judge", "--answers", "p.jsonl"], "baseline='sft' is not among the answers' models ['a']"),
+    ],
+)
+def test_a_dry_run_reads_what_is_used_last(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "t.txt").write_text("Tom sees a big red ball. " * 50)
+    (tmp_path / "d.jsonl").write_text('{"question": "a"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "answers": {"a": "x"}}\n')
+    assert main([*arguments, "--output", "o", "--dry-run"]) == 2
+    assert capsys.readouterr().err.startswith(f"tutelage: {message}")
 
 
 def test_out_of_memory_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

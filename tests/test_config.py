@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,9 @@ def test_no_number_is_infinite(verb: str, value: float) -> None:
         ({"seed": -1}, "r.yaml: seed=-1: "),
         ({"seed": 10**18}, "r.yaml: seed=1000000000000000000: "),
         ({"adam_betas": [0.9, 1]}, r"r.yaml: adam_betas.1=1: .*less than 1"),
+        ({"texts": "x" * 300}, r"r.yaml: texts='x{76}\.\.\.: is too long for a file's name; give another path"),
+        ({"output": "a\0b"}, r"r.yaml: output='a\\x00b': holds a character that no file's name can have"),
+        ({"valid_texts": "\ud800"}, "r.yaml: valid_texts='.ud800': holds a character that no file's name can have"),
         ({"texts": "/dev/zero"}, "r.yaml: texts='/dev/zero': is a pipe or device, .*; write it to a file"),
         ({"layers": ["x" * 10**6]}, r"r.yaml: layers=\['x{75}\.\.\.: "),
     ],
@@ -83,6 +87,36 @@ def test_pipes_and_devices_are_refused_in_mappings_too(tmp_path: Path) -> None:
             {"model": "m", "rankings": "r", "output": "o", "valid": {"a": str(tmp_path / "pipe")}},
             "r.yaml",
         )
+
+
+@pytest.mark.parametrize(
+    ("verb", "values", "message"),
+    [
+        ("online", {"mini_batch_size": 3}, "mini_batch_size=3 does not divide batch_size=512"),
+        ("collect", {}, "give either policy, a model folder, or policies"),
+        ("collect", {"policy": "m", "policies": {"a": "m"}}, "give either policy, a model folder, or policies"),
+        ("collect", {"policy": "m", "weights": {"a": 1}}, "'a' is not among the policies ['policy']"),
+        ("collect", {"policies": {"b": "m"}, "few_shot": ["a"]}, "'a' is not among the policies ['b']"),
+        ("collect", {"policies": {"b": "m"}, "few_shot": ["b"]}, "few_shot needs `examples`"),
+        ("collect", {"policy": "m", "k": "1..3"}, "k='1..3': expected a number or range from 2"),
+        ("collect", {"policy": "m", "k": "5..4"}, "k='5..4': expected a number or range from 2"),
+        ("answer", {"prompted": {"x": "b"}, "examples": "d"}, "'b' is not among the models ['a']"),
+        ("answer", {"greedy": ["b"]}, "'b' is not among the models ['a']"),
+        ("answer", {"best_of": "b", "reward_model": "r"}, "'b' is not among the models ['a']"),
+        ("answer", {"reference": "b"}, "'b' is not among the models ['a']"),
+        ("answer", {"prompted": {"x": "a"}}, "prompted needs `examples`"),
+        ("answer", {"best_of": "a"}, "best_of needs a reward_model"),
+    ],
+)
+def test_settings_that_do_not_go_together(verb: str, values: dict[str, object], message: str) -> None:
+    """They are refused before any stage of a recipe has run."""
+    enough = {
+        "online": {"model": "m", "reward_model": "r", "prompts": "p"},
+        "collect": {"prompts": "p"},
+        "answer": {"prompts": "p", "models": {"a": "m"}},
+    }[verb]
+    with pytest.raises(ValueError, match="^" + re.escape(f"r.yaml: {message}")):
+        make(STAGES[verb].config_class(), {"output": "o", **enough, **values}, "r.yaml")
 
 
 def test_a_missing_setting_says_what_it_is() -> None:

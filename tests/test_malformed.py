@@ -1,17 +1,20 @@
 """Files and settings as nobody meant them: each gives records or one line that names the file, in bounded
 time and memory.
 
-`TUTELAGE_FUZZ=20000` reads that many malformed files (and a tenth as many settings) instead of a few hundred.
+`TUTELAGE_FUZZ=20000` reads that many malformed files (and a tenth as many settings, and as many again by a dry run)
+instead of a few hundred.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
 import os
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +26,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scenarios import NAMES, prepare, scenario, write
 from test_broken_files import deep, parquet
 from test_datasets import READERS, ROWS
+from tutelage.cli import main
 from tutelage.config import make
 from tutelage.datasets import write_jsonl
 from tutelage.evaluation.preference import read_judgments
@@ -216,7 +221,6 @@ def test_malformed_files(
 
 # Settings by chance
 
-NAMES = dict.fromkeys(("prompts", "demonstrations", "rankings", "base", "model"), "mine")
 VALUES = ["", "~", "yes", "0", "-1", "1e18", "1e-400", ".inf", "-.inf", ".nan", "'", '"', "[", "]", "{", "}", "{{run}}",
           "[a, b]", "{a: b}", "{1: 2}", "!!timestamp x", "!!bool maybe", "!!python/object:os.system x", "2024-13-45",
           "&a [*a]", "*a", "*b", "<<: *a", "- - -", "? x", "|", ">", "%", "@", "`", "0x", "1_0", "1:99", "9" * 5000,
@@ -243,6 +247,15 @@ def scrambled(text: str, rng: random.Random) -> str:
                 lines[at] = lines[at][:cut] + rng.choice(VALUES) + lines[at][cut:]
             case 6:
                 lines[at] = rng.choice(["1", "[a]", "on", "x", name + "s", "<<"]) + ": " + rng.choice(VALUES)
+    return "\n".join(lines)
+
+
+def swapped(text: str, rng: random.Random, values: list[str]) -> str:
+    """A YAML text with one or two values replaced by sound ones, which may not fit there."""
+    lines = text.split("\n")
+    for at in rng.sample(range(len(lines)), rng.randrange(1, 3)):
+        name, colon, _ = lines[at].partition(": ")
+        lines[at] = f"{name}: {rng.choice(values)}" if colon else lines[at]
     return "\n".join(lines)
 
 
@@ -298,8 +311,105 @@ def judge(path: Path, parse: Callable[[], object]) -> None:
     assert time.perf_counter() - began < SECONDS
 
 
+# Dry runs of such settings
+
+
+RECIPE = """\
+stages:
+  world: {documents: 200, users: 20}
+  sft: {model: DATA/policy, demonstrations: DATA/demos.jsonl, pretraining_texts: DATA/texts.jsonl}
+  collect: {policy: "{run}/sft/model", prompts: DATA/prompts.jsonl, k: 2..3}
+  reward: {model: "{run}/sft/model", rankings: DATA/rankings.jsonl, valid: {a: DATA/rankings.jsonl}}
+  ppo: {stage: online, model: "{run}/sft/model", reward_model: "{run}/reward/model", prompts: DATA/prompts.jsonl}
+"""
+
+
+@pytest.fixture(scope="module")
+def runnable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[str, str]]]:
+    """A folder of small real inputs, and verbs with sound settings for them, by name."""
+    data = tmp_path_factory.mktemp("runnable")
+    prepare(data)
+    run, config = scenario("judge", data, data / "judge")
+    run(config)
+    rows = [json.loads(line) for line in (data / "rankings.jsonl").read_text().splitlines()]
+    write(data / "both.jsonl", [row | {"labeler": labeler} for row in rows for labeler in "ab"])
+    (data / "here" / "below").mkdir(parents=True)
+    files = {"run": ("run", RECIPE.replace("DATA", str(data)))}
+    verbs = dict.fromkeys(("ppo", "ptx", "adaptive", "ema"), "online")
+    for name in NAMES:
+        _, config = scenario(name, data, data / "out")
+        files[name] = verbs.get(name, name), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    for verb, settings_ in {
+        "measure": {"reward_model": "reward_model", "rankings": "rankings.jsonl"},
+        "agreement": {"rankings": "both.jsonl", "reward_model": "reward_model"},
+        "evaluate": {"judgments": "judge/judgments.jsonl"},
+        "report": {"runs": "."},
+    }.items():
+        paths = {key: str(data / value) for key, value in {**settings_, "output": "out"}.items()}
+        config = make(STAGES[verb].config_class(), paths, verb)
+        files[verb] = verb, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    assert {verb for verb, _ in files.values()} == {*STAGES, "run"}
+    return data, files
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {p: (p.lstat().st_mtime_ns, p.lstat().st_size) for p in folder.rglob("*")}
+
+
+def dry_run(verb: str, path: Path) -> tuple[int, list[str]]:
+    """The exit code of the command, and the lines that say what is wrong."""
+    told = io.StringIO()
+    argv = [verb, str(path), "--output", "out"] if verb == "run" else [verb, "--config", str(path)]
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        code = main([*argv, "--dry-run"])
+    _, _, error = told.getvalue().partition("tutelage: ")
+    return code, error.splitlines()
+
+
+def test_sound_settings_pass_their_dry_run(
+    runnable: tuple[Path, dict[str, tuple[str, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, files = runnable
+    monkeypatch.chdir(data / "here" / "below")
+    before = snapshot(data)
+    for verb, text in files.values():
+        (tmp_path / "sound.yaml").write_text(text)
+        assert dry_run(verb, tmp_path / "sound.yaml") == (0, [])
+        TALLY["dry runs passed"] = TALLY.get("dry runs passed", 0) + 1
+    assert snapshot(data) == before
+
+
+@settings(max_examples=FILES // 10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(sorted({"run", *NAMES, "measure", "agreement", "evaluate", "report"})),
+       seed=st.integers(0, 2**64))  # fmt: skip
+def test_dry_runs_of_malformed_settings(
+    runnable: tuple[Path, dict[str, tuple[str, str]]], tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch, name: str, seed: int,
+) -> None:  # fmt: skip
+    data, files = runnable
+    monkeypatch.chdir(data / "here" / "below")  # where "../.." is still ours
+    verb, text = files[name]
+    path = tmp_path_factory.getbasetemp() / "mutated.yaml"
+    rng, plain = random.Random(seed), ["0", "1", "2", "7", "0.5", "null", "true", "a", "{}", "[a]"]
+    values = [*plain, *map(str, sorted(data.iterdir())), str(data / "gone.jsonl"), f"{{a: {data / 'policy'}}}"]
+    changed = swapped(text, rng, values) if rng.random() < 0.7 else scrambled(text, rng)
+    path.write_text(changed, encoding="utf-8")
+    before, began = snapshot(data), time.perf_counter()
+    code, told = dry_run(verb, path)
+    assert time.perf_counter() - began < SECONDS
+    assert snapshot(data) == before
+    assert (code, bool(told)) in ((0, False), (2, True))
+    names = {str(path), str(data), *(key for stage in STAGES.values() for key in stage.config_class().model_fields)}
+    assert all(any(known in line for known in names) and len(line) < 2000 for line in told), told
+    outcome = "dry runs refused" if told else "dry runs passed"
+    TALLY[outcome] = TALLY.get(outcome, 0) + 1
+
+
 def test_some_mutations_break_and_some_do_not(capsys: pytest.CaptureFixture[str]) -> None:
-    with capsys.disabled():
-        if "TUTELAGE_FUZZ" in os.environ:
-            print(TALLY)
-    assert set(TALLY) in (set(), {"read", "refused", "settings taken", "settings refused"})  # or they were not run
+    """Of each kind that the tests above have drawn; so this file is run whole, and in one process."""
+    if "TUTELAGE_FUZZ" in os.environ:
+        with capsys.disabled():
+            print(TALLY, file=sys.stderr)  # as pytest-xdist swallows what its workers print
+    assert set(TALLY) == {
+        "read", "refused", "settings taken", "settings refused", "dry runs passed", "dry runs refused"
+    }  # fmt: skip

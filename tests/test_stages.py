@@ -252,6 +252,35 @@ def test_a_nan_loss_gives_a_nan_gradient(config: Callable[..., Any], monkeypatch
         sft.run(config("sft"))
 
 
+BROKEN = {
+    "pretrain": ("text_loss", lambda _: torch.nan, "loss on held-out text"),
+    "sft": ("validation_loss", lambda _: torch.nan, "loss on held-out demonstrations"),
+    "sft, scored": ("mean_score", lambda _: torch.nan, "mean score on held-out prompts"),
+    "reward": ("evaluate", lambda measured: measured | {"loss": torch.inf}, "loss on held_out"),
+    "online": (
+        "all_scores",
+        lambda scores: scores * torch.nan if len(scores) == 24 else scores,  # of 24 prompts, not of 16 episodes
+        "mean score of model/",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_measure_that_is_no_number_is_named_and_blames_no_batch(
+    case: str, config: Callable[..., Any], folders: Callable[[str], Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, (function, broken, measure) = case.split(",")[0], BROKEN[case]
+    real = getattr(STAGES[stage], function)
+    monkeypatch.setattr(STAGES[stage], function, lambda *args, **named: broken(real(*args, **named)))
+    scored = {"model": folders("llama"), "reward_model": data / "reward_model", "residual_dropout": 0.0}
+    c = config(stage, checkpoint_seconds=1e-9, **(scored if "scored" in case else {}))
+    for _ in range(2):  # the second goes on from the last checkpoint
+        with pytest.raises(ValueError, match=f"^{stage}: the {measure} is (nan|inf), so training has diverged; try a"):
+            STAGES[stage].run(c)
+    assert not list(c.output.glob("batch-*"))
+    assert done(c.output) is None
+
+
 # --- what they share --------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ LAUGHS = "a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "\n".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)
 )
 MERGED = "a0: &a0 {x: 1}\n" + "\n".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 40))
+TOWER = "a0: &a0 x\n" + "\n".join(f"a{i}: &a{i} {'[' * 40}*a{i - 1}{']' * 40}" for i in range(1, 45))
 
 
 def test_values_aliases_and_merges_are_read() -> None:
@@ -21,6 +22,7 @@ def test_values_aliases_and_merges_are_read() -> None:
     assert parse_yaml("x", text) == {
         "base": {"rate": "1e-3", "steps": [1, 2]}, "sft": {"rate": 2, "steps": [1, 2]}, "none": None
     }  # fmt: skip
+    assert parse_yaml("x", "a: &a " + "[" * 24 + "]" * 24 + "\nb: " + "[" * 25 + "*a" + "]" * 25)  # 50 deep
     assert parse_yaml("x", "") is None
     assert parse_yaml("x", "a, b") == "a, b"
 
@@ -30,10 +32,10 @@ def test_values_aliases_and_merges_are_read() -> None:
     [
         ("a: 1\nb: 2\na: 3", "line 3: the name 'a' comes twice; keep one"),
         ("x: {a: 1, 'a': 2}", "line 1: the name 'a' comes twice"),
-        ("a: 1\n1: 2", "line 2: the name '1' is read as no text; put it in quotes"),
-        ("on: 2", "the name 'on' is read as no text"),
-        ("~: 2", "the name '~' is read as no text"),
-        ("2024-01-01: 2", "the name '2024-01-01' is read as no text"),
+        ("a: 1\n1: 2", "line 2: the name '1' is not read as text; put it in quotes"),
+        ("on: 2", "the name 'on' is not read as text"),
+        ("~: 2", "the name '~' is not read as text"),
+        ("2024-01-01: 2", "the name '2024-01-01' is not read as text"),
         ("[a]: 2", "line 1: a list or mapping stands where a name is wanted"),
         ("? {a: b}\n: 2", "line 1: a list or mapping stands where a name is wanted"),
         ("a: !!timestamp x", "not valid YAML"),
@@ -53,6 +55,8 @@ def test_values_aliases_and_merges_are_read() -> None:
         ("a: &a {b: *a}", "line 1: holds itself"),
         (LAUGHS, "line 6: more than 100,000 values; write them out without aliases"),
         (MERGED, "more than 100,000 values"),
+        ("a: &a " + "[" * 24 + "]" * 24 + "\nb: " + "[" * 26 + "*a" + "]" * 26, "line 1: is nested more than 50 deep"),
+        (TOWER, "line 3: is nested more than 50 deep"),
     ],
 )
 def test_what_is_refused(text: str, message: str) -> None:
@@ -78,7 +82,7 @@ def test_files(tmp_path: Path) -> None:
             read_yaml(endless)
 
 
-@pytest.mark.parametrize("text", ["1: 2\noutput: o\n", "seed: !!timestamp x\noutput: o\n", "{" * 5000, LAUGHS])
+@pytest.mark.parametrize("text", ["1: 2\noutput: o\n", "seed: !!timestamp x\noutput: o\n", "{" * 5000, LAUGHS, TOWER])
 def test_the_command_line_names_the_file(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(text)

@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.runs import Run
-from tutelage.stages.watch import Watch, dead_value, runaway, spike, vanished
+from tutelage.stages.watch import RULES, Watch, dead_value, runaway, spike, vanished
 
 
 def losses(*values: float | None) -> list[dict[str, float | None]]:
@@ -21,15 +21,30 @@ def test_a_spike_is_far_above_what_a_loss_was() -> None:
     """Median 2.0, typical deviation 1.4826 * 0.1: the line is at 3.48, or at twice the median, 4, whichever is more."""
     usual = [1.9, 2.1, 2.0, 1.9, 2.1] * 5
     assert spike(losses(*usual, 4.0), "loss/train") is None
-    said = spike(losses(*usual, 4.01), "loss/train")
-    assert said is not None
-    assert said.startswith("loss/train jumped to 4.01 from about 2;")
+    warning = spike(losses(*usual, 4.01), "loss/train")
+    assert warning is not None
+    assert warning.startswith("loss/train jumped to 4.01 from about 2;")
     wide = [1.0, 2.0, 3.0, 1.0, 3.0] * 5  # deviation 1.4826: the line is at 16.8
     assert spike(losses(*wide, 16.8), "loss/train") is None
     assert spike(losses(*wide, 16.9), "loss/train") is not None
     assert spike(losses(*usual[:19], 100.0), "loss/train") is None  # too few to say
     assert spike(losses(*usual, None), "loss/train") is None  # not the value before it
     assert spike([], "loss/train") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("loss/train", "lower learning_rate"), ("loss/ptx", "lower learning_rate"),
+        ("loss/value", "lower value_learning_rate"),
+    ],
+)  # fmt: skip
+def test_every_loss_with_a_scale_is_watched(name: str, remedy: str) -> None:
+    rows: list[dict[str, float | None]] = [{name: 0.1}] * 25
+    assert not any(rule(rows) for rule in RULES.values())
+    (warning,) = filter(None, (rule([*rows, {name: 0.21}]) for rule in RULES.values()))
+    assert warning.startswith(f"{name} jumped to 0.21 from about 0.1;")
+    assert remedy in warning
 
 
 def test_noise_is_no_spike() -> None:
@@ -51,6 +66,9 @@ def test_kl_runs_away_by_the_token() -> None:
     assert "31.0 nats on completions of 30 tokens" in (runaway(far) or "")
     assert runaway(far[:4]) is None
     assert runaway([*far, {"objective/kl": 29.0, "objective/length": 30.0}]) is None
+    for bad in ({"objective/kl": None}, {"objective/kl": 31.0, "objective/length": 0.0}, {"objective/length": 1.0}):
+        assert runaway([*far[:3], bad, far[3]]) is None  # four that say something
+        assert runaway([bad, *far[:3], bad, *far[3:]]) == runaway(far)
 
 
 def test_a_value_model_that_explains_nothing_is_dead() -> None:

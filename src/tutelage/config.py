@@ -6,10 +6,12 @@ Unknown keys are errors that name the nearest known key. Nothing here imports to
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,6 +30,9 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    INPUTS: ClassVar[Mapping[str, str]] = {}
+    """The settings that say what the stage reads, and what kind of file or folder each names."""
 
     output: Path
     """Run folder to write."""
@@ -76,10 +81,13 @@ def make(kind: type[C], values: dict[str, Any], source: str) -> C:
             else:
                 lines.append(f"{source}: {key}={short(problem['input'])}: {fault}" if key else f"{source}: {fault}")
         raise ValueError("\n".join(lines)) from None
+    inputs = config.INPUTS if isinstance(config, StageConfig) else {}
     for key, value in config:
         for path in value.values() if isinstance(value, dict) else [value]:
             if isinstance(path, str | Path) and is_endless(path):
                 raise ValueError(f"{source}: {key}={short(str(path))}: {ENDLESS}")
+            if (isinstance(path, Path) or key in inputs) and path and (why := _no_path(path)):
+                raise ValueError(f"{source}: {key}={short(str(path))}: {why}; give another path")
     return config
 
 
@@ -89,6 +97,17 @@ ENDLESS = "is a pipe or device, which may have no end; write it to a file and gi
 def is_endless(path: str | Path) -> bool:
     """Whether a path is a pipe, socket or device: reading it may never end."""
     return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+
+
+def _no_path(path: str | Path) -> str | None:
+    """Why a path can be none on this machine, whether or not something is there."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return "is too long for a file's name" if error.errno == errno.ENAMETOOLONG else None
+    except ValueError:
+        return "holds a character that no file's name can have"
+    return None
 
 
 def is_hub_id(source: str) -> bool:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tutelage.config import StageConfig, make, nearest
-from tutelage.runs import DryRun, done
+from tutelage.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
+from tutelage.runs import DryRun, done, inputs_of
 from tutelage.strict_yaml import parse_yaml, read_yaml
 from tutelage.terminal import message, printable, short
 
@@ -28,6 +30,9 @@ RECIPES = PACKAGE / "recipes"
 BASE = PACKAGE / "world" / "base"
 RUN_NAME = re.compile(r"(?!\.+$)[\w.-]+")  # of a folder right inside the output
 LONGEST = 100_000  # characters of a filled text
+READERS: Mapping[str, Callable[[str], object]] = {
+    "texts": read_texts, "demonstrations": read_demonstrations, "prompts": read_prompts, "rankings": read_rankings,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,7 @@ def run_recipe(
     """Run all stages in order, saying in a line each what was done or skipped and how long it took.
 
     The last line is where to look: the report, or the folder if the recipe draws none. A dry run checks every stage
-    as far as its inputs are there, and names the stages that the others wait for.
+    as far as its inputs are there, and names the stages that it waits for.
     """
     steps = plan(recipe, folder, seed, overwrite, base, given)
     if dry_run:
@@ -210,22 +215,45 @@ def check_recipe(steps: Sequence[tuple[str, Stage, StageConfig]], folder: Path) 
     """The dry run of a recipe.
 
     Raises:
-        ValueError: if a stage's input is missing that no stage before it makes, or as the stages do.
+        ValueError: naming the run, if an input is missing or broken that no stage before it makes, or as the stages do.
     """
     waiting: list[str] = []
     for number, (name, stage, config) in enumerate(steps, start=1):
-        if waits := [other for other in waiting if _reads(config, folder, other)]:
-            said = f"waits for {', '.join(waits)}"
-        elif done(folder / name) is not None:
-            said = "done already, if nothing has changed"
-            stage.run(config.model_copy(update={"dry_run": True}))
-        else:
-            stage.run(config.model_copy(update={"dry_run": True}))
-            said = "can start"
+        waits = [other for other in waiting if _reads(config, folder, other)]
+        try:
+            if waits:
+                _check_inputs(config, [folder / other for other in waiting])
+            else:
+                stage.run(config.model_copy(update={"dry_run": True}))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        state = "can start" if done(folder / name) is None else "done already, if nothing has changed"
+        if waits:
+            state = f"waits for {', '.join(waits)}"
         if done(folder / name) is None:
             waiting.append(name)
-        print(message(f"[{number}/{len(steps)}] {name}: {said}"), file=sys.stderr, flush=True)
+        print(message(f"[{number}/{len(steps)}] {name}: {state}"), file=sys.stderr, flush=True)
     print("dry run: nothing was written")
+
+
+def _check_inputs(config: StageConfig, unmade: Sequence[Path]) -> None:
+    """See that what a waiting stage reads is there and can be read, but for what stages before it have yet to make.
+
+    Models are not loaded, nor anything from the hub.
+
+    Raises:
+        ValueError: naming setting and path.
+    """
+    for setting, path in inputs_of(config, *config.INPUTS).items():
+        if any(run in path.parents for run in unmade):
+            continue
+        if not os.path.exists(path):
+            raise ValueError(f"{setting}: {path}: no such file or folder")
+        if read := READERS.get(config.INPUTS[setting.partition(".")[0]]):
+            try:
+                read(str(path))
+            except ValueError as error:
+                raise ValueError(f"{setting}: {error}") from None
 
 
 def _reads(config: StageConfig, folder: Path, name: str) -> bool:

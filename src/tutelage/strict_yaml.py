@@ -15,16 +15,18 @@ import yaml
 from tutelage.terminal import reason, short
 
 LARGEST_FILE = 1 << 18  # bytes of a file of settings
-DEEPEST = 50  # levels of lists and mappings
+DEEPEST = 50  # levels of lists and mappings, with aliases written out
 MOST_VALUES = 100_000  # with aliases written out
+OPEN = (0, 0)  # values and depth of a node that is being counted
+TOO_DEEP = f"is nested more than {DEEPEST} deep"
 
 
 class Loader(yaml.SafeLoader):
-    """The library's, whose time grows with the square of the depth."""
+    """SafeLoader that refuses deep nesting, on which PyYAML takes quadratic time."""
 
     def fetch_more_tokens(self) -> None:
         if self.flow_level + len(self.indents) > DEEPEST:
-            raise ValueError(f"line {self.line + 1}: is nested more than {DEEPEST} deep")
+            raise ValueError(f"line {self.line + 1}: {TOO_DEEP}")
         super().fetch_more_tokens()
 
 
@@ -68,21 +70,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """How many values a node holds, those of its aliases counted each time.
+def _values(node: yaml.Node, known: dict[yaml.Node, tuple[int, int]]) -> tuple[int, int]:
+    """How many values a node holds and how deep they lie, with those of its aliases counted each time.
 
     Raises:
-        ValueError: if they are too many or without end, or a name is no text or comes twice.
+        ValueError: if they are too many, too deep or without end, or a name is not text or comes twice.
     """
     line = node.start_mark.line + 1
-    if node in known and not known[node]:
+    if known.get(node) == OPEN:
         raise ValueError(f"line {line}: holds itself; write the value out instead of an alias")
     if node not in known:
-        known[node] = 0
-        number = 1 + sum(_values(child, known) for child in _children(node))
+        known[node] = OPEN
+        children = [_values(child, known) for child in _children(node)]
+        number = 1 + sum(values for values, _ in children)
+        depth = isinstance(node, yaml.CollectionNode) + max((levels for _, levels in children), default=0)
         if number > MOST_VALUES:
             raise ValueError(f"line {line}: more than {MOST_VALUES:,} values; write them out without aliases")
-        known[node] = number
+        if depth > DEEPEST:
+            raise ValueError(f"line {line}: {TOO_DEEP}")
+        known[node] = number, depth
     return known[node]
 
 
@@ -96,7 +102,7 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
             if not isinstance(key, yaml.ScalarNode):
                 raise ValueError(f"line {line}: a list or mapping stands where a name is wanted; write `name: value`")
             if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                raise ValueError(f"line {line}: the name {short(key.value)} is read as no text; put it in quotes")
+                raise ValueError(f"line {line}: the name {short(key.value)} is not read as text; put it in quotes")
             if key.value in seen:
                 raise ValueError(f"line {line}: the name {short(key.value)} comes twice; keep one")
             seen.add(key.value)

@@ -1,4 +1,4 @@
-"""Kill runs at any moment, break their files and fill their disk: does the same command end with the same bytes?
+"""Kill runs at any moment, break or delete their files, fill their disk: does the same command end with the same bytes?
 
     make chaos                     everything: some thousand runs, half an hour
     make chaos ONLY=sft KILLS=5    one stage, five kills of either kind
@@ -11,10 +11,13 @@ leave nothing else behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -26,12 +29,15 @@ from pathlib import Path
 from random import Random
 
 import torch
-from scenarios import NAMES, RESUMED, prepare, scenario
 
+from scenarios import NAMES, RESUMED, prepare, scenario
 from tutelage import runs
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "open")
 TIMES = ("seconds", "peak_memory_gib")
+CLOCK = re.compile(r"\b1\.\d+e\+09\b|\b1\d{9}\.\d+\b")  # seconds since 1970, as SQLite dumps them
+ERROR = "error: "  # begins the line of a user's error
+DAMAGES = ("bit flip", "truncation", "deleted file", "deleted folder")
 
 
 def fork(work: Callable[[], None], log: Path, kill_after: float | None = None) -> int:
@@ -45,7 +51,7 @@ def fork(work: Callable[[], None], log: Path, kill_after: float | None = None) -
         try:
             work()
         except (ValueError, OSError) as error:  # what the command line says in one line
-            print(error, file=sys.stderr)
+            print(f"{ERROR}{error}", file=sys.stderr)
             code = 2
         except BaseException:
             traceback.print_exc()
@@ -103,7 +109,9 @@ class Case:
         self.clear()
         return self.resume(kill_after, kill_before)
 
-    def resume(self, kill_after: float | None = None, kill_before: int | None = None) -> int:
+    def resume(
+        self, kill_after: float | None = None, kill_before: int | None = None, delete_before: int | None = None
+    ) -> int:
         seen = [0]
 
         def hook(event: str, arguments: tuple) -> None:
@@ -113,8 +121,10 @@ class Case:
                 if seen[0] == kill_before:
                     os.kill(os.getpid(), signal.SIGKILL)
                 seen[0] += 1
+                if seen[0] - 1 == delete_before:
+                    shutil.rmtree(self.output)  # somebody else does
 
-        return fork(lambda: self.work(hook if kill_before is not None else None), self.log, kill_after)
+        return fork(lambda: self.work(hook), self.log, kill_after)
 
     def count_changes(self) -> int:
         """How often an undisturbed run changes the disk."""
@@ -134,31 +144,33 @@ class Case:
         return int(counted.read_text())
 
     def outcome(self) -> dict[str, bytes]:
-        """All files, by name; of JSON the times are left out, and a labeling workspace, whose key is random."""
-        found = {}
-        files = (p for p in (self.root / self.name).rglob("*") if p.is_file() and "workspace" not in p.parts)
-        for path in sorted(files):
+        """All files, by name, without the times in JSON and in a labeling workspace's database."""
+        contents = {}
+        for path in sorted(p for p in (self.root / self.name).rglob("*") if p.is_file()):
             content = path.read_bytes()
             if path.name in ("metrics.jsonl", "done.json"):
                 lines = content.decode().splitlines() if path.name == "metrics.jsonl" else [content.decode()]
                 rows = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
                 content = json.dumps(rows).encode()
-            found[path.relative_to(self.root / self.name).as_posix()] = content
-        return found
+            elif path.suffix == ".db":
+                with contextlib.closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as database:
+                    content = CLOCK.sub("", "\n".join(database.iterdump())).encode()
+            contents[path.relative_to(self.root / self.name).as_posix()] = content
+        return contents
 
     def difference(self) -> str | None:
         """The first file that is not as in the undisturbed run, or None."""
-        found = self.outcome()
-        names = sorted({*found, *self.reference})
-        wrong = [name for name in names if found.get(name) != self.reference.get(name)]
+        contents = self.outcome()
+        names = sorted({*contents, *self.reference})
+        wrong = [name for name in names if contents.get(name) != self.reference.get(name)]
         return f"{self.name}: {', '.join(wrong[:4])} differ" if wrong else None
 
 
 def check(case: Case, code: int, what: str, failures: list[str]) -> None:
     """After a kill or a fault the same command must end with the same bytes."""
-    said = case.log.read_text(errors="replace")
-    if code not in (0, 2, -signal.SIGKILL) or "Traceback" in said:
-        failures.append(f"{case.name}, {what}: exit code {code}: {said[-300:]}")
+    printed = case.log.read_text(errors="replace")
+    if code not in (0, 2, -signal.SIGKILL) or "Traceback" in printed:
+        failures.append(f"{case.name}, {what}: exit code {code}: {printed[-300:]}")
     code = case.resume()
     if code != 0:
         failures.append(f"{case.name}, {what}: the same command ends with {code}: {case.log.read_text()[-300:]}")
@@ -189,24 +201,38 @@ def kills(case: Case, number: int, rng: Random) -> tuple[Counter[str], list[str]
 
 
 def damage(case: Case, number: int, rng: Random) -> tuple[Counter[str], list[str]]:
-    """Bit flips and truncations of one file of the newest checkpoint, folders deleted, clocks set back."""
+    """Bit flips and truncations of one file of the newest checkpoint, files and folders deleted, after a kill."""
     counts: Counter[str] = Counter()
     failures: list[str] = []
-    for k in range(number):
-        how = ("bit flip", "truncation", "deleted file", "deleted folder", "clock set back")[k % 5]
-        if how == "clock set back":
-            case.clear()
-            clock = iter(range(10**6, 0, -60))
-            code = fork(lambda clock=clock: (setattr(time, "time", lambda: next(clock)), case.work()), case.log)
-        else:
+    first = rng.randrange(len(DAMAGES))
+    for k in range(first, first + number):
+        how, files, code = DAMAGES[k % len(DAMAGES)], [], 0
+        while not files:  # killed where there was nothing to break yet, or no longer
             code = case.go(kill_before=rng.randrange(case.changes // 2, case.changes))
             files = [p for p in case.output.glob("state/*") if p.stat().st_size]
-            if how == "deleted folder":
-                shutil.rmtree(case.output, ignore_errors=True)
-            elif files:
-                break_file(rng.choice(files), how, rng)
+        if how == "deleted folder":
+            shutil.rmtree(case.output)
+        else:
+            break_file(rng.choice(files), how, rng)
         counts[how] += 1
         check(case, code, how, failures)
+    return counts, failures
+
+
+def deletions(case: Case, number: int, rng: Random) -> tuple[Counter[str], list[str]]:
+    """The run folder deleted while the run works there: it ends in a line, and the same command begins anew."""
+    counts: Counter[str] = Counter()
+    failures: list[str] = []
+    for _ in range(number):
+        place = rng.randrange(case.changes // 4, case.changes * 3 // 4)  # when the folder is there, and not yet done
+        case.clear()
+        code = case.resume(delete_before=place)
+        what = f"folder deleted before change {place} of {case.changes}"
+        lines = case.log.read_text(errors="replace").partition(ERROR)[2].splitlines()
+        if code != 2 or len(lines) != 1:
+            failures.append(f"{case.name}, {what}: exit code {code}, {lines}")
+        counts["folder deleted at work"] += 1
+        check(case, code, what, failures)
     return counts, failures
 
 
@@ -227,7 +253,8 @@ def full_disks(case: Case, number: int, rng: Random) -> tuple[Counter[str], list
     failures: list[str] = []
     place = case.root / case.name
     size = sum(p.stat().st_size for p in case.root.glob(f"{case.name}/**/*") if p.is_file()) // 1024
-    for k in range(number):
+    first = rng.randrange(3)
+    for k in range(first, first + number):
         case.clear()
         small = f"size={rng.randint(8, max(16, 3 * size))}k"
         if subprocess.run(["mount", "-t", "tmpfs", "-o", small, "tmpfs", place], capture_output=True).returncode:
@@ -246,7 +273,7 @@ def full_disks(case: Case, number: int, rng: Random) -> tuple[Counter[str], list
                 how = "full disk"
                 code = case.resume()
                 subprocess.run(["mount", "-o", "remount,size=100m", place], check=True)
-            counts[how if code == 2 else f"{how}, which did not matter"] += 1
+            counts[how if code == 2 else f"{how} that did not matter"] += 1
             shutil.rmtree(place / "kept.part", ignore_errors=True)
             check(case, code, how, failures)
         finally:
@@ -265,8 +292,9 @@ def main() -> int:
     failures: list[str] = []
     for name in [name for name in NAMES if only in name]:
         case, rng = Case(name, root / "data", root), Random(f"{name}/{seed}")
-        broken = number // 5 if name in RESUMED else 0
-        for part, times in ((kills, number), (damage, broken), (full_disks, number // 5)):
+        fewer = max(1, number // 5)
+        broken = fewer if name in RESUMED else 0
+        for part, times in ((kills, number), (damage, broken), (deletions, fewer), (full_disks, fewer)):
             counts, wrong = part(case, times, rng)
             total.update(counts)
             failures += wrong

@@ -49,19 +49,19 @@ def score(
 
 def rows_of(measures: Measures) -> Iterator[tuple[str, str, str, str]]:
     """A table's rows: measure, value, interval, and what was counted."""
-    for name, found in measures.items():
+    for name, measure in measures.items():
         counted = ", ".join(
             f"{count:,.0f} {what.replace('_', ' ')}"
-            for what, count in found.items()
+            for what, count in measure.items()
             if what not in ("mean", "low", "high")
         )
-        interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
-        yield name.replace("_", " "), f"{found['mean']:.3f}", interval, counted
+        interval = f"[{measure['low']:.3f}, {measure['high']:.3f}]"
+        yield name.replace("_", " "), f"{measure['mean']:.3f}", interval, counted
 
 
 def run(config: AgreementConfig) -> None:
     """Write the measures into done.json, under `labelers`, `by_labeler` and `reward_model`, and print a table."""
-    run = open_run("agreement", config, inputs_of(config, "rankings", "reward_model"))
+    run = open_run("agreement", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     loaded = read_rankings(config.rankings, ties=True)
@@ -76,8 +76,8 @@ def run(config: AgreementConfig) -> None:
         tokenizer = load_tokenizer(config.reward_model)
         reward_model = load_scalar(config.reward_model, tokenizer)
     run.begin(f"{len(rankings):,} rankings, {shared:,} prompts that two labelers ranked")
-    found = summary(rankings, config.seed, config.draws)
-    rows = list(rows_of(found))
+    measures = summary(rankings, config.seed, config.draws)
+    rows = list(rows_of(measures))
     model: Measures = {}
     too_long = 0
     if config.reward_model:
@@ -88,7 +88,7 @@ def run(config: AgreementConfig) -> None:
     run.finish(
         rankings=len(rankings),
         shared_prompts=shared,
-        labelers=found,
+        labelers=measures,
         by_labeler=by_labeler(rankings, config.seed, config.draws),
         reward_model=model,
         too_long=too_long,

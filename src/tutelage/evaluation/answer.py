@@ -7,7 +7,6 @@ Differs from the paper: the alignment tax is the held-out pretraining loss, next
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -77,24 +76,9 @@ def run(config: AnswerConfig) -> None:
     """Write answers.jsonl: each prompt with the answers by model name.
 
     Raises:
-        ValueError: if a setting names a model that is not there, best-of-n lacks a reward model, or models cannot be
-            compared in what is asked for.
+        ValueError: if no prompt fits, or models cannot be compared in what is asked for.
     """
-    for name in [*config.prompted.values(), *config.greedy, *(n for n in (config.best_of, config.reference) if n)]:
-        if name not in config.models:
-            raise ValueError(f"{name!r} is not among the models {sorted(config.models)}")
-    if config.prompted and not config.examples:
-        raise ValueError("prompted needs `examples`, demonstrations to take the worked examples from")
-    if config.best_of and not config.reward_model:
-        raise ValueError("best_of needs a reward_model to choose by")
-    best_of = [f"best_of_{config.best_of_n}"] if config.best_of else []
-    labels = [*config.models, *config.prompted, *(f"{name}_greedy" for name in config.greedy), *best_of]
-    if twice := [label for label, number in Counter(labels).items() if number > 1]:
-        raise ValueError(
-            f"two rows of answers would be called {twice[0]!r}, among {', '.join(labels)}; rename a model, or what is "
-            "asked for under that name"
-        )
-    run = open_run("answer", config, inputs_of(config, "prompts", "models", "examples", "reward_model", "texts"))
+    run = open_run("answer", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     examples: tuple[Demonstration, ...] = ()
@@ -136,7 +120,7 @@ def run(config: AnswerConfig) -> None:
     jobs = [(name, name, config.temperature, 1) for name in writers]
     jobs += [(f"{name}_greedy", name, 0.0, 1) for name in config.greedy]
     if config.best_of:
-        jobs += [(label, config.best_of, config.temperature, config.best_of_n) for label in best_of]
+        jobs.append((config.labels[-1], config.best_of, config.temperature, config.best_of_n))
     singles = 1 + max(number_copies(fitting))
     run.begin(f"{len(fitting):,} prompts, {len(jobs)} rows of answers: {', '.join(label for label, *_ in jobs)}")
 
@@ -149,19 +133,19 @@ def run(config: AnswerConfig) -> None:
         completions, requests, samples = complete(
             writer, asked, config.seed, copies=copies, temperature=temperature, max_new_tokens=config.max_new_tokens
         )
-        found: dict[str, Any] = {}
+        measures: dict[str, Any] = {}
         if scorer is not None:
             ids = scored_ids(writer, reward_tokenizer, asked, completions, requests, samples)
             require_fit(ids, context_length(scorer), str(config.reward_model))
             with full_precision():
                 read = torch.stack(group_scores(scorer, [ids[i : i + n] for i in range(0, len(ids), n)]))
             best = read.argmax(1)
-            found["score"] = float(read.max(1).values.mean())
+            measures["score"] = float(read.max(1).values.mean())
             completions = [completions[i * n + k] for i, k in enumerate(best.tolist())]
         at_reference = name == config.reference or writer.examples or n > 1
         if config.reference and not at_reference and temperature == 1.0:
-            found["kl"] = kl_to(writers[config.reference].policy, writer.policy, asked, requests, samples)
-        return {"completions": [c.model_dump(mode="json") for c in completions], **found}
+            measures["kl"] = kl_to(writers[config.reference].policy, writer.policy, asked, requests, samples)
+        return {"completions": [c.model_dump(mode="json") for c in completions], **measures}
 
     run.forget_after(-1)  # what is kept is logged again
     for index in run.track(range(len(jobs))):

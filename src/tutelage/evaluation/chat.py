@@ -27,17 +27,17 @@ def chat(model: str, temperature: float, max_new_tokens: int, seed: int) -> None
     turns: tuple[Message, ...] = ()
     while True:
         try:
-            said = console.input("[bold]you[/bold]  ").strip()
+            line = console.input("[bold]you[/bold]  ").strip()
         except (EOFError, KeyboardInterrupt):
             console.print()
             return
-        if said == "/quit":
+        if line == "/quit":
             return
-        if said == "/new":
+        if line == "/new":
             turns = ()
-        if said in ("", "/new"):
+        if line in ("", "/new"):
             continue
-        turns = (*turns, Message(role="user", content=said))
+        turns = (*turns, Message(role="user", content=line))
         while len(turns) > 1 and len(writer.prompt_ids(Prompt(id="chat", text=turns))) > room:
             turns = turns[2:]  # the oldest exchange falls out of the context
         prompt = Prompt(id=f"turn {len(turns)}", text=turns)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tutelage.config import Count, StageConfig
+from tutelage.terminal import listed, short
 
 
 class AnswerConfig(StageConfig):
     """Answer held-out prompts with every model, sampled and greedy, and measure KL and pretraining loss on the way."""
+
+    INPUTS: ClassVar[Mapping[str, str]] = {
+        "prompts": "prompts", "models": "model", "examples": "demonstrations", "reward_model": "model",
+        "texts": "texts",
+    }  # fmt: skip
 
     prompts: str
     """Prompts that no model was trained on."""
@@ -39,9 +47,33 @@ class AnswerConfig(StageConfig):
     max_new_tokens: Count = 256
     """Most tokens of an answer."""
 
+    @property
+    def labels(self) -> list[str]:
+        """The names of the rows of answers."""
+        best_of = [f"best_of_{self.best_of_n}"] if self.best_of else []
+        return [*self.models, *self.prompted, *(f"{name}_greedy" for name in self.greedy), *best_of]
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> AnswerConfig:
+        for name in [*self.prompted.values(), *self.greedy, *(n for n in (self.best_of, self.reference) if n)]:
+            if name not in self.models:
+                raise ValueError(f"{short(name)} is not among the models {short(sorted(self.models))}")
+        if self.prompted and not self.examples:
+            raise ValueError("prompted needs `examples`, demonstrations to take the worked examples from")
+        if self.best_of and not self.reward_model:
+            raise ValueError("best_of needs a reward_model to choose by")
+        if twice := [label for label, number in Counter(self.labels).items() if number > 1]:
+            raise ValueError(
+                f"two rows of answers would be called {short(twice[0])}, among {listed(self.labels)}; rename a model, "
+                "or what is asked for under that name"
+            )
+        return self
+
 
 class EvaluateConfig(StageConfig):
     """Turn judgments into win rates and rates of faults, each with a 95 % interval over prompts."""
+
+    INPUTS: ClassVar[Mapping[str, str]] = {"judgments": "judgments"}
 
     judgments: str
     """Judgments, one line a prompt, as `tutelage judge` writes them."""
@@ -51,6 +83,8 @@ class EvaluateConfig(StageConfig):
 
 class AgreementConfig(StageConfig):
     """Measure how far labelers agree on the same prompts, and a reward model with them on the same pairs."""
+
+    INPUTS: ClassVar[Mapping[str, str]] = {"rankings": "rankings", "reward_model": "model"}
 
     rankings: str
     """Rankings with a `labeler` each, several for a prompt; one arm of labelers a file."""

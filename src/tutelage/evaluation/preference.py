@@ -81,7 +81,7 @@ def run(config: EvaluateConfig) -> None:
     `greedy_gain` is the paired difference of win rates, prompt by prompt, between a model's greedy answers and the
     baseline's greedy answers: what is left of a gain once sharpening is taken out.
     """
-    run = open_run("evaluate", config, inputs_of(config, "judgments"))
+    run = open_run("evaluate", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     rows = read_judgments(config.judgments)
@@ -103,7 +103,7 @@ def run(config: EvaluateConfig) -> None:
         use_case: {n: rate("wins", n, [r for r in rows if r["use_case"] == use_case]) for n in names}
         for use_case in sorted({r["use_case"] for r in rows if r["use_case"]})
     }
-    explained = {n: [found for r in rows if (found := r["models"].get(n, {}).get("parts"))] for n in names}
+    explained = {n: [own for r in rows if (own := r["models"].get(n, {}).get("parts"))] for n in names}
     parts = {
         n: {k: float(np.mean([p[k] for p in of if k in p])) for k in dict.fromkeys(k for p in of for k in p)}
         for n, of in explained.items()

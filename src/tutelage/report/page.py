@@ -51,13 +51,13 @@ def run(config: ReportConfig) -> None:
     run.begin(f"{len(folders)} finished runs: {', '.join(f.name for f in folders)}")
     summary = numbers.summarise(config.runs)
     simulated = first(folders, "judge") is not None
-    said = verdict(summary, numbers.trained_models(folders), numbers.baseline_of(folders), simulated)
+    sentences = verdict(summary, numbers.trained_models(folders), numbers.baseline_of(folders), simulated)
     write_json(run.folder / "summary.json", summary)
-    (run.folder / "report.html").write_text(page(config, folders, summary, said), encoding="utf-8")
-    run.finish(runs=[f.name for f in folders], verdict=said)
+    (run.folder / "report.html").write_text(page(config, folders, summary, sentences), encoding="utf-8")
+    run.finish(runs=[f.name for f in folders], verdict=sentences)
 
 
-def page(config: ReportConfig, folders: Sequence[Folder], summary: dict[str, Any], said: list[str]) -> str:
+def page(config: ReportConfig, folders: Sequence[Folder], summary: dict[str, Any], sentences: list[str]) -> str:
     """The whole page as HTML."""
     baseline, online = numbers.baseline_of(folders), [f for f in folders if f.stage == "online"]
     wins = {"labelers": summary[f"win_rate_vs_{baseline}"], "gold": summary[f"gold_win_rate_vs_{baseline}"]}
@@ -70,7 +70,7 @@ def page(config: ReportConfig, folders: Sequence[Folder], summary: dict[str, Any
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(
         title=config.title,
-        verdict=said,
+        verdict=sentences,
         summary=summary,
         baseline=baseline,
         folders=folders,
@@ -167,11 +167,11 @@ def agreement_table(folders: Sequence[Folder]) -> Columns:
     runs = {f.name: f.done for f in folders if f.stage == "agreement"}
     columns = {}
     for title, (part, measure) in AGREEMENT.items():
-        found = {name: done[part][measure] for name, done in runs.items() if measure in done[part]}
+        measures = {name: done[part][measure] for name, done in runs.items() if measure in done[part]}
         share = part == "reward_model" or measure in ("strict", "tie_rate")
         columns[title] = {
             name: interval(v) if share else f"{v['mean']:.2f} ({v['low']:.2f}–{v['high']:.2f})"
-            for name, v in found.items()
+            for name, v in measures.items()
         }
     return {title: cells for title, cells in columns.items() if cells}
 

@@ -52,7 +52,7 @@ def read_runs(runs: Path) -> list[Folder]:
     Raises:
         ValueError: if one is damaged, or has lost a file.
     """
-    found = []
+    folders = []
     for path in sorted(p.parent for p in runs.glob("*/done.json")):
         whole = (path / "inputs.json").exists() and (path / "config.yaml").exists()
         if whole and not path.name.startswith("."):  # such a one waits to be replaced
@@ -60,8 +60,8 @@ def read_runs(runs: Path) -> list[Folder]:
             done = results_of(path) or {}
             if lost := lost_file(path):
                 raise ValueError(f"runs: {lost}; run its stage again")
-            found.append(Folder(path.name, path, stage, done, settings))
-    return [folder for folder in found if folder.stage != "report"]
+            folders.append(Folder(path.name, path, stage, done, settings))
+    return [folder for folder in folders if folder.stage != "report"]
 
 
 def first(folders: Sequence[Folder], stage: str) -> Folder | None:
@@ -101,16 +101,16 @@ def in_order(values: Mapping[str, Any], folders: Sequence[Folder]) -> dict[str, 
 def agreement(folders: Sequence[Folder]) -> dict[str, dict[str, Any]]:
     """By arm of labelers: `agreement` among them, and `gold_ceiling`; arms whose prompts had one labeler left out."""
     arms = {k: v for k, v in results(folders, "rank").items() if isinstance(v, dict) and "agreement" in v}
-    return {arm: found for arm, found in arms.items() if found["agreement"].get("pairs")}
+    return {arm: measures for arm, measures in arms.items() if measures["agreement"].get("pairs")}
 
 
 def same_pairs(folders: Sequence[Folder]) -> dict[str, dict[str, float]]:
     """Of an agreement run with a reward model: how often two labelers, and it, say the same of the very same pairs."""
-    found: dict[str, Any] = next(
+    measures: dict[str, Any] = next(
         (f.done["reward_model"] for f in folders if f.stage == "agreement" and f.done["reward_model"]), {}
     )
     names = {"labelers": "labelers_shared", "model": "model_shared"}
-    return {name: found[key] for name, key in names.items() if key in found}
+    return {name: measures[key] for name, key in names.items() if key in measures}
 
 
 def tax(folders: Sequence[Folder]) -> dict[str, Any]:

@@ -34,7 +34,9 @@ def verdict(summary: Mapping[str, Any], trained: Mapping[str, bool], baseline: s
     """
     wins, gold = summary[f"win_rate_vs_{baseline}"], summary[f"gold_win_rate_vs_{baseline}"]
     judges = "Simulated labelers who took no part in training" if simulated else "Judges"
-    said = [f"{judges} compared every model with {baseline} on {summary['prompts']} held-out prompts."] if wins else []
+    sentences = (
+        [f"{judges} compared every model with {baseline} on {summary['prompts']} held-out prompts."] if wins else []
+    )
     even = {"low": 0.5, "high": 0.5}
     for name in (n for n in trained if n in wins):
         side = apart(wins[name], even)
@@ -42,32 +44,32 @@ def verdict(summary: Mapping[str, Any], trained: Mapping[str, bool], baseline: s
         if name in gold:
             joint = "and" if apart(gold[name], even) == side else "but"
             sentence += f", {joint} gold, the noise-free preference, gives it {percent(gold[name])}"
-        said.append(sentence + ".")
+        sentences.append(sentence + ".")
         if gain := summary["greedy_gain"].get(f"{name}_greedy"):
             difference = gain["labelers"]
             points = f"{100 * difference['low']:+.0f} to {100 * difference['high']:+.0f} points"
             verb = GREEDY[apart(difference, NOTHING)]
-            said.append(f"Where both answer greedily {verb} {baseline} ({points}, prompt by prompt).")
-    return [*said, *_reward(summary), *_tax(summary, trained, baseline)]
+            sentences.append(f"Where both answer greedily {verb} {baseline} ({points}, prompt by prompt).")
+    return [*sentences, *_reward(summary), *_tax(summary, trained, baseline)]
 
 
 def _reward(summary: Mapping[str, Any]) -> list[str]:
     """Each sentence speaks of one set of pairs: all that held-out labelers ordered, or those that two of them did."""
-    numbers, said = summary["reward_model"], []
+    numbers, sentences = summary["reward_model"], []
     if "accuracy_heldout_labelers" in numbers:
         low, high = numbers["accuracy_heldout_labelers_interval"]
         rate = percent({"mean": numbers["accuracy_heldout_labelers"], "low": low, "high": high})
         sentence = f"The reward model predicts {rate} of the choices of labelers it never learned from"
         if "gold_ceiling" in numbers:
             sentence += f"; a noise-free reader would predict {100 * numbers['gold_ceiling']:.0f}\u00a0% of them"
-        said.append(sentence + ".")
+        sentences.append(sentence + ".")
     shared = numbers.get("same_pairs", {})
     if shared.keys() >= {"labelers", "model"}:
-        said.append(
+        sentences.append(
             f"Of the pairs that two labelers ordered, one says what the other does of {percent(shared['labelers'])}, "
             f"and the reward model of {percent(shared['model'])}."
         )
-    return said
+    return sentences
 
 
 def _tax(summary: Mapping[str, Any], trained: Mapping[str, bool], baseline: str) -> list[str]:

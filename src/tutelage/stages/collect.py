@@ -62,27 +62,16 @@ def run(config: CollectConfig) -> None:
     """Sample, then write `candidates.jsonl` into the run folder.
 
     Raises:
-        ValueError: if no policy is given, `weights` or `few_shot` name an unknown one, worked examples are wanted and
-            none are given, k is no range from 2, off_prompt is wanted of a single prompt, or there is no such
-            workspace.
+        ValueError: if off_prompt is wanted of a single prompt, or there is no such workspace.
     """
-    if (config.policy is None) == (not config.policies):
-        raise ValueError("give either policy, a model folder, or policies, a mapping of names to model folders")
     policies = config.policies or {"policy": str(config.policy)}
-    for name in [*config.weights, *config.few_shot]:
-        if name not in policies:
-            raise ValueError(f"{name!r} is not among the policies {sorted(policies)}")
-    if config.few_shot and not config.examples:
-        raise ValueError("few_shot needs `examples`, demonstrations to take the worked examples from")
     fewest, _, most = config.k.partition("..")
     k_min, k_max = int(fewest), int(most or fewest)
-    if not 2 <= k_min <= k_max:
-        raise ValueError(f"k={config.k!r}: expected a number or range from 2, such as 6 or 4..9")
     if config.workspace:
         require_workspace(config.workspace)
         if not config.dry_run:  # as opening writes
             existing_workspace(config.workspace).close()  # a damaged one is refused now, not after all the sampling
-    run = open_run("collect", config, inputs_of(config, "prompts", "policy", "policies", "examples"))
+    run = open_run("collect", config, inputs_of(config, *config.INPUTS))
     if run is None:
         if config.workspace and not config.dry_run:  # which may have been restored, or made anew, since
             to_labelers(config, config.workspace)
@@ -97,6 +86,7 @@ def run(config: CollectConfig) -> None:
         )
     examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
     nothing = f"{config.prompts}: no prompt got two distinct completions within the models' context"
+    tokenizers = {name: load_tokenizer(folder) for name, folder in policies.items()}
     # 1. Who writes which completion of which prompt.
     names = list(policies)
     weights = [config.weights.get(name, 1.0) for name in names]
@@ -105,9 +95,8 @@ def run(config: CollectConfig) -> None:
 
     def load(name: str) -> tuple[Writer, dict[int, bool]]:
         """A policy, and whether each prompt that it is to answer leaves room in its context."""
-        tokenizer = load_tokenizer(policies[name])
-        policy = load_policy(policies[name], tokenizer)
-        writer = Writer(name, policy, tokenizer, examples if name in config.few_shot else ())
+        policy = load_policy(policies[name], tokenizers[name])
+        writer = Writer(name, policy, tokenizers[name], examples if name in config.few_shot else ())
         asked = {p for p, n in slots if n == name}
         return writer, {p: fits(writer, prompts[p], 2**31, config.max_new_tokens) for p in asked}
 

@@ -7,12 +7,14 @@ ours; the comment on the right says which. `recipes/paper.yaml` has the paper's 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from tutelage.config import Count, Fraction, Number, StageConfig, Whole
+from tutelage.terminal import short
 
 Length = Annotated[Count, Field(ge=2)]  # of a row to predict the next token in
 Positive = Annotated[float, Field(gt=0)]
@@ -50,6 +52,8 @@ class Training(StageConfig):
 
 class PretrainConfig(Training):
     """Train a small base model and its tokenizer from plain text (next-token prediction)."""
+
+    INPUTS: ClassVar[Mapping[str, str]] = {"texts": "texts", "valid_texts": "texts"}
 
     texts: Source
     """Training text: any file or hub id with a `text` column, or a .txt file."""
@@ -104,6 +108,11 @@ class PretrainConfig(Training):
 class SftConfig(Training):
     """Supervised fine-tuning: imitate demonstrations (paper, section 3.5)."""
 
+    INPUTS: ClassVar[Mapping[str, str]] = {
+        "model": "model", "demonstrations": "demonstrations", "valid_demonstrations": "demonstrations",
+        "reward_model": "model", "pretraining_texts": "texts",
+    }  # fmt: skip
+
     model: Source
     """Base model: a Hugging Face folder or hub id."""
     demonstrations: Source
@@ -136,6 +145,10 @@ class SftConfig(Training):
 class CollectConfig(StageConfig):
     """Sample K completions per prompt for labelers to rank (paper, section 3.4)."""
 
+    INPUTS: ClassVar[Mapping[str, str]] = {
+        "prompts": "prompts", "policy": "model", "policies": "model", "examples": "demonstrations",
+    }  # fmt: skip
+
     prompts: Source
     """Prompts, in any accepted format."""
     policy: Source | None = None
@@ -165,9 +178,28 @@ class CollectConfig(StageConfig):
     rate: bool = True
     """Let labelers rate each completion too (the paper does), if there is a workspace."""
 
+    @model_validator(mode="after")
+    def _policies_are_known(self) -> CollectConfig:
+        if (self.policy is None) == (not self.policies):
+            raise ValueError("give either policy, a model folder, or policies, a mapping of names to model folders")
+        policies = self.policies or {"policy": str(self.policy)}
+        for name in [*self.weights, *self.few_shot]:
+            if name not in policies:
+                raise ValueError(f"{short(name)} is not among the policies {short(sorted(policies))}")
+        if self.few_shot and not self.examples:
+            raise ValueError("few_shot needs `examples`, demonstrations to take the worked examples from")
+        fewest, _, most = self.k.partition("..")
+        if not 2 <= int(fewest) <= int(most or fewest):
+            raise ValueError(f"k={short(self.k)}: expected a number or range from 2, such as 6 or 4..9")
+        return self
+
 
 class RewardConfig(Training):
     """Fit a reward model to K-way rankings by Bradley–Terry (paper, equation 1)."""
+
+    INPUTS: ClassVar[Mapping[str, str]] = {
+        "model": "model", "rankings": "rankings", "valid": "rankings", "demonstrations": "demonstrations",
+    }  # fmt: skip
 
     model: Source
     """The SFT policy whose weights start the reward model."""
@@ -194,6 +226,8 @@ class RewardConfig(Training):
 class MeasureConfig(StageConfig):
     """Measure a trained reward model on any rankings or pairs: how many it puts into the labelers' order."""
 
+    INPUTS: ClassVar[Mapping[str, str]] = {"reward_model": "model", "rankings": "rankings"}
+
     reward_model: Source
     """Model folder or hub id of the reward model."""
     rankings: Source
@@ -204,6 +238,10 @@ class MeasureConfig(StageConfig):
 
 class OnlineConfig(Training):
     """Reinforcement learning against a reward model (paper, section 3.5, equation 2)."""
+
+    INPUTS: ClassVar[Mapping[str, str]] = {
+        "model": "model", "reward_model": "model", "prompts": "prompts", "pretraining_texts": "texts",
+    }  # fmt: skip
 
     model: Source
     """The SFT policy: where the policy starts, and the reference of the KL penalty."""
@@ -272,3 +310,9 @@ class OnlineConfig(Training):
     """Tokens of a pretraining row."""
     sample_every: Count = 10
     """Iterations between samples kept for the report."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> OnlineConfig:
+        if self.batch_size % self.mini_batch_size:
+            raise ValueError(f"mini_batch_size={self.mini_batch_size} does not divide batch_size={self.batch_size}")
+        return self

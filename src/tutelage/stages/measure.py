@@ -20,7 +20,7 @@ from tutelage.stages.reward import encode, evaluate, verdict
 
 def run(config: MeasureConfig) -> None:
     """Measure a trained model: accuracy, loss and calibration into done.json, a table and the verdict on the screen."""
-    run = open_run("measure", config, inputs_of(config, "reward_model", "rankings"))
+    run = open_run("measure", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     tokenizer = load_tokenizer(config.reward_model)
@@ -34,12 +34,11 @@ def run(config: MeasureConfig) -> None:
         )
     run.begin(f"{len(elements):,} rankings to measure by")
     with full_precision():
-        found = evaluate(model, elements, config.micro_batch_tokens, config.seed)
+        measures = evaluate(model, elements, config.micro_batch_tokens, config.seed)
     table = Table("rankings", "pairs", "in order", "95 % interval", "loss, nats")
-    interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
-    table.add_row(
-        f"{found['rankings']:,}", f"{found['pairs']:,}", f"{found['accuracy']:.3f}", interval, f"{found['loss']:.3f}"
-    )
+    counts = (f"{measures[name]:,}" for name in ("rankings", "pairs"))
+    interval = f"[{measures['low']:.3f}, {measures['high']:.3f}]"
+    table.add_row(*counts, f"{measures['accuracy']:.3f}", interval, f"{measures['loss']:.3f}")
     Console().print(table)
-    print(verdict(found))
-    run.finish(dropped=dropped({**loaded.dropped, "too long": too_long}), verdict=verdict(found), **found)
+    print(verdict(measures))
+    run.finish(dropped=dropped({**loaded.dropped, "too long": too_long}), verdict=verdict(measures), **measures)

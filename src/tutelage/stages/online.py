@@ -47,7 +47,7 @@ from tutelage.stages import ppo
 from tutelage.stages.checkpoints import Checkpoint
 from tutelage.stages.config import OnlineConfig
 from tutelage.stages.pretrain import rows_of, text_nll
-from tutelage.stages.training import adamw, begin, broken, constant_after_warmup, shuffled, update
+from tutelage.stages.training import adamw, begin, constant_after_warmup, require_finite_measure, shuffled, update
 from tutelage.stages.watch import Watch
 from tutelage.strict_json import dumps
 
@@ -61,11 +61,9 @@ def run(config: OnlineConfig) -> None:
     """Optimise the policy, then write `model/`, the averaged weights, and `last/`, the last ones, into the run folder.
 
     Raises:
-        ValueError: if batches do not divide, tokenizers differ, no prompt fits, or the gradient is not finite.
+        ValueError: if tokenizers differ, no prompt fits, or the gradient is not finite.
     """
-    if config.batch_size % config.mini_batch_size:
-        raise ValueError(f"mini_batch_size={config.mini_batch_size} does not divide batch_size={config.batch_size}")
-    run = open_run("online", config, inputs_of(config, "model", "reward_model", "prompts", "pretraining_texts"))
+    run = open_run("online", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     algorithm = ALGORITHMS[config.algorithm]
@@ -198,10 +196,10 @@ def run(config: OnlineConfig) -> None:
             "kl": float(keep(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask).sum(1).mean()),
             "length": float(rollout.mask.sum(1).float().mean()),
         }
-        if bad := next((key for key, value in final[name].items() if not math.isfinite(value)), None):
-            raise ValueError(broken(watch, f"the mean {bad} of {name}/ is {final[name][bad]}"))
-        said = "  ".join(f"{key} {value:.3f}" for key, value in final[name].items())
-        run.say(f"{name}/: {said}  (mean over {len(fixed)} prompts)")
+        for key, value in final[name].items():
+            require_finite_measure(run, f"mean {key} of {name}/", value)
+        means = "  ".join(f"{key} {value:.3f}" for key, value in final[name].items())
+        run.say(f"{name}/: {means}  (mean over {len(fixed)} prompts)")
     way = moved(average, policy, reference) if decay else 1.0
     if way < STILL:
         run.warn(

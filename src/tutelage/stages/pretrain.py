@@ -8,7 +8,6 @@ text, end with end-of-text, and are cut into rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +29,7 @@ from tutelage.objectives.sft import nll_sum
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.stages.checkpoints import Checkpoint
 from tutelage.stages.config import PretrainConfig
-from tutelage.stages.training import adamw, begin, broken, cosine, update
+from tutelage.stages.training import adamw, begin, cosine, require_finite_measure, update
 from tutelage.stages.watch import Watch
 
 VALID_ROWS = 256
@@ -84,7 +83,7 @@ def text_loss(model: PreTrainedModel, rows: torch.Tensor, max_tokens: int | None
 
 def run(config: PretrainConfig) -> None:
     """Train, then write `model/` into the run folder."""
-    run = open_run("pretrain", config, inputs_of(config, "texts", "valid_texts"))
+    run = open_run("pretrain", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     # 1. Text to rows of tokens.
@@ -92,6 +91,11 @@ def run(config: PretrainConfig) -> None:
     texts, lost = loaded.records, {}
     tokenizer = train_tokenizer(texts, config.vocab_size)
     rows = rows_of(tokenizer, texts, config.sequence_length)
+    held_out = None
+    if config.valid_texts:
+        valid = read_texts(config.valid_texts)
+        lost["valid_texts"] = valid.dropped
+        held_out = rows_of(tokenizer, valid.records, config.sequence_length)[:VALID_ROWS]
     # 2. A fresh model.
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
@@ -142,12 +146,8 @@ def run(config: PretrainConfig) -> None:
             checkpoint.save(step + 1)
     # 4. What it came to.
     results = {"parameters": model.num_parameters(), "tokens": total * per_step * config.sequence_length}
-    if config.valid_texts:
-        valid = read_texts(config.valid_texts)
-        lost["valid_texts"] = valid.dropped
-        held_out = rows_of(tokenizer, valid.records, config.sequence_length)[:VALID_ROWS]
+    if held_out is not None:
         results["valid_loss"] = text_loss(model, held_out)
-        if not math.isfinite(results["valid_loss"]):
-            raise ValueError(broken(watch, f"the loss on held-out text is {results['valid_loss']}"))
+        require_finite_measure(run, "loss on held-out text", results["valid_loss"])
     save_model(model.eval(), tokenizer, run.folder / "model")
     run.finish(dropped=dropped(loaded.dropped, **lost), **results)

@@ -9,7 +9,6 @@ demonstrations average 0. At the end it says in words whether it learned, by ran
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -29,7 +28,7 @@ from tutelage.records import Ranking, Text
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.stages.checkpoints import Checkpoint
 from tutelage.stages.config import RewardConfig
-from tutelage.stages.training import adamw, batches, begin, broken, cosine, hold_out, update
+from tutelage.stages.training import adamw, batches, begin, cosine, hold_out, require_finite_measure, update
 from tutelage.stages.watch import Watch
 
 
@@ -59,8 +58,8 @@ def micro_scores(
     model: PreTrainedModel, elements: Sequence[Element], max_tokens: int
 ) -> Iterator[list[tuple[Element, torch.Tensor]]]:
     """Elements with their scores (k,), a micro-batch at a time: each ranking one tree, its prompt read once."""
-    for found in scores_by_group(model, [e.sequences for e in elements], max_tokens):
-        yield [(elements[g], s) for g, s in found]
+    for scored in scores_by_group(model, [e.sequences for e in elements], max_tokens):
+        yield [(elements[g], s) for g, s in scored]
 
 
 @torch.inference_mode()
@@ -130,7 +129,7 @@ def centre(
 
 def run(config: RewardConfig) -> None:
     """Fit, centre and evaluate, then write `model/` into the run folder."""
-    run = open_run("reward", config, inputs_of(config, "model", "rankings", "valid", "demonstrations"))
+    run = open_run("reward", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     # 1. Rankings as ids.
@@ -227,10 +226,9 @@ def run(config: RewardConfig) -> None:
             for name, elements in held_out.items()
             if elements
         }
-    for name, found in results.items():
-        if not math.isfinite(found["loss"]):
-            raise ValueError(broken(watch, f"the loss on {name} is {found['loss']}"))
-    words = {name: verdict(found) for name, found in results.items()}
+    for name, measured in results.items():
+        require_finite_measure(run, f"loss on {name}", measured["loss"])
+    words = {name: verdict(measured) for name, measured in results.items()}
     seen = {e.prompt for e in train}
     known = {name: len(seen & {e.prompt for e in held_out[name]}) for name in results}
     for name, number in known.items():
@@ -240,8 +238,8 @@ def run(config: RewardConfig) -> None:
                 "no measure of new ones: leave them out of one of the two files"
             )
     save_model(model, tokenizer, run.folder / "model")
-    for name, said in words.items():
-        run.say(f"{name}: {said}")
+    for name, text in words.items():
+        run.say(f"{name}: {text}")
     if not words:
         run.say("nothing was held out, so nothing says whether it learned")
     run.finish(
@@ -250,12 +248,12 @@ def run(config: RewardConfig) -> None:
     )  # fmt: skip
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-    """Whether a reward model has learned, in words, from what `evaluate` found on rankings that it did not see."""
-    share = f"{found['accuracy']:.2f} [{found['low']:.2f}, {found['high']:.2f}] of {found['pairs']:,} pairs in order"
-    share += f" ({found['prompts']:,} prompts)"
-    if found["low"] > 0.5:
+def verdict(measures: Mapping[str, Any]) -> str:
+    """Whether a reward model has learned, in words, from what `evaluate` measures on rankings that it did not see."""
+    share = f"{measures['accuracy']:.2f} [{measures['low']:.2f}, {measures['high']:.2f}] of "
+    share += f"{measures['pairs']:,} pairs in order ({measures['prompts']:,} prompts)"
+    if measures["low"] > 0.5:
         return f"learned: {share}, where chance gives 0.50"
-    if found["high"] < 0.5:
+    if measures["high"] < 0.5:
         return f"worse than chance: {share}; look whether the ranks mean 1 for the best"
     return f"not shown to be better than chance: {share}; it needs more rankings, or another learning rate"

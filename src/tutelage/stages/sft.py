@@ -8,7 +8,6 @@ is given (section 3.5), else by validation loss.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ from tutelage.sampling.random import request_seed
 from tutelage.stages.checkpoints import Checkpoint
 from tutelage.stages.config import SftConfig
 from tutelage.stages.pretrain import rows_of, text_nll
-from tutelage.stages.training import adamw, batches, begin, broken, cosine, hold_out, update
+from tutelage.stages.training import adamw, batches, begin, cosine, hold_out, require_finite_measure, update
 from tutelage.stages.watch import Watch
 
 
@@ -103,7 +102,7 @@ def run(config: SftConfig) -> None:
     run = open_run(
         "sft",
         config,
-        inputs_of(config, "model", "demonstrations", "valid_demonstrations", "reward_model", "pretraining_texts"),
+        inputs_of(config, *config.INPUTS),
     )
     if run is None:
         return
@@ -196,12 +195,12 @@ def run(config: SftConfig) -> None:
                 "valid_loss": validation_loss(policy, valid, config.micro_batch_tokens),
             }
             metrics["valid__loss"] = entry["valid_loss"]
-            if not math.isfinite(entry["valid_loss"]):
-                raise ValueError(broken(watch, f"the loss on held-out demonstrations is {entry['valid_loss']}"))
+            require_finite_measure(run, "loss on held-out demonstrations", entry["valid_loss"])
             if reward_model is not None:
                 entry["score"] = metrics["valid__score"] = mean_score(
                     policy, reward_model, scored[: config.score_samples], config.seed, config.max_completion_tokens
                 )
+                require_finite_measure(run, "mean score on held-out prompts", entry["score"])
             history.append(entry)
             quality = entry.get("score", -entry["valid_loss"])
             if best is None or quality > best:

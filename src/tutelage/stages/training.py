@@ -86,6 +86,19 @@ def free_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup
     return min(free, default=None)
 
 
+def require_finite_measure(run: Run, measure: str, value: float) -> None:
+    """End the run if a measure of the trained model is not finite; no single batch is to blame for it.
+
+    Raises:
+        ValueError: naming the measure.
+    """
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{run.stage}: the {measure} is {value}, so training has diverged; try a lower learning_rate or a longer "
+            "warm-up"
+        )
+
+
 def begin(run: Run, *plan: str, trained: Sequence[nn.Module]) -> None:
     """Say what will be done, and see that memory and disk suffice for gradients, Adam's moments and checkpoints.
 

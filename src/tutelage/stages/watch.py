@@ -23,7 +23,7 @@ VANISHED = 1e-6  # gradient norm, over ten updates in a row
 RUNAWAY = 1.0  # nats of KL a token, over five iterations: the demo's policies stay below 0.3
 
 
-def spike(rows: Sequence[Row], name: str) -> str | None:
+def spike(rows: Sequence[Row], name: str, rate: str = "learning_rate") -> str | None:
     """A loss far above what it was of late (median and median deviation, so that one spike does not hide the next)."""
     *before, last = _values(rows, name)[-RECENT - 1 :] or [math.nan]
     if len(before) < ENOUGH:
@@ -34,7 +34,7 @@ def spike(rows: Sequence[Row], name: str) -> str | None:
         return None
     return (
         f"{name} jumped to {last:.3g} from about {usual:.3g}; look at the batch for broken rows, or try a lower "
-        "learning_rate or max_grad_norm"
+        f"{rate} or max_grad_norm"
     )
 
 
@@ -51,7 +51,13 @@ def vanished(rows: Sequence[Row]) -> str | None:
 
 def runaway(rows: Sequence[Row]) -> str | None:
     """The policy leaves the reference for good: the reward model is read where it was never trained."""
-    pairs = list(zip(_values(rows, "objective/kl")[-5:], _values(rows, "objective/length")[-5:], strict=True))
+    pairs = [
+        (kl, length)
+        for row in rows
+        for kl in _values([row], "objective/kl")
+        for length in _values([row], "objective/length")
+        if length > 0
+    ][-5:]
     if len(pairs) < 5 or min(kl / length for kl, length in pairs) < RUNAWAY:
         return None
     kl, length = pairs[-1]
@@ -72,9 +78,11 @@ def dead_value(rows: Sequence[Row]) -> str | None:
     )
 
 
+# Not `loss/policy`: with whitened advantages it lies around 0, where "far above" means nothing.
 RULES: Mapping[str, Callable[[Sequence[Row]], str | None]] = {
     "spike": lambda rows: spike(rows, "loss/train"),
     "ptx spike": lambda rows: spike(rows, "loss/ptx"),
+    "value spike": lambda rows: spike(rows, "loss/value", "value_learning_rate"),
     "vanished": vanished,
     "runaway": runaway,
     "dead value": dead_value,
@@ -86,9 +94,10 @@ class Watch:
 
     def __init__(self, run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
         self.run, self.tokenizer = run, tokenizer
-        self.step, self.sequences = 0, [[0]]
+        self.step = 0
+        self.sequences: list[list[int]] = []
         self._rows: list[Row] = []
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         for row in run.logged():
             self._look(row, self.run.warnings.append)
 
@@ -110,13 +119,12 @@ class Watch:
 
     def _look(self, row: Row, tell: Callable[[str], None]) -> bool:
         self._rows = [*self._rows[-RECENT:], row]
-        found = False
+        warned = len(self._warned)
         for name, rule in RULES.items():
-            if name not in self._said and (said := rule(self._rows)):
-                self._said.add(name)
-                tell(f"step {row['step']:.0f}: {said}. Its rows are in batch-{row['step']:.0f}.jsonl")
-                found = True
-        return found
+            if name not in self._warned and (warning := rule(self._rows)):
+                self._warned.add(name)
+                tell(f"step {row['step']:.0f}: {warning}. Its rows are in batch-{row['step']:.0f}.jsonl")
+        return len(self._warned) > warned
 
 
 def _values(rows: Sequence[Row], name: str) -> list[float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import model_validator
 
 from tutelage.config import Count, StageConfig
@@ -33,6 +36,8 @@ class WorldConfig(StageConfig):
 class RankConfig(StageConfig):
     """Let simulated labelers rank candidates: training ones the training set, both arms the held-out set."""
 
+    INPUTS: ClassVar[Mapping[str, str]] = {"candidates": "candidates", "valid_candidates": "candidates"}
+
     candidates: str
     """Candidates for training, from `tutelage collect`."""
     valid_candidates: str
@@ -48,6 +53,8 @@ class RankConfig(StageConfig):
 class JudgeConfig(StageConfig):
     """Let the miniature world's simulated held-out labelers compare each model's answers with the baseline's, and the
     gold preference after them. They know the world's prompts alone."""
+
+    INPUTS: ClassVar[Mapping[str, str]] = {"answers": "answers"}
 
     answers: str
     """Answers of all models, from `tutelage answer`."""

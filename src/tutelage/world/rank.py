@@ -75,7 +75,7 @@ def run_rank(config: RankConfig) -> None:
 
 
 def _rank(config: RankConfig) -> None:
-    run = open_run("rank", config, inputs_of(config, "candidates", "valid_candidates"))
+    run = open_run("rank", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     candidates, valid = read_candidates(config.candidates), read_candidates(config.valid_candidates)
@@ -118,7 +118,7 @@ def _rank(config: RankConfig) -> None:
 
 def run_judge(config: JudgeConfig) -> None:
     """Write judgments.jsonl: for each prompt and model, the share of votes won from the baseline, and gold's parts."""
-    run = open_run("judge", config, inputs_of(config, "answers"))
+    run = open_run("judge", config, inputs_of(config, *config.INPUTS))
     if run is None:
         return
     pool = people.hire("heldout", config.heldout_labelers, 0)
@@ -129,7 +129,9 @@ def run_judge(config: JudgeConfig) -> None:
         if not (isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())):
             raise DataError(f"{config.answers}: answers is {short(texts)}; expected names of models with texts")
         if config.baseline not in texts:
-            raise ValueError(f"baseline={config.baseline!r} is not among the answers' models {sorted(texts)}")
+            raise ValueError(
+                f"baseline={short(config.baseline)} is not among the answers' models {short(sorted(texts))}"
+            )
     run.begin(f"{len(rows):,} prompts to judge, {config.votes} votes each")
     with (run.folder / "judgments.jsonl").open("w", encoding="utf-8") as stream:
         for prompt, row in zip(prompts, rows, strict=True):
@@ -139,15 +141,15 @@ def run_judge(config: JudgeConfig) -> None:
             judged = {}
             for name, text in answers.items():
                 voters = rng.sample(pool, config.votes)
-                found = gold.parts(prompt, text)
-                mine, theirs = gold.value(found), gold.value(gold.parts(prompt, against))
+                parts = gold.parts(prompt, text)
+                mine, theirs = gold.value(parts), gold.value(gold.parts(prompt, against))
                 judged[name] = {
                     "wins": sum(v.prefers(prompt, text, against, rng) for v in voters) / config.votes,
                     "gold_wins": 0.5 if mine == theirs else float(mine > theirs),
-                    "hallucination": float(found.truthful < 1) if kinds.KINDS[task.kind].closed_domain else None,
-                    "constraint": found.constraint if task.constraint else None,
-                    "toxicity": 1 - found.harmless,
-                    "parts": vars(found),
+                    "hallucination": float(parts.truthful < 1) if kinds.KINDS[task.kind].closed_domain else None,
+                    "constraint": parts.constraint if task.constraint else None,
+                    "toxicity": 1 - parts.harmless,
+                    "parts": vars(parts),
                 }
             asked = {"id": prompt.id, "prompt": row["prompt"], "use_case": prompt.use_case}
             stream.write(dumps({**asked, "baseline": config.baseline, "models": judged}) + "\n")
