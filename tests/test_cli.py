@@ -309,6 +309,24 @@ def test_a_waiting_stage_reads_named_inputs_too(tmp_path: Path, capsys: pytest.C
     assert "reward: valid.mine: typo.jsonl: no such file or folder" in capsys.readouterr().err
 
 
+def test_a_run_that_lost_a_file_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "runs")]
+    world = "stages:\n  world: {documents: 20, prompts: 60}\n"
+    (tmp_path / "r.yaml").write_text(world)
+    assert main(command) == 0
+    (tmp_path / "r.yaml").write_text(
+        world + "  sft: {model: '{base}', demonstrations: '{run}/world/demonstrations.jsonl'}"
+    )
+    for lines in (
+        ["[1/2] world: done already, if nothing has changed", "[2/2] sft: can start"],
+        ["[1/2] world: can start", "[2/2] sft: waits for world"],
+    ):
+        capsys.readouterr()
+        assert main([*command, "--dry-run"]) == 0
+        assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")] == lines
+        (tmp_path / "runs" / "world" / "demonstrations.jsonl").unlink(missing_ok=True)
+
+
 def test_the_inputs_of_a_stage_are_settings_of_it() -> None:
     for stage in STAGES.values():
         assert set(stage.config_class().INPUTS) <= set(stage.config_class().model_fields)

@@ -21,7 +21,7 @@ from typing import Any
 
 from tutelage.config import StageConfig, make, nearest
 from tutelage.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
-from tutelage.runs import DryRun, done, inputs_of
+from tutelage.runs import DryRun, done, inputs_of, lost_file
 from tutelage.strict_yaml import parse_yaml, read_yaml
 from tutelage.terminal import message, printable, short
 
@@ -227,10 +227,11 @@ def check_recipe(steps: Sequence[tuple[str, Stage, StageConfig]], folder: Path) 
                 stage.run(config.model_copy(update={"dry_run": True}))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        state = "can start" if done(folder / name) is None else "done already, if nothing has changed"
+        whole = done(folder / name) is not None and lost_file(folder / name) is None
+        state = "done already, if nothing has changed" if whole else "can start"
         if waits:
             state = f"waits for {', '.join(waits)}"
-        if done(folder / name) is None:
+        if not whole:
             waiting.append(name)
         print(message(f"[{number}/{len(steps)}] {name}: {state}"), file=sys.stderr, flush=True)
     print("dry run: nothing was written")
