@@ -311,7 +311,7 @@ def test_a_waiting_stage_reads_named_inputs_too(tmp_path: Path, capsys: pytest.C
 
 def test_a_run_that_lost_a_file_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["run", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "runs")]
-    world = "stages:\n  world: {documents: 20, prompts: 60}\n"
+    world = "stages:\n  world: {documents: 20, sft_prompts: 40}\n"
     (tmp_path / "r.yaml").write_text(world)
     assert main(command) == 0
     (tmp_path / "r.yaml").write_text(
