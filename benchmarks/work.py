@@ -139,6 +139,7 @@ def make_models(folder: Path, work: Work, samples: bool = True) -> Path:
             embeddings[[tokenizer.pad_token_id, tokenizer.eos_token_id], 0] = -8.0
             if work.mean:
                 embeddings[tokenizer.eos_token_id, 0] = end_channel(policy, prompts, work.mean, work.most)
+    folder.mkdir(parents=True, exist_ok=True)
     save_model(policy, tokenizer, folder / "policy")
     save_model(new_scalar(folder / "policy", tokenizer, seed=0), tokenizer, folder / "reward")
     lines = [json.dumps({"id": str(i), "prompt": tokenizer.decode(ids)}) for i, ids in enumerate(prompts)]
