@@ -27,11 +27,11 @@ from urllib.parse import urlencode
 
 from sqlalchemy import select
 
+from tutelage.data.records import Completion, Prompt
 from tutelage.labeling import accounts, queue
 from tutelage.labeling.answers import FLAGS
 from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.labeling.schema import answers, assignments, tasks
-from tutelage.records import Completion, Prompt
 
 WORDS = "the a of and to in that it was for on with as his they at be this from have or by one had not but what".split()
 DRAFTS = 0.3  # share of rounds in which an unfinished answer is saved

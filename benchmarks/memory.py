@@ -24,8 +24,8 @@ from training_rows import metrics, ppo_config, ppo_settings
 from work import Work, make_models
 
 from tutelage.models.loading import has_bf16_units
+from tutelage.settings.stages import OnlineConfig
 from tutelage.stages import online
-from tutelage.stages.config import OnlineConfig
 
 DEFAULT = OnlineConfig.model_fields["micro_batch_tokens"].default
 

@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from work import TURN, Work, end_token, make_models, prompt_ids
 
+from tutelage.data.records import Request
 from tutelage.models.loading import has_bf16_units, load_policy
 from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Request
 from tutelage.sampling.local import LocalSampler
-from tutelage.sampling.random import request_seed
+from tutelage.sampling.seeds import request_seed
 
 Completions = list[tuple[int, ...]]
 Call = Callable[[int], Completions]  # of a seed

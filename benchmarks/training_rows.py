@@ -23,15 +23,15 @@ from results import Row
 from transformers import PreTrainedTokenizerBase
 from work import TURN, Shape, Work, first_tokens, make_models, words_of
 
-from tutelage.config import StageConfig
-from tutelage.datasets import read_demonstrations, read_rankings, write_jsonl
+from tutelage.data.datasets import read_demonstrations, read_rankings, write_jsonl
 from tutelage.models import loading
 from tutelage.models.loading import load_scalar, trains_in_bf16
 from tutelage.models.tokens import encode_pair, load_tokenizer
 from tutelage.sampling import local
+from tutelage.settings.common import StageConfig
+from tutelage.settings.stages import OnlineConfig, RewardConfig, SftConfig
 from tutelage.stages import online, reward, sft
-from tutelage.stages.config import OnlineConfig, RewardConfig, SftConfig
-from tutelage.stages.training import shuffled
+from tutelage.training.updates import shuffled
 
 TRL_SETTINGS = {
     "use_cpu": True, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,

@@ -16,12 +16,12 @@ from random import Random
 import uvicorn
 from playwright.sync_api import Browser, sync_playwright
 
+from tutelage.data.records import Completion, Prompt
+from tutelage.lab.world import people, rank, tasks
 from tutelage.labeling import accounts, assignment, queue
 from tutelage.labeling.answers import KINDS
 from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.labeling.web.app import create_app
-from tutelage.records import Completion, Prompt
-from tutelage.world import people, rank, tasks
 
 DOCS = Path(__file__).parent
 OUTPUT = DOCS.parent / "screenshots"

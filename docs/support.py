@@ -27,14 +27,14 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tutelage.data.records import Request
 from tutelage.models.forward import completion_logprobs, group_scores, reads_trees
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, window
 from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Request
 from tutelage.sampling.local import LocalSampler
 from tutelage.sampling.memory import remembers
+from tutelage.settings.stages import OnlineConfig, RewardConfig
 from tutelage.stages import online, reward
-from tutelage.stages.config import OnlineConfig, RewardConfig
 from tutelage.stages.pretrain import train_tokenizer
 
 PAGE = Path(__file__).with_name("models.md")

@@ -11,13 +11,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tutelage.data.records import Message, Prompt
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Message, Prompt
 from tutelage.runs import done
 from tutelage.sampling.completions import Writer, complete
+from tutelage.settings.stages import OnlineConfig, RewardConfig, SftConfig
 from tutelage.stages import online, reward, sft
-from tutelage.stages.config import OnlineConfig, RewardConfig, SftConfig
 
 
 def train(

@@ -18,8 +18,8 @@ import shutil
 from pathlib import Path
 
 from tutelage.cli import main
-from tutelage.datasets import read_demonstrations, read_texts, write_jsonl
-from tutelage.records import Completion, Demonstration, Message, Prompt, Ranking
+from tutelage.data.datasets import read_demonstrations, read_texts, write_jsonl
+from tutelage.data.records import Completion, Demonstration, Message, Prompt, Ranking
 
 
 def share(text: str) -> float:

@@ -23,7 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from tutelage.models import attention
+from tutelage.models.cpu import attention
 from tutelage.models.loading import load_policy, save_model
 from tutelage.models.tokens import load_tokenizer
 from tutelage.stages.pretrain import train_tokenizer

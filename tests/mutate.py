@@ -107,7 +107,9 @@ def report(only: str) -> bool:
 
 def main(only: str = "") -> None:
     prepare_mutmut()
-    install_import_hook("tutelage.objectives", "beartype.beartype")  # pytest's option, which works only once a process
+    install_import_hook(
+        ["tutelage.objectives", "tutelage.models.logprobs"], "beartype.beartype"
+    )  # pytest's option, which works only once a process
     config().only_mutate = [str(path) for path in walk_mutatable_files() if only in str(path)]
     shutil.rmtree("mutants", ignore_errors=True)
     cli(["run", "--max-children", "2"], standalone_mode=False)

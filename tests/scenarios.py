@@ -9,18 +9,18 @@ from random import Random
 from typing import Any
 
 from conftest import SENTENCES, tiny_model
-from tutelage.config import StageConfig
-from tutelage.datasets import read_demonstrations, read_prompts
+from tutelage.data.datasets import read_demonstrations, read_prompts
+from tutelage.data.records import Completion
 from tutelage.evaluation import answer
-from tutelage.evaluation.config import AnswerConfig
+from tutelage.lab.world import build, rank
 from tutelage.labeling.candidates import write_candidates
 from tutelage.models.loading import new_scalar, save_model
-from tutelage.records import Completion
+from tutelage.settings.common import StageConfig
+from tutelage.settings.evaluation import AnswerConfig
+from tutelage.settings.stages import CollectConfig, OnlineConfig, PretrainConfig, RewardConfig, SftConfig
+from tutelage.settings.world import JudgeConfig, RankConfig, WorldConfig
 from tutelage.stages import collect, online, pretrain, reward, sft
-from tutelage.stages.config import CollectConfig, OnlineConfig, PretrainConfig, RewardConfig, SftConfig
 from tutelage.stages.pretrain import train_tokenizer
-from tutelage.world import build, rank
-from tutelage.world.config import JudgeConfig, RankConfig, WorldConfig
 
 Scenario = tuple[Callable[[Any], None], StageConfig]
 

@@ -18,10 +18,13 @@ from numpy.testing import assert_allclose
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.cli import main
-from tutelage.datasets import read_rankings
+from tutelage.data.datasets import read_rankings
+from tutelage.data.records import Completion, Prompt, Ranking, newest
 from tutelage.evaluation.agreement import score
-from tutelage.intervals import wilson
-from tutelage.labeling.agreement import (
+from tutelage.models.forward import all_scores
+from tutelage.models.loading import load_scalar, new_scalar, save_model
+from tutelage.models.tokens import encode_pair
+from tutelage.stats.agreement import (
     by_labeler,
     cohen_kappa,
     flags_kappa,
@@ -33,10 +36,7 @@ from tutelage.labeling.agreement import (
     scores_agreement,
     summary,
 )
-from tutelage.models.forward import all_scores
-from tutelage.models.loading import load_scalar, new_scalar, save_model
-from tutelage.models.tokens import encode_pair
-from tutelage.records import Completion, Prompt, Ranking, newest
+from tutelage.stats.intervals import wilson
 
 ROOT = Path(__file__).parents[1]
 HUMAN = ROOT.parent / "shared" / "data" / "e2e_nlg_rankings"

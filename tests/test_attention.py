@@ -11,8 +11,8 @@ import torch
 from torch.testing import assert_close
 
 from conftest import KINDS, tiny_model
-from tutelage import kernels
 from tutelage.models import attention as ours
+from tutelage.models.cpu import kernels
 from tutelage.models.forward import hidden_at
 from tutelage.models.packing import MicroBatch, TreeBatch, tree_batches
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 
 from tutelage.models.tokens import PLAIN_TEMPLATE, load_tokenizer
-from tutelage.pipeline import BASE
+from tutelage.recipe import BASE
 
 
 def test_the_shipped_base_is_the_recorded_one() -> None:

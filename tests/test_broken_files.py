@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tutelage import sources
-from tutelage.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
-from tutelage.sources import DataError
+from tutelage.data.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
+from tutelage.data.sources import DataError
 
 ROW = {"prompt": "q", "completion": "x"}
 pytestmark = pytest.mark.usefixtures("bounded")

@@ -18,7 +18,7 @@ from torch import nn
 
 from tutelage.runs import Run
 from tutelage.stages import checkpoints
-from tutelage.stages.checkpoints import Checkpoint
+from tutelage.training.checkpoints import Checkpoint
 
 
 def fresh(folder: Path, fill: float | None = None) -> tuple[nn.Module, Checkpoint]:

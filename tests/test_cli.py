@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.cli import main
-from tutelage.pipeline import BASE, STAGES, plan
+from tutelage.recipe import BASE, STAGES, plan
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_mappings_are_given_as_names_and_values(given: list[str], monkeypatch: p
 
 def test_every_mapping_is_given_so(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    monkeypatch.setattr("tutelage.pipeline.Stage.run", lambda self, config: ran.append(config))
+    monkeypatch.setattr("tutelage.recipe.Stage.run", lambda self, config: ran.append(config))
     number = 0
     besides = {"weights": ["--policies", "a=x,b=y"], "prompted": ["--models", "1=x,2=y", "--examples", "d"]}
     for verb, stage in STAGES.items():

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.config import StageConfig, make, nearest, to_plain
-from tutelage.pipeline import PACKAGE, RECIPES, STAGES, plan
-from tutelage.stages.config import OnlineConfig, PretrainConfig, RewardConfig, SftConfig
-from tutelage.strict_yaml import read_yaml
+from tutelage.recipe import PACKAGE, RECIPES, STAGES, plan
+from tutelage.settings.common import StageConfig, make, nearest, to_plain
+from tutelage.settings.stages import OnlineConfig, PretrainConfig, RewardConfig, SftConfig
+from tutelage.settings.strict_yaml import read_yaml
 
 SFT = {"model": "m", "demonstrations": "d", "output": "o"}
 

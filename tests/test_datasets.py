@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tutelage.datasets import (
+from tutelage.data.datasets import (
     FORMATS,
     accepted,
     read_demonstrations,
@@ -20,8 +20,8 @@ from tutelage.datasets import (
     read_texts,
     write_jsonl,
 )
-from tutelage.records import Completion, Demonstration, Message, Prompt, Ranking, newest
-from tutelage.sources import DataError
+from tutelage.data.records import Completion, Demonstration, Message, Prompt, Ranking, newest
+from tutelage.data.sources import DataError
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 READERS = {
@@ -167,9 +167,9 @@ def test_all_formats_are_exercised():
 
 
 def test_the_module_and_the_errors_describe_the_same_table():
-    import tutelage.datasets
+    import tutelage.data.datasets
 
-    assert all(str(f) in tutelage.datasets.__doc__ for f in FORMATS)
+    assert all(str(f) in tutelage.data.datasets.__doc__ for f in FORMATS)
     assert accepted("rankings") == (
         "prompt + completions + ranks | prompt + chosen + rejected | instruction + chosen + rejected (+ input) | "
         "chosen + rejected"
@@ -550,7 +550,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("tutelage.datasets.os.replace", fail)
+    monkeypatch.setattr("tutelage.data.datasets.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_jsonl(tmp_path / "a.jsonl", ["new"])
     assert read_texts(tmp_path / "a.jsonl").records == ["old"]
@@ -601,5 +601,5 @@ def test_importing_the_module_imports_no_heavy_library():
     import sys
 
     heavy = {"torch", "transformers", "datasets", "pyarrow"}
-    code = f"import sys, tutelage.datasets; print({heavy} & set(sys.modules))"
+    code = f"import sys, tutelage.data.datasets; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -13,19 +13,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import SENTENCES, tiny_model
-from tutelage.datasets import write_jsonl
+from tutelage.data.datasets import write_jsonl
+from tutelage.data.records import Prompt, Request, Sample
+from tutelage.data.sources import DataError
 from tutelage.evaluation import answer, preference
 from tutelage.evaluation.compare import compare
-from tutelage.evaluation.config import AnswerConfig, EvaluateConfig
 from tutelage.evaluation.tax import document_losses
-from tutelage.intervals import estimate, standard_error, wilson
 from tutelage.models import loading
 from tutelage.models.forward import completion_logprobs
 from tutelage.models.loading import full_precision, new_scalar, save_model
-from tutelage.records import Prompt, Request, Sample
 from tutelage.sampling.completions import require_fit
-from tutelage.sources import DataError
+from tutelage.settings.evaluation import AnswerConfig, EvaluateConfig
 from tutelage.stages.pretrain import train_tokenizer
+from tutelage.stats.intervals import estimate, standard_error, wilson
 
 
 @pytest.fixture(params=["llama", "gpt2"])

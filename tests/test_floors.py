@@ -11,21 +11,22 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tutelage"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"cache", "terminal"},
-    {"kernels"},
-    {"records", "objectives", "config", "strict_json", "strict_yaml"},
-    {"sources", "files"},
-    {"layouts"},
-    {"models", "runs", "datasets", "intervals"},
-    {"sampling", "labeling"},
-    {"stages", "evaluation", "report", "world"},
-    {"pipeline"},
+    {"settings"},
+    {"data"},
+    {"files", "stats", "objectives"},
+    {"runs"},
+    {"models"},
+    {"training"},
+    {"algorithms", "sampling", "labeling"},
+    {"stages", "evaluation", "report", "lab"},
+    {"recipe"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = [
-    "tutelage.cli", "tutelage.pipeline", "tutelage.records", "tutelage.config", "tutelage.datasets", "tutelage.runs",
-    *(f"tutelage.{p.parent.name}.config" for p in sorted(PACKAGE.glob("*/config.py"))),
+    "tutelage.cli", "tutelage.recipe", "tutelage.runs", "tutelage.data.datasets",
+    *(f"tutelage.settings.{p.stem}" for p in sorted((PACKAGE / "settings").glob("*.py")) if p.stem != "__init__"),
 ]  # fmt: skip
 
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tutelage.datasets import read_prompts
+from tutelage.data.datasets import read_prompts
+from tutelage.data.records import Message, Prompt
 from tutelage.labeling import intake as module
 from tutelage.labeling.intake import Intake, Rules, intake
-from tutelage.records import Message, Prompt
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 NO_SCREEN = Rules(personal_data=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tutelage.intervals import between, estimate, standard_error, wilson
+from tutelage.stats.intervals import between, estimate, standard_error, wilson
 
 
 def test_a_fair_coin_has_the_binomial_interval() -> None:

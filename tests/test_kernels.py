@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from tutelage import kernels
-from tutelage.kernels import build
-from tutelage.objectives.logprobs import token_logprobs
+from tutelage.models.cpu import build, kernels
+from tutelage.models.logprobs import token_logprobs
 from tutelage.sampling import local
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -241,7 +240,7 @@ def test_freed_memory_is_kept() -> None:
     """Blocks of the C library itself, as torch's may happen to be kept; and whoever sets it has their way."""
     code = """
 import ctypes, resource
-from tutelage import kernels
+from tutelage.models.cpu import kernels
 assert kernels.available()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -363,7 +362,7 @@ def test_draws_are_those_without_kernels(dtype: torch.dtype) -> None:
 
 def test_the_kernels_are_made_once_and_kept(tmp_path: Path) -> None:
     """In the user's cache, private; a second process loads them; without a compiler it is said how it will be."""
-    code = "from tutelage import kernels; print(kernels.available())"
+    code = "from tutelage.models.cpu import kernels; print(kernels.available())"
 
     def told(**environment: str) -> tuple[str, str]:
         given = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tutelage.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
-from tutelage.records import Ranking
-from tutelage.sources import DataError
+from tutelage.data.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
+from tutelage.data.records import Ranking
+from tutelage.data.sources import DataError
 
 
 def turn(letter: str) -> dict[str, str]:

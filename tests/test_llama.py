@@ -20,11 +20,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from tutelage import kernels
-from tutelage.models import attention, forward, llama, loading
+from tutelage.data.records import Request
+from tutelage.models import forward, loading
+from tutelage.models.cpu import attention, kernels, llama
 from tutelage.models.forward import completion_logprobs, group_scores, hidden_at
 from tutelage.models.packing import MicroBatch, micro_batches, tree_batches
-from tutelage.records import Request
 from tutelage.sampling.local import LocalSampler
 
 SHAPE = {

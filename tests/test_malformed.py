@@ -30,12 +30,12 @@ from scenarios import NAMES, prepare, scenario, write
 from test_broken_files import deep, parquet
 from test_datasets import READERS, ROWS
 from tutelage.cli import main
-from tutelage.config import make
-from tutelage.datasets import write_jsonl
+from tutelage.data.datasets import write_jsonl
+from tutelage.data.sources import DataError
 from tutelage.evaluation.preference import read_judgments
-from tutelage.pipeline import RECIPES, STAGES, plan
-from tutelage.sources import DataError
-from tutelage.strict_yaml import read_yaml
+from tutelage.recipe import RECIPES, STAGES, plan
+from tutelage.settings.common import make
+from tutelage.settings.strict_yaml import read_yaml
 
 FILES = int(os.environ.get("TUTELAGE_FUZZ", "300"))
 SECONDS = 10.0  # of one file, on a busy machine

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tutelage.records import Completion, Demonstration, Message, Prompt, Ranking, Rating
+from tutelage.data.records import Completion, Demonstration, Message, Prompt, Ranking, Rating
 
 PROMPT = Prompt(id="p", text="Name a colour.")
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tutelage.report.config import ReportConfig
 from tutelage.report.page import examples, run, visible
 from tutelage.report.summary import read_runs, summarise
 from tutelage.report.verdict import apart, verdict
+from tutelage.settings.report import ReportConfig
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> \"' \u202egnp.exe \x07 \ud800"
 MODELS = ["base", "prompted", "sft", "ppo", "ppo_ptx", "sft_greedy", "ppo_greedy", "ppo_ptx_greedy"]

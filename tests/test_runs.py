@@ -16,11 +16,11 @@ import pytest
 import torch
 import yaml
 
-from tutelage.config import StageConfig, is_hub_id
-from tutelage.datasets import write_jsonl
+from tutelage.data.datasets import write_jsonl
 from tutelage.files import fingerprint, write_json
 from tutelage.runs import DryRun, Run, done, dropped, inputs_of, open_run
-from tutelage.stages.checkpoints import Checkpoint
+from tutelage.settings.common import StageConfig, is_hub_id
+from tutelage.training.checkpoints import Checkpoint
 
 
 class Config(StageConfig):

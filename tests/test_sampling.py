@@ -17,16 +17,16 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import KINDS, STORIES, tiny_model
-from tutelage import kernels
-from tutelage.models import llama, loading
+from tutelage.data.records import Demonstration, Message, Prompt, Request, Sample
+from tutelage.models import loading
+from tutelage.models.cpu import kernels, llama
 from tutelage.models.forward import completion_logprobs
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Demonstration, Message, Prompt, Request, Sample
 from tutelage.sampling import local
 from tutelage.sampling.completions import Writer, complete
 from tutelage.sampling.local import LocalSampler, choose
-from tutelage.sampling.random import request_seed, uniforms
+from tutelage.sampling.seeds import request_seed, uniforms
 
 Stories = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Tiny = Callable[[str], PreTrainedModel]

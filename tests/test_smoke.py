@@ -13,14 +13,14 @@ import pytest
 from sqlalchemy import select, update
 
 from tutelage.cli import build, main
-from tutelage.datasets import read_demonstrations, read_prompts, read_rankings, write_jsonl
+from tutelage.data.datasets import read_demonstrations, read_prompts, read_rankings, write_jsonl
+from tutelage.lab.world import people, rank
 from tutelage.labeling import accounts
 from tutelage.labeling.database import open_workspace
 from tutelage.labeling.schema import tasks
 from tutelage.models.loading import load_policy, trains_in_bf16
 from tutelage.models.tokens import load_tokenizer
-from tutelage.pipeline import BASE, STAGES
-from tutelage.world import people, rank
+from tutelage.recipe import BASE, STAGES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -26,19 +26,16 @@ from transformers import (
 )
 
 from conftest import SENTENCES, tiny_model
-from tutelage.datasets import read_rankings, write_jsonl
-from tutelage.intervals import estimate
+from tutelage.data.datasets import read_rankings, write_jsonl
+from tutelage.data.records import Completion, Message, Prompt, Ranking, Rollout
 from tutelage.labeling.candidates import read_candidates
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import encode_pairs, load_tokenizer
-from tutelage.records import Completion, Message, Prompt, Ranking, Rollout
 from tutelage.runs import DryRun, Run, done
 from tutelage.sampling.completions import number_copies
 from tutelage.sampling.local import LocalSampler
-from tutelage.stages import collect, measure, online, pretrain, reward, sft, training
-from tutelage.stages.checkpoints import Checkpoint
-from tutelage.stages.config import (
+from tutelage.settings.stages import (
     CollectConfig,
     MeasureConfig,
     OnlineConfig,
@@ -47,8 +44,11 @@ from tutelage.stages.config import (
     SftConfig,
     Training,
 )
+from tutelage.stages import collect, measure, online, pretrain, reward, sft, training
 from tutelage.stages.pretrain import train_tokenizer
-from tutelage.stages.watch import Watch
+from tutelage.stats.intervals import estimate
+from tutelage.training.checkpoints import Checkpoint
+from tutelage.training.guards import Watch
 
 COLOURS = ("red", "green", "blue", "grey", "white")
 STAGES: dict[str, ModuleType] = {"pretrain": pretrain, "sft": sft, "reward": reward, "online": online}

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 
 import byhand
 from byhand import KINDS, WIDTH, AdamW, Interruption, Step, assert_same_steps, assert_saved, ids, write
-from tutelage.records import Request, Sample
+from tutelage.data.records import Request, Sample
 from tutelage.runs import done
 from tutelage.sampling.local import LocalSampler
+from tutelage.settings.stages import RewardConfig, SftConfig
 from tutelage.stages import reward, sft
-from tutelage.stages.config import RewardConfig, SftConfig
 
 COMMON: dict[str, Any] = {
     "learning_rate": 0.03, "weight_decay": 0.1, "adam_betas": (0.8, 0.9), "adam_epsilon": 0.01, "max_grad_norm": 1e6,

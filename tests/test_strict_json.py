@@ -15,12 +15,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.cli import main
-from tutelage.datasets import write_jsonl
+from tutelage.data.datasets import write_jsonl
+from tutelage.data.records import Completion, Prompt, Ranking, Rollout
+from tutelage.data.strict_json import dumps
 from tutelage.files import write_json
-from tutelage.records import Completion, Prompt, Ranking, Rollout
 from tutelage.runs import Run
 from tutelage.stages import online
-from tutelage.strict_json import dumps
 
 PACKAGE = Path(__file__).parents[1] / "src" / "tutelage"
 # Modules that write JSON by themselves, and why they may: what they write has no numbers with a fraction.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.cli import main
-from tutelage.strict_yaml import parse_yaml, read_yaml
+from tutelage.settings.strict_yaml import parse_yaml, read_yaml
 
 LAUGHS = "a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "\n".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from conftest import SENTENCES, tiny_model
+from tutelage.data.records import Request
 from tutelage.models.forward import group_scores, reads_trees, scores_by_group, selected_logprobs
 from tutelage.models.loading import (
     context_length,
@@ -41,7 +42,6 @@ from tutelage.models.loading import (
 )
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Request
 from tutelage.sampling import memory
 from tutelage.sampling.local import LocalSampler
 from tutelage.stages.pretrain import train_tokenizer

@@ -14,9 +14,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.cli import main
+from tutelage.data.records import Message
 from tutelage.models import templates
 from tutelage.models.tokens import encode_prompt, load_tokenizer
-from tutelage.records import Message
 
 ASKED = (Message(role="user", content="Hi"),)
 LONG = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"

@@ -13,7 +13,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors, tra
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from conftest import SENTENCES, STORIES
+from tutelage.data.records import Message, Text
 from tutelage.models import tokens
+from tutelage.models.texts import text_rows
 from tutelage.models.tokens import (
     PLAIN_TEMPLATE,
     Turn,
@@ -30,8 +32,7 @@ from tutelage.models.tokens import (
     same_tokens,
     turn_of,
 )
-from tutelage.records import Message, Text
-from tutelage.stages.pretrain import rows_of, train_tokenizer
+from tutelage.stages.pretrain import train_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -290,7 +291,7 @@ def test_what_a_tokenizer_puts_around_a_text(single: str) -> None:
     )  # fmt: skip
     assert encode_documents(tokenizer, ["The cat sat", "The cat sat<|endoftext|>"]) == [[*start, *plain, 1]] * 2
     document = [*start, *plain, 1]
-    assert rows_of(tokenizer, ["The cat sat"] * 2, len(document)).tolist() == [document] * 2
+    assert text_rows(tokenizer, ["The cat sat"] * 2, len(document)).tolist() == [document] * 2
 
 
 def test_the_padding_token_is_in_no_text(tmp_path: Path) -> None:

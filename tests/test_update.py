@@ -20,11 +20,11 @@ from torch import Tensor
 
 import byhand
 from byhand import END, KINDS, AdamW, Interruption, Step, assert_same_steps, assert_saved, ids
-from tutelage.records import Request, Sample
+from tutelage.data.records import Request, Sample
 from tutelage.runs import done
 from tutelage.sampling.local import LocalSampler
+from tutelage.settings.stages import OnlineConfig
 from tutelage.stages import online
-from tutelage.stages.config import OnlineConfig
 
 PROMPTS = ["c d e", "f g"]
 # What each prompt is answered with, iteration by iteration. Five tokens is the most: the second one was cut off.

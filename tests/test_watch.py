@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.runs import Run
-from tutelage.stages.watch import RULES, Watch, dead_value, runaway, spike, vanished
+from tutelage.training.guards import RULES, Watch, dead_value, runaway, spike, vanished
 
 
 def losses(*values: float | None) -> list[dict[str, float | None]]:

@@ -10,14 +10,14 @@ from random import Random
 
 import pytest
 
-from tutelage.datasets import read_demonstrations, read_prompts, read_texts
+from tutelage.data.datasets import read_demonstrations, read_prompts, read_texts
+from tutelage.data.records import Completion, Prompt, Ranking
+from tutelage.lab.world import build, corpus, gold, kinds, people, rank, tasks
+from tutelage.lab.world import lexicon as lex
 from tutelage.labeling import accounts, assignment, exchange, queue
-from tutelage.labeling.agreement import pairwise_agreement
 from tutelage.labeling.database import open_workspace
-from tutelage.records import Completion, Prompt, Ranking
-from tutelage.world import build, corpus, gold, kinds, people, rank, tasks
-from tutelage.world import lexicon as lex
-from tutelage.world.config import JudgeConfig, WorldConfig
+from tutelage.settings.world import JudgeConfig, WorldConfig
+from tutelage.stats.agreement import pairwise_agreement
 
 
 def prompt(text: str) -> Prompt:

@@ -19,10 +19,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tutelage import __version__
-from tutelage.config import C, Count, Number, Seed, make, nearest
-from tutelage.pipeline import BASE, RECIPES, STAGES, recipe_path, run_recipe
+from tutelage.recipe import BASE, RECIPES, STAGES, recipe_path, run_recipe
 from tutelage.runs import done
-from tutelage.strict_yaml import parse_yaml, read_yaml
+from tutelage.settings.common import C, Count, Number, Seed, make, nearest
+from tutelage.settings.strict_yaml import parse_yaml, read_yaml
 from tutelage.terminal import message, printable, short
 
 INTRODUCTION = """\

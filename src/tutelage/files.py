@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tutelage.strict_json import dumps
+from tutelage.data.strict_json import dumps
 
 CHECKPOINTS = ("state", "state.tmp", "state.old")  # folders of a run that only its resume reads
 

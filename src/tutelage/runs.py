@@ -28,9 +28,9 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tutelage.config import NO_RESULT, StageConfig, is_hub_id, to_plain
+from tutelage.data.strict_json import dumps
 from tutelage.files import CHECKPOINTS, fingerprint, lock, read_json, remove, sync, unlock, write_json
-from tutelage.strict_json import dumps
+from tutelage.settings.common import NO_RESULT, StageConfig, is_hub_id, to_plain
 from tutelage.terminal import message
 
 LINE_SECONDS = 10.0  # how often a plain progress line is printed

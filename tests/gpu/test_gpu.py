@@ -24,15 +24,15 @@ from transformers import (
     Qwen3Config,
 )
 
+from tutelage.data.records import Request
 from tutelage.models import loading
 from tutelage.models.forward import completion_logprobs, group_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import load_tokenizer
-from tutelage.pipeline import BASE
-from tutelage.records import Request
+from tutelage.recipe import BASE
 from tutelage.sampling.local import LocalSampler
+from tutelage.settings.stages import OnlineConfig, RewardConfig
 from tutelage.stages import online, reward
-from tutelage.stages.config import OnlineConfig, RewardConfig
 
 CARD = torch.device(os.environ.get("TUTELAGE_TEST_DEVICE", "cuda"))
 if CARD.type == "cuda" and not torch.cuda.is_available():

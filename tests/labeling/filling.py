@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
+from tutelage.data.records import Completion, Prompt
 from tutelage.labeling import assignment, queue
 from tutelage.labeling.database import Workspace
-from tutelage.records import Completion, Prompt
 
 from .conftest import add
 

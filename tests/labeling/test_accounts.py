@@ -9,11 +9,11 @@ import pytest
 from pwdlib import PasswordHash
 from sqlalchemy import func, insert, select
 
+from tutelage.data.records import Prompt
 from tutelage.labeling import accounts, assignment, queue
 from tutelage.labeling.accounts import FAILURE_SECONDS, FAILURES, LINK_SECONDS, SESSION_SECONDS
 from tutelage.labeling.database import Workspace
 from tutelage.labeling.schema import events, invites, metadata, people, sessions
-from tutelage.records import Prompt
 
 from .conftest import PASSWORD, add
 

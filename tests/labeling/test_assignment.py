@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from tutelage.data.records import Completion, Prompt
 from tutelage.labeling import accounts, assignment, exchange, queue
 from tutelage.labeling.answers import CompletionRating, RankingAnswer
 from tutelage.labeling.assignment import GOLD_EVERY, LEASE_SECONDS, Conflict
 from tutelage.labeling.database import Workspace, record
 from tutelage.labeling.schema import answers, assignments, completions, events, people, prompts, tasks
-from tutelage.records import Completion, Prompt
 
 NOW = 1_000_000.0
 

@@ -19,11 +19,11 @@ import pytest
 from sqlalchemy import func, select
 
 from tutelage.cli import main
+from tutelage.data.records import Prompt
 from tutelage.labeling import accounts, assignment, exchange, queue
 from tutelage.labeling.backup import LEFT_OUT, TABLES, _digest, backup, restore
 from tutelage.labeling.database import Workspace, existing_workspace, open_workspace
 from tutelage.labeling.schema import answers, assignments, events, invites, metadata, people, sessions
-from tutelage.records import Prompt
 
 from .conftest import add
 from .filling import fill

@@ -12,10 +12,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import select
 
+from tutelage.data.records import Completion, Prompt
 from tutelage.labeling import queue
 from tutelage.labeling.database import Workspace
 from tutelage.labeling.schema import answers, assignments
-from tutelage.records import Completion, Prompt
 
 from .conftest import Server, add, session_of
 

@@ -16,12 +16,12 @@ import pytest
 from sqlalchemy import select, update
 
 from tutelage.cli import main
-from tutelage.datasets import read_prompts, read_rankings
+from tutelage.data.datasets import read_prompts, read_rankings
+from tutelage.data.records import Completion
 from tutelage.labeling import accounts, assignment, exchange
 from tutelage.labeling.candidates import read_candidates, write_candidates
 from tutelage.labeling.database import existing_workspace, open_workspace
 from tutelage.labeling.schema import invites, prompts, tasks
-from tutelage.records import Completion
 
 from .conftest import PASSWORD, add
 

@@ -19,10 +19,10 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from tutelage.data.records import Completion, Prompt
 from tutelage.labeling import queue
 from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.labeling.schema import answers, assignments, events, tasks
-from tutelage.records import Completion, Prompt
 
 from .conftest import PASSWORD, PATIENCE, Postgres, Server, add, free_port
 

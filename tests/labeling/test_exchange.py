@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import JSON, String, cast, delete, func, select, update
 
-from tutelage.datasets import read_demonstrations, read_rankings, read_rows
+from tutelage.data.datasets import read_demonstrations, read_rankings, read_rows
+from tutelage.data.records import Completion, Prompt
 from tutelage.evaluation import preference
-from tutelage.evaluation.config import EvaluateConfig
 from tutelage.labeling import accounts, agreement, assignment, exchange, queue
 from tutelage.labeling.answers import FLAGS
 from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.labeling.schema import answers, assignments, completions, events, metadata, people, prompts, tasks
-from tutelage.records import Completion, Prompt
+from tutelage.settings.evaluation import EvaluateConfig
 
 TRAINING_FILES = ("rankings.jsonl", "demonstrations.jsonl", "pairs.jsonl")
 

@@ -25,12 +25,12 @@ from sqlalchemy import event, select
 from starlette.testclient import TestClient
 
 from tutelage.cli import main
+from tutelage.data.records import Completion, Prompt
 from tutelage.labeling import accounts, assignment, exchange, queue, schema
 from tutelage.labeling.database import Workspace, existing_workspace, open_workspace
 from tutelage.labeling.engines import Unavailable
 from tutelage.labeling.web import security
 from tutelage.labeling.web.app import Printable, create_app
-from tutelage.records import Completion, Prompt
 
 from .conftest import PASSWORD, PATIENCE, add, free_port
 from .test_durability import Client, number, stored

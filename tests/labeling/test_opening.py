@@ -21,10 +21,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from tutelage.cli import main
+from tutelage.data.records import Prompt
 from tutelage.labeling import accounts, assignment, database, queue
 from tutelage.labeling.database import Workspace, existing_workspace, open_workspace
 from tutelage.labeling.web.app import create_app
-from tutelage.records import Prompt
 
 from .conftest import PASSWORD, PATIENCE, add
 from .test_durability import serving

@@ -13,11 +13,11 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from tutelage.data.records import Prompt
 from tutelage.labeling import accounts, assignment, exchange, queue
 from tutelage.labeling.database import Workspace
 from tutelage.labeling.schema import answers, assignments, events, invites, people
 from tutelage.labeling.web.app import create_app
-from tutelage.records import Prompt
 
 from .conftest import PASSWORD, add
 from .test_security import MATRIX, filled_in

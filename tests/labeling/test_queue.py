@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from tutelage.datasets import DataError
+from tutelage.data.datasets import DataError
+from tutelage.data.records import Completion, Prompt
 from tutelage.labeling import candidates, queue
 from tutelage.labeling.database import Workspace
 from tutelage.labeling.schema import completions, events, instructions, prompts, tasks
-from tutelage.records import Completion, Prompt
 
 P = Prompt(id="p", text="q")
 TWO = (Completion(text="a", policy="sft"), Completion(text="b", policy="ppo"))

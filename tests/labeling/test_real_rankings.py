@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.datasets import read_rankings
+from tutelage.data.datasets import read_rankings
 from tutelage.labeling import exchange
 from tutelage.labeling.database import Workspace
+from tutelage.settings.stages import RewardConfig
 from tutelage.stages import reward
-from tutelage.stages.config import RewardConfig
 
 SHARED = Path(__file__).parents[3] / "shared"
 RANKINGS = SHARED / "data" / "e2e_nlg_rankings" / "quality.jsonl.gz"

@@ -22,12 +22,12 @@ from schemathesis import Case, GenerationMode
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
+from tutelage.data.records import Completion, Prompt
 from tutelage.labeling import accounts, assignment, queue
 from tutelage.labeling.answers import ANNOTATIONS, AREAS, FLAGS, KINDS, SKIP_REASONS, USE_CASES
 from tutelage.labeling.database import Workspace
 from tutelage.labeling.schema import people
 from tutelage.labeling.web.app import create_app
-from tutelage.records import Completion, Prompt
 
 from .conftest import PASSWORD, add
 from .test_security import MATRIX

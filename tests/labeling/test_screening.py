@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
+from tutelage.data.records import Completion, Prompt
 from tutelage.labeling import accounts, assignment, queue, screening
 from tutelage.labeling.database import Workspace
 from tutelage.labeling.schema import answers, assignments, people, reviews
-from tutelage.records import Completion, Prompt
 
 TEXTS = ("a", "b", "c")
 READABLE = 60.0  # seconds that suffice for every text here

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import insert, select, update
 from starlette.testclient import TestClient
 
+from tutelage.data.records import Completion, Prompt
 from tutelage.labeling import accounts, assignment, queue
 from tutelage.labeling.accounts import FAILURES
 from tutelage.labeling.answers import KINDS
@@ -20,7 +21,6 @@ from tutelage.labeling.schema import answers, events, metadata, people, sessions
 from tutelage.labeling.web.app import create_app
 from tutelage.labeling.web.render import STATIC
 from tutelage.labeling.web.security import BODY_BYTES, COOKIE, SAFE
-from tutelage.records import Completion, Prompt
 
 from .conftest import PASSWORD, Server, add, session_of
 

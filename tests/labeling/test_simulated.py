@@ -10,12 +10,12 @@ from random import Random
 
 from fastapi.testclient import TestClient
 
-from tutelage.datasets import read_rankings
+from tutelage.data.datasets import read_rankings
+from tutelage.data.records import Completion, Prompt
+from tutelage.lab.world import people, tasks
 from tutelage.labeling import exchange, queue
 from tutelage.labeling.database import Workspace
 from tutelage.labeling.web.app import create_app
-from tutelage.records import Completion, Prompt
-from tutelage.world import people, tasks
 
 from .conftest import PASSWORD, add
 

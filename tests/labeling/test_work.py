@@ -11,12 +11,12 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from tutelage.data.records import Completion, Prompt
 from tutelage.labeling import assignment, queue
 from tutelage.labeling.answers import KINDS
 from tutelage.labeling.database import Workspace
 from tutelage.labeling.schema import answers, assignments, completions
 from tutelage.labeling.web.work import seconds_in_view
-from tutelage.records import Completion, Prompt
 
 from .conftest import PATIENCE, Server, add, session_of
 

@@ -1,7 +1,7 @@
 """How far labelers agree, and whether a reward model agrees with them on the same pairs as they do with each other.
 
 The paper sets its labelers' agreement (section 3.4) beside its reward models' accuracy (section 5.1); here both are
-counted on the same pairs, each with a 95 % interval. What is counted: `labeling/agreement.py`.
+counted on the same pairs, each with a 95 % interval. What is counted: `stats/agreement.py`.
 
     tutelage agreement --rankings rankings.jsonl --reward-model runs/reward/model --output runs/agreement
 """
@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.datasets import read_rankings
-from tutelage.evaluation.config import AgreementConfig
-from tutelage.labeling.agreement import Measures, by_labeler, panels, scores_agreement, summary
+from tutelage.data.datasets import read_rankings
+from tutelage.data.records import Ranking
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import context_length, full_precision, load_scalar
 from tutelage.models.tokens import encode_rankings, load_tokenizer
-from tutelage.records import Ranking
 from tutelage.runs import dropped, inputs_of, open_run
+from tutelage.settings.evaluation import AgreementConfig
+from tutelage.stats.agreement import Measures, by_labeler, panels, scores_agreement, summary
 
 
 def score(

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.datasets import read_demonstrations, read_prompts, read_texts, write_jsonl
-from tutelage.evaluation.config import AnswerConfig
+from tutelage.data.datasets import read_demonstrations, read_prompts, read_texts, write_jsonl
+from tutelage.data.records import Completion, Demonstration, Prompt, Request, Sample
 from tutelage.evaluation.tax import document_losses
-from tutelage.intervals import standard_error
 from tutelage.models.forward import completion_logprobs, group_scores
 from tutelage.models.loading import context_length, full_precision, load_policy, load_scalar
 from tutelage.models.tokens import load_tokenizer, same_reading, same_tokens
 from tutelage.objectives.kl import k1
-from tutelage.records import Completion, Demonstration, Prompt, Request, Sample
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.sampling.completions import Writer, complete, fits, leaves_room, number_copies, require_fit, scored_ids
+from tutelage.settings.evaluation import AnswerConfig
+from tutelage.stats.intervals import standard_error
 
 
 def kl_to(

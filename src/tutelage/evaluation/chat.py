@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text as Line
 
+from tutelage.data.records import Message, Prompt
 from tutelage.models.loading import context_length, load_policy
 from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Message, Prompt
 from tutelage.sampling.completions import Writer, complete
 from tutelage.terminal import printable
 

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as Line
 
-from tutelage.datasets import read_prompts
-from tutelage.intervals import estimate
+from tutelage.data.datasets import read_prompts
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import context_length, full_precision, load_policy, load_scalar
 from tutelage.models.tokens import load_tokenizer
 from tutelage.runs import dropped
 from tutelage.sampling.completions import Writer, complete, fits, leaves_room, require_fit, scored_ids
+from tutelage.stats.intervals import estimate
 from tutelage.terminal import printable
 
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
 
-from tutelage.datasets import one_line, read_rows
-from tutelage.evaluation.config import EvaluateConfig
-from tutelage.intervals import estimate
+from tutelage.data.datasets import one_line, read_rows
+from tutelage.data.sources import DataError, rows_of
+from tutelage.data.strict_json import dumps
 from tutelage.runs import inputs_of, open_run
-from tutelage.sources import DataError, rows_of
-from tutelage.strict_json import dumps
+from tutelage.settings.evaluation import EvaluateConfig
+from tutelage.stats.intervals import estimate
 from tutelage.terminal import short
 
 FAULTS = ("hallucination", "constraint", "toxicity")

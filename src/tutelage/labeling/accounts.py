@@ -14,10 +14,10 @@ from typing import Any, Literal
 from pwdlib import PasswordHash
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
+from tutelage.data.records import Arm
 from tutelage.labeling.answers import AREAS, Mistake
 from tutelage.labeling.database import Workspace, record
 from tutelage.labeling.schema import answers, assignments, events, invites, people, sessions, tasks
-from tutelage.records import Arm
 
 Role = Literal["owner", "reviewer", "labeler"]
 Status = Literal["screening", "working", "paused"]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator
 
-from tutelage.records import Record
+from tutelage.data.records import Record
 
 TaskKind = Literal["demonstration", "ranking", "labels", "comparison"]
 KINDS: dict[TaskKind, str] = {

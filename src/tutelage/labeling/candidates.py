@@ -7,12 +7,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tutelage.datasets import read_prompts, read_rows, write_jsonl
+from tutelage.data.datasets import read_prompts, read_rows, write_jsonl
+from tutelage.data.records import Completion, Prompt
 from tutelage.files import fingerprint
 from tutelage.labeling import queue
 from tutelage.labeling.answers import one_line
 from tutelage.labeling.database import Workspace
-from tutelage.records import Completion, Prompt
 
 Candidates = tuple[Prompt, tuple[Completion, ...]]
 

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from sqlalchemy import func, select
 
-from tutelage.datasets import read_prompts, read_rows, write_jsonl
+from tutelage.data.datasets import read_prompts, read_rows, write_jsonl
+from tutelage.data.records import Arm, Completion, Prompt
+from tutelage.data.strict_json import dumps
 from tutelage.files import fingerprint
 from tutelage.labeling import accounts, backup, exchange, queue
 from tutelage.labeling.answers import TaskKind
@@ -18,8 +20,6 @@ from tutelage.labeling.candidates import queue_candidates, read_asked, read_cand
 from tutelage.labeling.database import Workspace, existing_workspace, open_workspace, record
 from tutelage.labeling.intake import Rules, intake
 from tutelage.labeling.schema import assignments, people, prompts, tasks
-from tutelage.records import Arm, Completion, Prompt
-from tutelage.strict_json import dumps
 from tutelage.terminal import message
 
 Purpose = Literal["work", "screening", "gold"]

@@ -27,8 +27,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tutelage.config import nearest
-from tutelage.records import Prompt, Record, Split, Text
+from tutelage.data.records import Prompt, Record, Split, Text
+from tutelage.settings.common import nearest
 
 Rule = Literal["length", "language", "duplicates", "per user", "personal data", "split"]
 OUTCOME: dict[Rule, str] = {"personal data": "quarantined", "split": "moved"}  # by the other rules, prompts are dropped

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
+from tutelage.data.records import Arm, Completion, Prompt
+from tutelage.data.strict_json import finite
 from tutelage.labeling.answers import KINDS, TaskKind, read_answer
 from tutelage.labeling.database import record
 from tutelage.labeling.schema import completions, events, instructions, prompts, tasks
-from tutelage.records import Arm, Completion, Prompt
-from tutelage.strict_json import finite
 
 HELD_OUT_SPLITS = ("valid", "test")
 EVERYBODY = 1_000_000  # labelers wanted for a task that each should meet

@@ -14,10 +14,10 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from tutelage.labeling.agreement import pairwise_agreement
+from tutelage.data.records import Ranking
 from tutelage.labeling.exchange import newest_answers, stored_rankings
 from tutelage.labeling.schema import people, reviews
-from tutelage.records import Ranking
+from tutelage.stats.agreement import pairwise_agreement
 
 CUTOFF_AGREEMENT, CUTOFF_QUALITY = 0.75, 6.0
 WORDS_A_SECOND = 10.0  # faster than anybody reads, let alone judges

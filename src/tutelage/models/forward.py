@@ -8,8 +8,9 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
-from tutelage.models import llama
+from tutelage.models.cpu import llama
 from tutelage.models.loading import autocast, context_length, output_head, window
+from tutelage.models.logprobs import token_logprobs
 from tutelage.models.packing import (
     MicroBatch,
     TreeBatch,
@@ -19,7 +20,6 @@ from tutelage.models.packing import (
     tree_batches,
     tree_size,
 )
-from tutelage.objectives.logprobs import token_logprobs
 
 
 def hidden_at(

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tutelage.models import attention
+from tutelage.models.cpu import attention
 from tutelage.models.tokens import turn_of
 from tutelage.terminal import reason
 

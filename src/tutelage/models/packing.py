@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tutelage.kernels import Trees
+from tutelage.models.cpu.kernels import Trees
 
 STEP = 64  # tokens to which passes with bf16 products are rounded up on processors; see `rounded`
 

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tutelage.cache import cache_folder
-from tutelage.config import ENDLESS, is_endless, is_hub_id
+from tutelage.data.records import Ranking, Text
 from tutelage.models.templates import TooMuch, bounded
-from tutelage.records import Ranking, Text
+from tutelage.settings.common import ENDLESS, is_endless, is_hub_id
 from tutelage.terminal import reason
 
 KEPT_CHARACTERS = 8_000_000  # three seconds' work

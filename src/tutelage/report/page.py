@@ -20,10 +20,10 @@ from markupsafe import Markup
 from tutelage.files import write_json
 from tutelage.report import figures
 from tutelage.report import summary as numbers
-from tutelage.report.config import ReportConfig
 from tutelage.report.summary import FAULTS, Folder, first, read_lines, results
 from tutelage.report.verdict import verdict
 from tutelage.runs import open_run
+from tutelage.settings.report import ReportConfig
 
 CURVES = {
     "objective/scores": "Score by the reward model",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from tutelage.records import Request, Sample
+from tutelage.data.records import Request, Sample
 
 
 class Sampler(Protocol):

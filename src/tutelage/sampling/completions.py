@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tutelage.data.records import Completion, Demonstration, Prompt, Request, Sample
 from tutelage.models.loading import context_length, stop_ids
 from tutelage.models.tokens import (
     decode_answer,
@@ -20,10 +21,9 @@ from tutelage.models.tokens import (
     render_turn,
     same_reading,
 )
-from tutelage.records import Completion, Demonstration, Prompt, Request, Sample
 from tutelage.sampling import Sampler
 from tutelage.sampling.local import LocalSampler
-from tutelage.sampling.random import request_seed
+from tutelage.sampling.seeds import request_seed
 
 
 @dataclass(frozen=True)

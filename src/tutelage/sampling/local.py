@@ -20,14 +20,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from tutelage import kernels
-from tutelage.models import llama
+from tutelage.data.records import Request, Sample
+from tutelage.models.cpu import kernels, llama
 from tutelage.models.forward import hidden_at, pass_tokens
 from tutelage.models.loading import context_length, output_head, trains_in_bf16
 from tutelage.models.packing import micro_batches
-from tutelage.records import Request, Sample
 from tutelage.sampling import memory
-from tutelage.sampling.random import uniforms
+from tutelage.sampling.seeds import uniforms
 
 NEAR_TIE = 1e-5  # of probability; measured differences stay below 2e-6
 NEAR_TIE_LOGIT = 2e-5  # between the two best logits; measured differences stay below 4e-6

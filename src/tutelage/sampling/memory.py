@@ -1,7 +1,7 @@
 """What any Hugging Face model has read, by place: its own modules beside a cache that is allocated once, or, where an
 architecture's cache cannot be used so, the tokens, which are then read again for every new one.
 
-The same for Llama and its kin on processors, with our kernels, is `models/llama.py`'s `Memory`.
+The same for Llama and its kin on processors, with our kernels, is `models/cpu/llama.py`'s `Memory`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from tutelage.models import llama
+from tutelage.models.cpu import llama
 from tutelage.models.forward import as_read, hidden_at
 from tutelage.models.packing import MicroBatch, micro_batches
 

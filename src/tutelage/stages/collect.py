@@ -17,16 +17,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tutelage.datasets import read_demonstrations, read_prompts
+from tutelage.data.datasets import read_demonstrations, read_prompts
+from tutelage.data.records import Completion, Text
 from tutelage.labeling.candidates import queue_candidates, write_candidates
 from tutelage.labeling.database import existing_workspace, require_workspace
 from tutelage.labeling.engines import in_words
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
-from tutelage.records import Completion, Text
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.sampling.completions import Writer, complete, fits, number_copies
-from tutelage.stages.config import CollectConfig
+from tutelage.settings.stages import CollectConfig
 from tutelage.terminal import message
 
 

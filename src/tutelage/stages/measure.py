@@ -10,11 +10,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from tutelage.datasets import read_rankings
+from tutelage.data.datasets import read_rankings
 from tutelage.models.loading import context_length, full_precision, load_scalar
 from tutelage.models.tokens import load_tokenizer
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.stages.config import MeasureConfig
+from tutelage.settings.stages import MeasureConfig
 from tutelage.stages.reward import encode, evaluate, verdict
 
 

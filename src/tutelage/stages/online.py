@@ -16,7 +16,10 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.datasets import read_prompts, read_texts
+from tutelage.algorithms import ppo
+from tutelage.data.datasets import read_prompts, read_texts
+from tutelage.data.records import Prompt, Request, Rollout
+from tutelage.data.strict_json import dumps
 from tutelage.models.forward import (
     all_scores,
     completion_logprobs,
@@ -27,6 +30,7 @@ from tutelage.models.forward import (
 )
 from tutelage.models.loading import context_length, full_precision, load_policy, load_scalar, save_model, stop_ids
 from tutelage.models.packing import micro_batches
+from tutelage.models.texts import text_nll, text_rows
 from tutelage.models.tokens import (
     decode_answer,
     encode_pairs,
@@ -38,18 +42,14 @@ from tutelage.models.tokens import (
 from tutelage.objectives.advantages import explained_variance, kl_shaped_rewards
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, k1
 from tutelage.objectives.masked import keep, masked_mean, whiten
-from tutelage.records import Prompt, Request, Rollout
 from tutelage.runs import Run, dropped, inputs_of, open_run
 from tutelage.sampling import Sampler
 from tutelage.sampling.local import LocalSampler
-from tutelage.sampling.random import request_seed
-from tutelage.stages import ppo
-from tutelage.stages.checkpoints import Checkpoint
-from tutelage.stages.config import OnlineConfig
-from tutelage.stages.pretrain import rows_of, text_nll
-from tutelage.stages.training import adamw, begin, constant_after_warmup, require_finite_measure, shuffled, update
-from tutelage.stages.watch import Watch
-from tutelage.strict_json import dumps
+from tutelage.sampling.seeds import request_seed
+from tutelage.settings.stages import OnlineConfig
+from tutelage.training.checkpoints import Checkpoint
+from tutelage.training.guards import Watch
+from tutelage.training.updates import adamw, begin, constant_after_warmup, require_finite_measure, shuffled, update
 
 ALGORITHMS = {"ppo": ppo}
 PAPER_DECAY, PAPER_ITERATIONS = 0.992, 500  # section C.4; 256,000 episodes, 512 at a time
@@ -258,7 +258,7 @@ def pretraining_rows(
     if config.pretraining_texts is None:
         return None, {}
     texts = read_texts(config.pretraining_texts)
-    return rows_of(tokenizer, texts.records, min(config.ptx_length, context)), texts.dropped
+    return text_rows(tokenizer, texts.records, min(config.ptx_length, context)), texts.dropped
 
 
 def iteration_prompts(

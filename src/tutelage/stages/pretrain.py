@@ -15,22 +15,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
-from tutelage.datasets import read_texts
-from tutelage.models.forward import pass_tokens, selected_logprobs
+from tutelage.data.datasets import read_texts
 from tutelage.models.loading import device, save_model
-from tutelage.models.packing import MicroBatch
-from tutelage.models.tokens import PLAIN_TEMPLATE, encode_documents
-from tutelage.objectives.sft import nll_sum
+from tutelage.models.texts import text_loss, text_nll, text_rows
+from tutelage.models.tokens import PLAIN_TEMPLATE
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.stages.checkpoints import Checkpoint
-from tutelage.stages.config import PretrainConfig
-from tutelage.stages.training import adamw, begin, cosine, require_finite_measure, update
-from tutelage.stages.watch import Watch
+from tutelage.settings.stages import PretrainConfig
+from tutelage.training.checkpoints import Checkpoint
+from tutelage.training.guards import Watch
+from tutelage.training.updates import adamw, begin, cosine, require_finite_measure, update
 
 VALID_ROWS = 256
 
@@ -52,35 +48,6 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def rows_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> torch.Tensor:
-    """(rows, length) token ids: whole documents after each other, the tail that fills no row dropped.
-
-    Raises:
-        ValueError: if the texts do not fill one row.
-    """
-    ids = [i for document in encode_documents(tokenizer, texts, keep=True) for i in document]
-    count = len(ids) // length
-    if not count:
-        raise ValueError(f"the pretraining text has {len(ids)} tokens, fewer than one row of {length}")
-    return torch.tensor(ids[: count * length]).view(count, length)
-
-
-def text_nll(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
-    """Sum of next-token losses over rows (n, length), which have n·(length − 1) targets."""
-    batch = MicroBatch(list(range(len(rows))), rows, torch.full((len(rows),), rows.shape[1])).to(model.device)
-    mask = batch.completion_mask([1] * len(rows))
-    logprobs, _ = selected_logprobs(model, batch, mask)
-    return nll_sum(logprobs, torch.ones_like(logprobs, dtype=torch.bool))
-
-
-@torch.inference_mode()
-def text_loss(model: PreTrainedModel, rows: torch.Tensor, max_tokens: int | None = None) -> float:
-    """Mean next-token loss in nats over rows: the figure behind the alignment tax."""
-    model.eval()
-    groups = rows.split(max(1, (max_tokens or pass_tokens(model)) // rows.shape[1]))
-    return float(sum(text_nll(model, group) for group in groups)) / (rows.shape[0] * (rows.shape[1] - 1))
-
-
 def run(config: PretrainConfig) -> None:
     """Train, then write `model/` into the run folder."""
     run = open_run("pretrain", config, inputs_of(config, *config.INPUTS))
@@ -90,12 +57,12 @@ def run(config: PretrainConfig) -> None:
     loaded = read_texts(config.texts)
     texts, lost = loaded.records, {}
     tokenizer = train_tokenizer(texts, config.vocab_size)
-    rows = rows_of(tokenizer, texts, config.sequence_length)
+    rows = text_rows(tokenizer, texts, config.sequence_length)
     held_out = None
     if config.valid_texts:
         valid = read_texts(config.valid_texts)
         lost["valid_texts"] = valid.dropped
-        held_out = rows_of(tokenizer, valid.records, config.sequence_length)[:VALID_ROWS]
+        held_out = text_rows(tokenizer, valid.records, config.sequence_length)[:VALID_ROWS]
     # 2. A fresh model.
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(

@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.datasets import read_demonstrations, read_rankings
-from tutelage.intervals import estimate
+from tutelage.data.datasets import read_demonstrations, read_rankings
+from tutelage.data.records import Ranking, Text
 from tutelage.models.forward import all_scores, final_hidden, scores_by_group
 from tutelage.models.loading import context_length, full_precision, new_scalar, save_model
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import encode_pairs, encode_rankings, load_tokenizer
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
-from tutelage.records import Ranking, Text
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.stages.checkpoints import Checkpoint
-from tutelage.stages.config import RewardConfig
-from tutelage.stages.training import adamw, batches, begin, cosine, hold_out, require_finite_measure, update
-from tutelage.stages.watch import Watch
+from tutelage.settings.stages import RewardConfig
+from tutelage.stats.intervals import estimate
+from tutelage.training.checkpoints import Checkpoint
+from tutelage.training.guards import Watch
+from tutelage.training.updates import adamw, batches, begin, cosine, hold_out, require_finite_measure, update
 
 
 @dataclass(frozen=True)

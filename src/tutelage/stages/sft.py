@@ -14,21 +14,21 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.datasets import read_demonstrations, read_texts
+from tutelage.data.datasets import read_demonstrations, read_texts
+from tutelage.data.records import Demonstration, Request
 from tutelage.models.forward import all_scores, selected_logprobs
 from tutelage.models.loading import context_length, load_policy, load_scalar, save_model, set_dropout, stop_ids
 from tutelage.models.packing import micro_batches
+from tutelage.models.texts import text_nll, text_rows
 from tutelage.models.tokens import encode_pairs, load_tokenizer, require_same_tokens, same_reading
 from tutelage.objectives.sft import nll_sum
-from tutelage.records import Demonstration, Request
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.sampling.local import LocalSampler
-from tutelage.sampling.random import request_seed
-from tutelage.stages.checkpoints import Checkpoint
-from tutelage.stages.config import SftConfig
-from tutelage.stages.pretrain import rows_of, text_nll
-from tutelage.stages.training import adamw, batches, begin, cosine, hold_out, require_finite_measure, update
-from tutelage.stages.watch import Watch
+from tutelage.sampling.seeds import request_seed
+from tutelage.settings.stages import SftConfig
+from tutelage.training.checkpoints import Checkpoint
+from tutelage.training.guards import Watch
+from tutelage.training.updates import adamw, batches, begin, cosine, hold_out, require_finite_measure, update
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def run(config: SftConfig) -> None:
     if config.pretraining_texts:
         texts = read_texts(config.pretraining_texts)
         lost["pretraining_texts"] = texts.dropped
-        rows = rows_of(tokenizer, texts.records, min(128, whole))
+        rows = text_rows(tokenizer, texts.records, min(128, whole))
     per_epoch = -(-len(train) // config.batch_size)
     total = per_epoch * config.epochs
     begin(

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, and_, case, func, select, update
 from starlette.datastructures import FormData
 from starlette.responses import RedirectResponse, Response
 
+from tutelage.data.records import Arm
 from tutelage.labeling import accounts, exchange, queue, screening
 from tutelage.labeling.answers import KINDS, Mistake
 from tutelage.labeling.database import record
@@ -23,7 +24,6 @@ from tutelage.labeling.schema import answers, assignments, events, instructions,
 from tutelage.labeling.web import review
 from tutelage.labeling.web.render import page
 from tutelage.labeling.web.security import Form, Id, Owner, storable
-from tutelage.records import Arm
 
 router = APIRouter()
 INSTRUCTION_CHARACTERS = 50_000

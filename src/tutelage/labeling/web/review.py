@@ -12,13 +12,14 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request
 from sqlalchemy import Connection, and_, case, exists, func, insert, or_, select
 from starlette.responses import RedirectResponse, Response
 
-from tutelage.labeling import accounts, agreement, exchange, screening
+from tutelage.labeling import accounts, exchange, screening
 from tutelage.labeling.answers import SKIP_REASONS, Mistake
 from tutelage.labeling.database import record
 from tutelage.labeling.schema import answers, assignments, people, prompts, reviews, tasks
 from tutelage.labeling.web import plots
 from tutelage.labeling.web.render import page
 from tutelage.labeling.web.security import Form, Id, Owner, Reviewer
+from tutelage.stats import agreement
 
 router = APIRouter()
 SHOWN = 10  # demonstrations on one page

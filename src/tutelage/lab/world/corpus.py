@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from random import Random
 
-from tutelage.world import kinds, tasks
-from tutelage.world import lexicon as lex
-from tutelage.world.people import STRANGER, write_answer
+from tutelage.lab.world import kinds, tasks
+from tutelage.lab.world import lexicon as lex
+from tutelage.lab.world.people import STRANGER, write_answer
 
 ANSWERED_SHARE = 0.35  # of exam sheets
 # How a help desk behaves; each keeps its ways through the whole log.

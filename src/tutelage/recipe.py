@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import StageConfig, make, nearest
-from tutelage.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
+from tutelage.data.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
 from tutelage.runs import DryRun, done, inputs_of, lost_file
-from tutelage.strict_yaml import parse_yaml, read_yaml
+from tutelage.settings.common import StageConfig, make, nearest
+from tutelage.settings.strict_yaml import parse_yaml, read_yaml
 from tutelage.terminal import message, printable, short
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
-BASE = PACKAGE / "world" / "base"
+BASE = PACKAGE / "lab" / "world" / "base"
 RUN_NAME = re.compile(r"(?!\.+$)[\w.-]+")  # of a folder right inside the output
 LONGEST = 100_000  # characters of a filled text
 READERS: Mapping[str, Callable[[str], object]] = {
@@ -56,31 +56,33 @@ class Stage:
 
 STAGES = {
     "pretrain": Stage(
-        "stages.config:PretrainConfig", "stages.pretrain:run", "train a small base model from plain text"
+        "settings.stages:PretrainConfig", "stages.pretrain:run", "train a small base model from plain text"
     ),
-    "sft": Stage("stages.config:SftConfig", "stages.sft:run", "fine-tune a base model on demonstrations"),
+    "sft": Stage("settings.stages:SftConfig", "stages.sft:run", "fine-tune a base model on demonstrations"),
     "collect": Stage(
-        "stages.config:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"
+        "settings.stages:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"
     ),
-    "reward": Stage("stages.config:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
+    "reward": Stage("settings.stages:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
     "measure": Stage(
-        "stages.config:MeasureConfig", "stages.measure:run", "measure a reward model on any rankings or pairs"
+        "settings.stages:MeasureConfig", "stages.measure:run", "measure a reward model on any rankings or pairs"
     ),
     "online": Stage(
-        "stages.config:OnlineConfig", "stages.online:run", "optimise a policy against a reward model (PPO, PPO-ptx)"
+        "settings.stages:OnlineConfig", "stages.online:run", "optimise a policy against a reward model (PPO, PPO-ptx)"
     ),
     "answer": Stage(
-        "evaluation.config:AnswerConfig", "evaluation.answer:run", "answer held-out prompts with every model"
+        "settings.evaluation:AnswerConfig", "evaluation.answer:run", "answer held-out prompts with every model"
     ),
-    "evaluate": Stage("evaluation.config:EvaluateConfig", "evaluation.preference:run", "turn judgments into win rates"),
+    "evaluate": Stage(
+        "settings.evaluation:EvaluateConfig", "evaluation.preference:run", "turn judgments into win rates"
+    ),
     "agreement": Stage(
-        "evaluation.config:AgreementConfig", "evaluation.agreement:run", "measure how far labelers agree"
+        "settings.evaluation:AgreementConfig", "evaluation.agreement:run", "measure how far labelers agree"
     ),
-    "report": Stage("report.config:ReportConfig", "report.page:run", "draw one page from run folders"),
-    "world": Stage("world.config:WorldConfig", "world.build:run", "write the miniature world's data"),
-    "rank": Stage("world.config:RankConfig", "world.rank:run_rank", "let the world's labelers rank candidates"),
+    "report": Stage("settings.report:ReportConfig", "report.page:run", "draw one page from run folders"),
+    "world": Stage("settings.world:WorldConfig", "lab.world.build:run", "write the miniature world's data"),
+    "rank": Stage("settings.world:RankConfig", "lab.world.rank:run_rank", "let the world's labelers rank candidates"),
     "judge": Stage(
-        "world.config:JudgeConfig", "world.rank:run_judge", "let the world's held-out labelers judge answers"
+        "settings.world:JudgeConfig", "lab.world.rank:run_judge", "let the world's held-out labelers judge answers"
     ),
 }
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from tutelage.runs import Run
-from tutelage.stages.config import Training
-from tutelage.stages.watch import Watch
+from tutelage.settings.stages import Training
+from tutelage.training.guards import Watch
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ import re
 from dataclasses import asdict, dataclass, replace
 from random import Random
 
-from tutelage.records import Arm, Labeler, Prompt
-from tutelage.world import gold, kinds, tasks
-from tutelage.world import lexicon as lex
+from tutelage.data.records import Arm, Labeler, Prompt
+from tutelage.lab.world import gold, kinds, tasks
+from tutelage.lab.world import lexicon as lex
 
 
 @dataclass(frozen=True)

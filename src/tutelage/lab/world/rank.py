@@ -14,19 +14,19 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from tutelage.datasets import read_prompts, read_rows
+from tutelage.data.datasets import read_prompts, read_rows
+from tutelage.data.records import Prompt, Ranking
+from tutelage.data.sources import DataError
+from tutelage.data.strict_json import dumps
+from tutelage.lab.world import gold, kinds, people
 from tutelage.labeling import accounts, assignment, exchange, queue
-from tutelage.labeling.agreement import pairwise_agreement, summary
 from tutelage.labeling.candidates import read_candidates
 from tutelage.labeling.database import KEY, Workspace, open_workspace, write_private
 from tutelage.labeling.engines import in_words
-from tutelage.records import Prompt, Ranking
 from tutelage.runs import inputs_of, open_run
-from tutelage.sources import DataError
-from tutelage.strict_json import dumps
+from tutelage.settings.world import JudgeConfig, RankConfig
+from tutelage.stats.agreement import pairwise_agreement, summary
 from tutelage.terminal import short
-from tutelage.world import gold, kinds, people
-from tutelage.world.config import JudgeConfig, RankConfig
 
 WORDS_A_SECOND = 4.0  # reading, and thinking about it
 BATCH = 100  # tasks in one transaction, as nobody else is writing

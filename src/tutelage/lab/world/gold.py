@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from tutelage.records import Prompt
-from tutelage.world import kinds, tasks
-from tutelage.world import lexicon as lex
+from tutelage.data.records import Prompt
+from tutelage.lab.world import kinds, tasks
+from tutelage.lab.world import lexicon as lex
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
-from tutelage.config import Count, StageConfig
+from tutelage.settings.common import Count, StageConfig
 
 
 class WorldConfig(StageConfig):

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from tutelage.config import DATA_SUFFIXES, ENDLESS, HUB_ID, is_endless
-from tutelage.strict_json import loads
+from tutelage.data.strict_json import loads
+from tutelage.settings.common import DATA_SUFFIXES, ENDLESS, HUB_ID, is_endless
 from tutelage.terminal import plain, reason, short
 
 PATHS = f"a path to {', '.join(DATA_SUFFIXES)} (each also with .gz)"

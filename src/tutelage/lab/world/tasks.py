@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from random import Random
 
-from tutelage.world import lexicon as lex
-from tutelage.world.kinds import (
+from tutelage.lab.world import lexicon as lex
+from tutelage.lab.world.kinds import (
     FORMS,
     KINDS,
     USE_CASE_WEIGHTS,

@@ -11,7 +11,7 @@ from statistics import mean, median
 
 from transformers import PreTrainedTokenizerBase
 
-from tutelage.datasets import write_jsonl
+from tutelage.data.datasets import write_jsonl
 from tutelage.runs import Run
 
 Row = Mapping[str, float | None]

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tutelage import kernels
+from tutelage.models.cpu import kernels
 
 # Bytes of fp32 logits in one chunk. Each chunk reads the whole weight once, so an accelerator wants them larger than a
 # cache does.

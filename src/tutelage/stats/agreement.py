@@ -22,8 +22,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tutelage.intervals import between, estimate, whole
-from tutelage.records import Ranking
+from tutelage.data.records import Ranking
+from tutelage.stats.intervals import between, estimate, whole
 
 Array = NDArray[np.float64]
 Level = Literal["nominal", "ordinal"]

@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 from random import Random
 
-from tutelage.datasets import write_jsonl
-from tutelage.records import Demonstration, Message, Prompt
+from tutelage.data.datasets import write_jsonl
+from tutelage.data.records import Demonstration, Message, Prompt
+from tutelage.lab.world import corpus, gold, kinds, people, tasks
 from tutelage.runs import open_run
-from tutelage.world import corpus, gold, kinds, people, tasks
-from tutelage.world.config import WorldConfig
+from tutelage.settings.world import WorldConfig
 
 
 def ask(split: str, number: int, users: list[str], taken: set[str], rng: Random) -> list[Prompt]:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from tutelage.config import Count, StageConfig
+from tutelage.settings.common import Count, StageConfig
 from tutelage.terminal import listed, short
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tutelage.config import StageConfig, Whole
+from tutelage.settings.common import StageConfig, Whole
 
 
 class ReportConfig(StageConfig):

@@ -26,10 +26,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from tutelage.layouts import Drop, refuse, translate
-from tutelage.records import Demonstration, Message, Prompt, Ranking, newest
-from tutelage.sources import ANSWERS, DataError, rows_of
-from tutelage.strict_json import dumps
+from tutelage.data.layouts import Drop, refuse, translate
+from tutelage.data.records import Demonstration, Message, Prompt, Ranking, newest
+from tutelage.data.sources import ANSWERS, DataError, rows_of
+from tutelage.data.strict_json import dumps
 from tutelage.terminal import listed, plain, short
 
 Kind = Literal["texts", "demonstrations", "rankings", "prompts"]

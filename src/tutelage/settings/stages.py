@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tutelage.config import Count, Fraction, Number, StageConfig, Whole
+from tutelage.settings.common import Count, Fraction, Number, StageConfig, Whole
 from tutelage.terminal import short
 
 Length = Annotated[Count, Field(ge=2)]  # of a row to predict the next token in

@@ -13,8 +13,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from tutelage import kernels
-from tutelage.kernels import Trees
+from tutelage.models.cpu import kernels
+from tutelage.models.cpu.kernels import Trees
 
 NAME = "tutelage"
 UNUSUAL = ("softcap", "position_bias", "s_aux", "sinks")  # arguments of some architectures that torch's own must handle

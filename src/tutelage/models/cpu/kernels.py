@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tutelage.kernels.build import SIGNATURES, library
+from tutelage.models.cpu.build import SIGNATURES, library
 
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 OTHERS = {"F": torch.float32, "I": torch.int64, "B": torch.bool}

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tutelage import kernels
-from tutelage.models import attention
+from tutelage.models.cpu import attention, kernels
 from tutelage.models.packing import STEP, Flat, MicroBatch, rounded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -10,7 +10,7 @@ import torch
 from tutelage.objectives.advantages import gae
 from tutelage.objectives.masked import whiten
 from tutelage.objectives.policy import clipped_policy_loss, clipped_value_loss
-from tutelage.stages.config import OnlineConfig
+from tutelage.settings.stages import OnlineConfig
 
 
 def advantages(

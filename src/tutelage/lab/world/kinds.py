@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
-from tutelage.world import lexicon as lex
+from tutelage.lab.world import lexicon as lex
 
 Slots = dict[str, str]
 

@@ -1,0 +1,1 @@
+"""What an algorithm is: how credit is assigned, and which loss."""

@@ -1,0 +1,1 @@
+"""Files and rows to records: any accepted layout, read whole or refused by name."""

@@ -1,0 +1,1 @@
+"""Kernels for processors, and Llama's kin on them."""

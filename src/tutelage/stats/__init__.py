@@ -1,0 +1,1 @@
+"""Intervals whose unit is the prompt, and how far labelers agree."""

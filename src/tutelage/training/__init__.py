@@ -1,0 +1,1 @@
+"""What every gradient stage shares: optimizer and schedules, updates, guards, checkpoints."""
