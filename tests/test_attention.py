@@ -11,7 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from conftest import KINDS, tiny_model
-from tutelage.models import attention as ours
+from tutelage.models.cpu import attention as ours
 from tutelage.models.cpu import kernels
 from tutelage.models.forward import hidden_at
 from tutelage.models.packing import MicroBatch, TreeBatch, tree_batches

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tutelage import sources
+from tutelage.data import sources
 from tutelage.data.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
 from tutelage.data.sources import DataError
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from tutelage.runs import Run
-from tutelage.stages import checkpoints
+from tutelage.training import checkpoints
 from tutelage.training.checkpoints import Checkpoint
 
 

@@ -44,9 +44,10 @@ from tutelage.settings.stages import (
     SftConfig,
     Training,
 )
-from tutelage.stages import collect, measure, online, pretrain, reward, sft, training
+from tutelage.stages import collect, measure, online, pretrain, reward, sft
 from tutelage.stages.pretrain import train_tokenizer
 from tutelage.stats.intervals import estimate
+from tutelage.training import updates
 from tutelage.training.checkpoints import Checkpoint
 from tutelage.training.guards import Watch
 
@@ -183,7 +184,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     """Bit for bit: weights, metrics, samples, results. Interrupted in the middle of an update, twice."""
     whole = config(stage)
     STAGES[stage].run(whole)
-    real, calls = training.update, []
+    real, calls = updates.update, []
 
     class Interruption(Exception):
         pass
@@ -225,7 +226,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_it(
     stage: str, config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, steps = training.update, []
+    real, steps = updates.update, []
 
     def update(optimizer: Any, model: Any, max_norm: float, rate: float, watch: Watch) -> float:
         steps.append(watch.step)
@@ -290,31 +291,31 @@ def test_clipping_clips(folders: Callable[[str], Path], tmp_path: Path) -> None:
         before = model.weight.detach().clone()
         (model(torch.full((1, 4), scale)).sum()).backward()
         watch = Watch(Run("x", tmp_path), load_tokenizer(folders("llama")))
-        norm = training.update(torch.optim.SGD(model.parameters(), lr=7), model, 0.5, 1.0, watch)
+        norm = updates.update(torch.optim.SGD(model.parameters(), lr=7), model, 0.5, 1.0, watch)
         assert norm == pytest.approx(2 * scale)  # of four entries, before clipping
         assert float((model.weight - before).detach().norm()) == pytest.approx(moved, rel=1e-4)  # at rate 1, not 7
         assert model.weight.grad is None
 
 
 def test_schedules() -> None:
-    assert training.cosine(0, 10) == 1
-    assert training.cosine(10, 10) == pytest.approx(0.1)
-    assert training.cosine(5, 10) == pytest.approx(0.55)
-    assert training.cosine(0, 10, warmup=4) == 0.25
-    steps = [training.constant_after_warmup(i, 10) for i in range(13)]
+    assert updates.cosine(0, 10) == 1
+    assert updates.cosine(10, 10) == pytest.approx(0.1)
+    assert updates.cosine(5, 10) == pytest.approx(0.55)
+    assert updates.cosine(0, 10, warmup=4) == 0.25
+    steps = [updates.constant_after_warmup(i, 10) for i in range(13)]
     assert steps[0] == 0.1
     assert steps[5] == pytest.approx(0.55)
     assert steps[10:] == [1, 1, 1]
-    assert training.constant_after_warmup(0, 0) == 1
+    assert updates.constant_after_warmup(0, 0) == 1
 
 
 def test_batches_cover_each_epoch_once_in_another_order() -> None:
-    plan = list(training.batches(range(10), 4, seed=1, epochs=3))
+    plan = list(updates.batches(range(10), 4, seed=1, epochs=3))
     assert [len(b) for b in plan] == 3 * [4, 4, 2]
     epochs = [[x for batch in plan[i : i + 3] for x in batch] for i in (0, 3, 6)]
     assert all(sorted(e) == list(range(10)) for e in epochs)
     assert len(set(map(tuple, epochs))) == 3
-    assert plan == list(training.batches(range(10), 4, seed=1, epochs=3))
+    assert plan == list(updates.batches(range(10), 4, seed=1, epochs=3))
 
 
 # --- pretrain, sft, reward --------------------------------------------------------------------------------------------
@@ -351,7 +352,7 @@ def test_sft_learns_its_demonstrations(config: Callable[..., Any], folders: Call
     tokenizer = load_tokenizer(c.output / "model")
     examples, _ = sft.encode(sft.read_demonstrations(c.demonstrations).records, tokenizer, (99, 99, 99))
     model = load_policy(c.output / "model", tokenizer)
-    _, held_out = training.hold_out(examples, range(24), 0.1, c.seed)  # each prompt is there once
+    _, held_out = updates.hold_out(examples, range(24), 0.1, c.seed)  # each prompt is there once
     assert found["valid_demonstrations"] == len(held_out) == 2
     assert sft.validation_loss(model, held_out, 1000) == pytest.approx(found["chosen"]["valid_loss"], abs=1e-5)
     assert AutoModelForCausalLM.from_pretrained(c.output / "model")
@@ -359,7 +360,7 @@ def test_sft_learns_its_demonstrations(config: Callable[..., Any], folders: Call
 
 @given(st.lists(st.integers(0, 5), max_size=30), st.floats(0, 0.99), st.integers(0, 3))
 def test_held_out_groups_are_whole(groups: list[int], share: float, seed: int) -> None:
-    rest, held = training.hold_out(list(enumerate(groups)), groups, share, seed)
+    rest, held = updates.hold_out(list(enumerate(groups)), groups, share, seed)
     assert sorted([*rest, *held]) == list(enumerate(groups))
     inside, outside = {g for _, g in held}, {g for _, g in rest}
     assert not inside & outside
@@ -375,7 +376,7 @@ def test_demonstrations_of_one_prompt_are_all_held_out_or_all_trained_on(
     c = config("sft", demonstrations=tmp_path / "d.jsonl", epochs=1)
     sft.run(c)
     names = list(dict.fromkeys(row["prompt"] for row in rows))
-    _, (held_out,) = training.hold_out(names, names, 0.1, c.seed)
+    _, (held_out,) = updates.hold_out(names, names, 0.1, c.seed)
     number = int(held_out.split()[1]) + 1
     found = results(c.output)
     assert (found["demonstrations"], found["valid_demonstrations"]) == (55 - number, number)
@@ -407,8 +408,8 @@ def test_an_sft_update_follows_the_mean_losses(config: Callable[..., Any], monke
     tokenizer = load_tokenizer(c.model)
     policy = load_policy(c.model, tokenizer)
     examples, _ = sft.encode(sft.read_demonstrations(c.demonstrations).records, tokenizer, (99, 99, 99))
-    rest, _ = training.hold_out(examples, [tuple(e.prompt_ids) for e in examples], 0.1, c.seed)
-    batch = next(training.batches(rest, 6, c.seed, 1))
+    rest, _ = updates.hold_out(examples, [tuple(e.prompt_ids) for e in examples], 0.1, c.seed)
+    batch = next(updates.batches(rest, 6, c.seed, 1))
 
     def losses(ids: list[int], start: int) -> torch.Tensor:
         logits = policy(torch.tensor([ids])).logits[0, start - 1 : -1]
@@ -509,7 +510,7 @@ def test_a_tenth_of_the_prompts_is_held_out_and_the_verdict_said(
     found = results(c.output)
     texts = [json.dumps(row["prompt"]) for row in rows]
     prompts = [r.prompt.text for r in read_rankings(twice).records[::2]]
-    _, held_out = training.hold_out(range(24), prompts, 0.1, c.seed)
+    _, held_out = updates.hold_out(range(24), prompts, 0.1, c.seed)
     ranks = [rows[i]["ranks"] for i in held_out]
     assert len(held_out) == 2
     assert len(set(texts)) == 24
@@ -821,7 +822,7 @@ def test_the_average_and_the_last_weights_are_kept_and_measured(
     asked = online.usable_prompts(c, 128, tokenizer)[0]
     for name, values in found["final"].items():
         policy = load_policy(c.output / name, tokenizer)
-        rollout = online.sample(policy, LocalSampler(policy), training.shuffled(asked, c.seed, -1), 4, c)
+        rollout = online.sample(policy, LocalSampler(policy), updates.shuffled(asked, c.seed, -1), 4, c)
         assert values["score"] == pytest.approx(float(all_scores(judge, rollout.sequences).mean()), abs=1e-4)
         assert values["length"] == pytest.approx(float(rollout.mask.sum(1).float().mean()))
     assert found["final"]["last"]["kl"] > found["final"]["model"]["kl"] > 0
@@ -1185,7 +1186,7 @@ def test_a_run_that_lost_its_best_epoch_says_so(config: Callable[..., Any], monk
     def update(*arguments: Any) -> float:
         if next(calls) == 7:  # in the second epoch of four steps
             raise KeyboardInterrupt
-        return training.update(*arguments)
+        return updates.update(*arguments)
 
     monkeypatch.setattr(sft, "update", update)
     with pytest.raises(KeyboardInterrupt):
@@ -1203,13 +1204,13 @@ def test_free_memory_is_what_all_limits_leave(tmp_path: Path) -> None:
     (tmp_path / "self").mkdir()
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:       4 kB\n")
     (tmp_path / "self" / "cgroup").write_text("0::/\n")
-    assert training.free_memory(tmp_path, tmp_path / "cgroups") == 4096
+    assert updates.free_memory(tmp_path, tmp_path / "cgroups") == 4096
     for folder, limit in ((job, "3000"), (job / "step", "max")):
         for name, content in (("max", limit), ("current", "1000"), ("stat", "anon 600\nfile 400\nkernel 0\n")):
             (folder / f"memory.{name}").write_text(content + "\n")
     (tmp_path / "self" / "cgroup").write_text("0::/job/step\n")
-    assert training.free_memory(tmp_path, tmp_path / "cgroups") == 2400
-    assert training.free_memory(tmp_path / "no", tmp_path) is None
+    assert updates.free_memory(tmp_path, tmp_path / "cgroups") == 2400
+    assert updates.free_memory(tmp_path / "no", tmp_path) is None
 
 
 def test_what_does_not_fit_is_seen_before_the_first_step(
@@ -1217,10 +1218,10 @@ def test_what_does_not_fit_is_seen_before_the_first_step(
 ) -> None:
     """Gradients and Adam's two moments of a pretrained model of 7,024 weights: 84,288 bytes; ten times the weights on
     the disk."""
-    monkeypatch.setattr(training, "free_memory", lambda: 84_287)
+    monkeypatch.setattr(updates, "free_memory", lambda: 84_287)
     with pytest.raises(ValueError, match=r"^pretrain: gradients and optimizer take 0 MiB beside the models"):
         pretrain.run(config("pretrain"))
-    monkeypatch.setattr(training, "free_memory", lambda: 84_288)
+    monkeypatch.setattr(updates, "free_memory", lambda: 84_288)
     usage = type(shutil.disk_usage("."))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**6, 10**6 - 280_959, 280_959))
     with pytest.raises(ValueError, match=r"this run writes about 0 MiB, and 0 MiB are free there"):

@@ -16,11 +16,12 @@ from sqlalchemy import JSON, String, cast, delete, func, select, update
 from tutelage.data.datasets import read_demonstrations, read_rankings, read_rows
 from tutelage.data.records import Completion, Prompt
 from tutelage.evaluation import preference
-from tutelage.labeling import accounts, agreement, assignment, exchange, queue
+from tutelage.labeling import accounts, assignment, exchange, queue
 from tutelage.labeling.answers import FLAGS
 from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.labeling.schema import answers, assignments, completions, events, metadata, people, prompts, tasks
 from tutelage.settings.evaluation import EvaluateConfig
+from tutelage.stats import agreement
 
 TRAINING_FILES = ("rankings.jsonl", "demonstrations.jsonl", "pairs.jsonl")
 

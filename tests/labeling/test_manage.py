@@ -17,12 +17,13 @@ from sqlalchemy import func, insert, select, update
 from starlette.testclient import TestClient
 
 from tutelage.data.records import Prompt
-from tutelage.labeling import accounts, agreement, assignment, exchange, queue, screening
+from tutelage.labeling import accounts, assignment, exchange, queue, screening
 from tutelage.labeling.database import Workspace, open_workspace
 from tutelage.labeling.schema import answers, completions, events, invites, people, prompts, reviews, sessions
 from tutelage.labeling.web import plots, review
 from tutelage.labeling.web.app import create_app
 from tutelage.labeling.web.security import COOKIE
+from tutelage.stats import agreement
 
 from .conftest import PASSWORD, Server, add, session_of
 from .filling import fill

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tutelage.models import logprobs
 from tutelage.models.cpu import kernels
 from tutelage.models.logprobs import token_logprobs
-from tutelage.objectives import logprobs
 
 torch.set_num_threads(1)
 
