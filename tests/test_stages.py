@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from conftest import SENTENCES, tiny_model
+from tutelage.data.candidates import read_candidates
 from tutelage.data.datasets import read_rankings, write_jsonl
 from tutelage.data.records import Completion, Message, Prompt, Ranking, Rollout
-from tutelage.labeling.candidates import read_candidates
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import encode_pairs, load_tokenizer

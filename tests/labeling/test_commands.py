@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,14 +14,14 @@ import pytest
 from sqlalchemy import select, update
 
 from tutelage.cli import main
+from tutelage.data.candidates import read_candidates, write_candidates
 from tutelage.data.datasets import read_prompts, read_rankings
 from tutelage.data.records import Completion
 from tutelage.labeling import accounts, assignment, exchange
-from tutelage.labeling.candidates import read_candidates, write_candidates
 from tutelage.labeling.database import existing_workspace, open_workspace
 from tutelage.labeling.schema import invites, prompts, tasks
 
-from .conftest import PASSWORD, add
+from .conftest import PASSWORD
 
 
 def write(path: Path, *rows: dict[str, Any]) -> str:
@@ -354,52 +352,6 @@ def test_a_dry_run_tells_the_same_and_keeps_nothing(
         assert rehearsed == [*capsys.readouterr().out.splitlines(), "dry run: nothing of this was written"]
         (tmp_path / "taken.jsonl").unlink(missing_ok=True)
     assert held() == [4, 7]
-
-
-def test_a_dry_run_of_collect_leaves_the_workspace_alone(
-    tmp_path: Path, folders: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A killed server's: with a log, and readable by others, as an earlier version left files."""
-    with closing(open_workspace(tmp_path / "open")) as workspace:
-        add(workspace, "Ann")
-        shutil.copytree(tmp_path / "open", tmp_path / "w")
-    for path in (tmp_path / "w").iterdir():
-        path.chmod(0o644)
-    asked = write(tmp_path / "p.jsonl", *({"prompt": f"What is {i} times {i}?"} for i in range(3)))
-    words = ["collect", "--policy", folders("llama"), "--prompts", asked, "--k", "2", "--output", tmp_path / "out"]
-    command = [*map(str, words), "--max-new-tokens", "4", "--workspace"]
-
-    def files() -> dict[str, tuple[bytes, int]]:
-        return {path.name: (path.read_bytes(), path.stat().st_mode) for path in (tmp_path / "w").iterdir()}
-
-    before = files()
-    assert before["labeling.db-wal"][0]
-    assert main([*command, str(tmp_path / "w"), "--dry-run"]) == 0
-    assert files() == before
-    assert main([*command, str(tmp_path / "none"), "--dry-run"]) == 2
-    assert "no labeling workspace" in capsys.readouterr().err
-    assert main([*command, str(tmp_path / "w")]) == 0
-    assert "tasks queued" in capsys.readouterr().err
-    before = files()
-    assert set(before) == {"labeling.db", "secret.key"}  # closed, so without a log
-    assert main([*command, str(tmp_path / "w"), "--dry-run"]) == 0  # done already
-    assert files() == before
-
-
-def test_a_workspace_made_anew_gets_the_tasks_of_a_finished_collect(
-    tmp_path: Path, folders: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Or one restored from a backup from before they were queued."""
-    asked = write(tmp_path / "p.jsonl", *({"prompt": f"What is {i} times {i}?"} for i in range(3)))
-    words = ["collect", "--policy", folders("llama"), "--prompts", asked, "--k", "2", "--output", tmp_path / "out"]
-    command = [*map(str, words), "--max-new-tokens", "4", "--workspace", str(tmp_path / "w")]
-    for _ in range(2):
-        open_workspace(tmp_path / "w").close()
-        assert main(command) == 0
-        assert "3 tasks queued" in capsys.readouterr().err
-        assert main(command) == 0
-        assert f"its tasks are in {tmp_path / 'w'} already, and stay as they were" in capsys.readouterr().err
-        shutil.rmtree(tmp_path / "w")
 
 
 @pytest.mark.parametrize(

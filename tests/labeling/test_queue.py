@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from tutelage.data import candidates
 from tutelage.data.datasets import DataError
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import candidates, queue
+from tutelage.labeling import queue
 from tutelage.labeling.database import Workspace
 from tutelage.labeling.schema import completions, events, instructions, prompts, tasks
 
@@ -164,23 +165,28 @@ def test_half_a_surrogate_pair_is_a_question_mark(workspace: Workspace) -> None:
     ]  # fmt: skip
 
 
+def queue_file(workspace: Workspace, path: Path) -> int:
+    with workspace.write() as connection:
+        return queue.queue_candidates(connection, path)
+
+
 def test_a_file_is_queued_once(workspace: Workspace, tmp_path: Path) -> None:
     one, copy, changed = (tmp_path / f"{name}.jsonl" for name in ("one", "one_copy", "changed"))
     candidates.write_candidates(one, [(Prompt(id=f"p{i}", text=f"q{i}"), TWO) for i in range(3)])
     candidates.write_candidates(changed, [(Prompt(id="p9", text="q9"), TWO)])
     assert candidates.read_candidates(one) == [(Prompt(id=f"p{i}", text=f"q{i}"), TWO) for i in range(3)]
-    assert candidates.queue_candidates(workspace, one, True, 0.0) == 3
-    assert candidates.queue_candidates(workspace, one, True, 0.0) == 0
-    assert candidates.queue_candidates(workspace, changed, True, 0.0) == 1
+    assert queue_file(workspace, one) == 3
+    assert queue_file(workspace, one) == 0
+    assert queue_file(workspace, changed) == 1
     assert len(queued(workspace, "id")) == 4
     broken = tmp_path / "broken.jsonl"
     broken.write_text(json.dumps({"prompt": "q", "completions": ["a"]}) + "\n")
     for _ in range(2):  # what failed was not queued
         with pytest.raises(ValueError, match="here are 1"):
-            candidates.queue_candidates(workspace, broken, True, 0.0)
+            queue_file(workspace, broken)
     copy.write_text("")
     with pytest.raises(DataError, match="empty"):
-        candidates.queue_candidates(workspace, copy, True, 0.0)
+        queue_file(workspace, copy)
     with workspace.read() as connection:
         assert connection.execute(select(func.count()).where(events.c.kind == "file queued")).scalar_one() == 2
 

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from sqlalchemy import func, select
 
+from tutelage.data.candidates import read_asked, read_candidates
 from tutelage.data.datasets import read_prompts, read_rows, write_jsonl
 from tutelage.data.records import Arm, Completion, Prompt
 from tutelage.data.strict_json import dumps
 from tutelage.files import fingerprint
 from tutelage.labeling import accounts, backup, exchange, queue
 from tutelage.labeling.answers import TaskKind
-from tutelage.labeling.candidates import queue_candidates, read_asked, read_candidates
 from tutelage.labeling.database import Workspace, existing_workspace, open_workspace, record
 from tutelage.labeling.intake import Rules, intake
 from tutelage.labeling.schema import assignments, people, prompts, tasks
@@ -154,26 +154,23 @@ def queue_file(
     with _opened(folder, dry_run) as workspace:
         with workspace.write() as connection:
             queue.ensure_instructions(connection)
-        if work and kind == "ranking":
-            number = queue_candidates(workspace, Path(path), rate, overlap, labelers)
-        else:
-            with workspace.write() as connection:
-                if queue.queued_already(connection, f"{purpose} {fingerprint(Path(path))}", kind):
-                    number = 0
-                elif purpose != "work":
-                    number = queue.queue_known(connection, kind, _known_items(path, kind), purpose, rate)
-                elif kind == "comparison":
-                    if baseline is None:
-                        raise ValueError("a comparison needs --baseline, the model that the others are compared with")
-                    answered = [(prompt, _answers(path, row)) for prompt, row in read_asked(path, "answers")]
-                    number = queue.queue_comparisons(
-                        connection, answered, baseline, arm=arm or "heldout", labelers=labelers
-                    )
-                    why = "every answer equals the baseline's"
-                else:
-                    asked = _prompts(path)
-                    number = queue.queue_prompts(connection, kind, asked, arm=arm or "training", labelers=labelers)
-                    why = "every prompt has such a task already"
+            if work and kind == "ranking":
+                number = queue.queue_candidates(connection, Path(path), rate, overlap, labelers)
+            elif queue.queued_already(connection, f"{purpose} {fingerprint(Path(path))}", kind):
+                number = 0
+            elif purpose != "work":
+                number = queue.queue_known(connection, kind, _known_items(path, kind), purpose, rate)
+            elif kind == "comparison":
+                if baseline is None:
+                    raise ValueError("a comparison needs --baseline, the model that the others are compared with")
+                answered = [(prompt, _answers(path, row)) for prompt, row in read_asked(path, "answers")]
+                number = queue.queue_comparisons(
+                    connection, answered, baseline, arm=arm or "heldout", labelers=labelers
+                )
+                why = "every answer equals the baseline's"
+            else:
+                number = queue.queue_prompts(connection, kind, _prompts(path), arm=arm or "training", labelers=labelers)
+                why = "every prompt has such a task already"
         print(f"{kind}: {number} tasks queued" + ("" if number else f"; {why}"))
 
 

@@ -226,18 +226,9 @@ def existing_workspace(folder: Path) -> Workspace:
     Raises:
         ValueError: if there is none.
     """
-    require_workspace(folder)
-    return open_workspace(folder)
-
-
-def require_workspace(folder: Path) -> None:
-    """Look for a workspace without touching it.
-
-    Raises:
-        ValueError: if there is none.
-    """
     if not (folder / KEY).exists():
         raise ValueError(f"workspace: {folder} is no labeling workspace; `tutelage label serve {folder}` makes one")
+    return open_workspace(folder)
 
 
 def record(

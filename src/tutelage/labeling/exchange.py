@@ -18,12 +18,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, FiniteFloat, StrictInt
 from sqlalchemy import Connection, and_, insert, select, update
 
+from tutelage.data.candidates import read_asked, read_completions
 from tutelage.data.datasets import write_jsonl
 from tutelage.data.records import Arm, Completion, Prompt, Ranking
 from tutelage.files import write_json
 from tutelage.labeling import accounts, queue
 from tutelage.labeling.answers import FLAGS, one_line, read_answer
-from tutelage.labeling.candidates import read_asked, read_completions
 from tutelage.labeling.database import Workspace, record
 from tutelage.labeling.schema import answers, assignments, completions, instructions, people, prompts, tasks
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
+from tutelage.data.candidates import read_candidates
 from tutelage.data.records import Arm, Completion, Prompt
 from tutelage.data.strict_json import finite
+from tutelage.files import fingerprint
 from tutelage.labeling.answers import KINDS, TaskKind, read_answer
 from tutelage.labeling.database import record
 from tutelage.labeling.schema import completions, events, instructions, prompts, tasks
@@ -198,6 +201,20 @@ def queue_prompts(
         add_task(connection, kind, prompt, purpose=purpose, arm=arm, capacity=labelers)
     record(connection, "tasks queued", subject=kind, tasks=len(new))
     return len(new)
+
+
+def queue_candidates(
+    connection: Connection, path: Path, rate: bool = True, overlap: float = 0.0, labelers: int = 1
+) -> int:
+    """Queue a candidates file as ranking tasks; a file of the same content is queued once. Returns how many tasks.
+
+    Raises:
+        ValueError: if it is malformed.
+    """
+    candidates = read_candidates(path)
+    if queued_already(connection, fingerprint(path), "ranking"):
+        return 0
+    return queue_rankings(connection, candidates, rate=rate, overlap=overlap, labelers=labelers)
 
 
 def queue_rankings(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -171,12 +170,6 @@ class CollectConfig(StageConfig):
     """Sampling temperature."""
     max_new_tokens: Count = 256
     """Most tokens of a completion."""
-    workspace: Path | None = None
-    """Labeling workspace in which to queue the candidates as ranking tasks."""
-    overlap: Fraction = 0.1
-    """Share of the prompts that two labelers rank, to measure their agreement, if there is a workspace."""
-    rate: bool = True
-    """Let labelers rate each completion too (the paper does), if there is a workspace."""
 
     @model_validator(mode="after")
     def _policies_are_known(self) -> CollectConfig:

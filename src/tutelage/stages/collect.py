@@ -1,33 +1,27 @@
 """Collection: sample K = 4..9 completions per prompt, for labelers to rank (paper, section 3.4).
 
 Completions of several policies may be mixed, as candidates of one quality teach a reward model little. What is written
-is `candidates.jsonl`: prompt and completions, without ranks. Identical completions are merged. With a workspace they
-are queued there as ranking tasks.
+is `candidates.jsonl`: prompt and completions, without ranks. Identical completions are merged. `tutelage label queue`
+gives the file to labelers.
 
     tutelage collect --policy runs/sft/model --prompts prompts.jsonl --k 4..9 --output runs/candidates
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
+from tutelage.data.candidates import write_candidates
 from tutelage.data.datasets import read_demonstrations, read_prompts
 from tutelage.data.records import Completion, Text
-from tutelage.labeling.candidates import queue_candidates, write_candidates
-from tutelage.labeling.database import existing_workspace, require_workspace
-from tutelage.labeling.engines import in_words
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.sampling.completions import Writer, complete, fits, number_copies
 from tutelage.settings.stages import CollectConfig
-from tutelage.terminal import message
 
 
 def other_prompts(moved: Sequence[int], texts: Sequence[Text]) -> dict[int, int]:
@@ -47,34 +41,17 @@ def other_prompts(moved: Sequence[int], texts: Sequence[Text]) -> dict[int, int]
     return dict(zip(order, order[len(largest) :] + order[: len(largest)], strict=True))
 
 
-def to_labelers(config: CollectConfig, workspace: Path) -> None:
-    """Queue the candidates as ranking tasks, unless the workspace has them."""
-    with in_words(), closing(existing_workspace(workspace)) as opened:  # in words: a full disk, say
-        queued = queue_candidates(opened, config.output / "candidates.jsonl", config.rate, config.overlap)
-    if queued:
-        told = f"{queued:,} tasks queued"
-    else:
-        told = f"its tasks are in {workspace} already, and stay as they were queued"
-    print(message(f"collect: {told}"), file=sys.stderr, flush=True)  # no result: a kill may come right after it
-
-
 def run(config: CollectConfig) -> None:
     """Sample, then write `candidates.jsonl` into the run folder.
 
     Raises:
-        ValueError: if off_prompt is wanted of a single prompt, or there is no such workspace.
+        ValueError: if off_prompt is wanted of a single prompt.
     """
     policies = config.policies or {"policy": str(config.policy)}
     fewest, _, most = config.k.partition("..")
     k_min, k_max = int(fewest), int(most or fewest)
-    if config.workspace:
-        require_workspace(config.workspace)
-        if not config.dry_run:  # as opening writes
-            existing_workspace(config.workspace).close()  # a damaged one is refused now, not after all the sampling
     run = open_run("collect", config, inputs_of(config, *config.INPUTS))
     if run is None:
-        if config.workspace and not config.dry_run:  # which may have been restored, or made anew, since
-            to_labelers(config, config.workspace)
         return
     rng = Random(config.seed)
     loaded = read_prompts(config.prompts)
@@ -144,9 +121,6 @@ def run(config: CollectConfig) -> None:
     if not candidates:
         raise ValueError(nothing)
     write_candidates(run.folder / "candidates.jsonl", candidates)
-    # 5. To the labelers.
-    if config.workspace:
-        to_labelers(config, config.workspace)
     run.finish(
         prompts=len(candidates), completions=len(written), merged=len(written) - sum(len(g) for g in groups.values()),
         dropped=dropped({

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
+from tutelage.data.candidates import read_candidates
 from tutelage.data.datasets import read_prompts, read_rows
 from tutelage.data.records import Prompt, Ranking
 from tutelage.data.sources import DataError
 from tutelage.data.strict_json import dumps
 from tutelage.lab.world import gold, kinds, people
 from tutelage.labeling import accounts, assignment, exchange, queue
-from tutelage.labeling.candidates import read_candidates
 from tutelage.labeling.database import KEY, Workspace, open_workspace, write_private
 from tutelage.labeling.engines import in_words
 from tutelage.runs import inputs_of, open_run

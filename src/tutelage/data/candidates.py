@@ -1,4 +1,4 @@
-"""Candidates: prompts with completions that nobody has ranked yet, as files and as tasks of a workspace."""
+"""Candidates: prompts with completions that nobody has ranked yet."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.datasets import read_prompts, read_rows, write_jsonl
+from tutelage.data.datasets import one_line, read_prompts, read_rows, write_jsonl
 from tutelage.data.records import Completion, Prompt
-from tutelage.files import fingerprint
-from tutelage.labeling import queue
-from tutelage.labeling.answers import one_line
-from tutelage.labeling.database import Workspace
 
 Candidates = tuple[Prompt, tuple[Completion, ...]]
 
@@ -69,12 +65,3 @@ def write_candidates(path: Path, candidates: Iterable[tuple[Prompt, Sequence[Com
         row["prompt"] = row.pop("text")
         rows.append(row | {"completions": [c.model_dump(mode="json", exclude_none=True) for c in written]})
     write_jsonl(path, rows)
-
-
-def queue_candidates(workspace: Workspace, path: Path, rate: bool, overlap: float, labelers: int = 1) -> int:
-    """Queue a candidates file as ranking tasks; a file of the same content is queued once. Returns how many tasks."""
-    candidates = read_candidates(path)
-    with workspace.write() as connection:
-        if queue.queued_already(connection, fingerprint(path), "ranking"):
-            return 0
-        return queue.queue_rankings(connection, candidates, rate=rate, overlap=overlap, labelers=labelers)
