@@ -66,6 +66,28 @@ def test_light_modules_do_without_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_training_does_without_labeling() -> None:
+    """Of all rooms only the lab lets people's work be simulated, and only the command line starts the pages."""
+    assert {room_of(f) for f in FILES if "labeling" in rooms_imported(f)} == {"labeling", "lab", "cli"}
+    modules = [
+        ".".join(("tutelage", *f.relative_to(PACKAGE).with_suffix("").parts))
+        for f in FILES
+        if room_of(f) in ("stages", "evaluation", "report", "training", "algorithms", "sampling")
+    ]
+    extra = ("sqlalchemy", "alembic", "fastapi", "starlette", "uvicorn", "pwdlib")
+    code = f"import sys, {', '.join(modules)}; print([m for m in {extra} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_without_its_packages_labeling_says_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['sqlalchemy'] = None; from tutelage.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "label", "status", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "tutelage: sqlalchemy is missing; labeling needs pip install 'tutelage[labeling]'\n"
+
+
 def test_no_file_is_long() -> None:
     long = {str(f.relative_to(PACKAGE)): n for f in FILES if (n := len(f.read_text().splitlines())) > 500}
     assert not long

@@ -25,6 +25,7 @@ from tutelage.settings.common import C, Count, Number, Seed, make, nearest
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
 from tutelage.terminal import message, printable, short
 
+LABELING = {"sqlalchemy", "alembic", "fastapi", "uvicorn", "multipart", "pwdlib", "markdown_it", "nh3"}  # an extra's
 INTRODUCTION = """\
 Train language models to follow instructions with human feedback (InstructGPT), from demonstrations and rankings to an
 aligned policy and a report.
@@ -367,6 +368,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         dispatch(arguments)
     except ValueError as error:
         print(f"tutelage: {message(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (package := (error.name or "").split(".")[0]) not in LABELING:
+            raise
+        print(f"tutelage: {package} is missing; labeling needs pip install 'tutelage[labeling]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
