@@ -538,6 +538,17 @@ def test_a_finished_run_is_skipped_without_a_change_of_the_disk(
     assert not killed_at(0, lambda: opened(config), monkeypatch)
 
 
+def test_killed_while_a_model_is_replaced_the_old_one_is_put_back(config: Config) -> None:
+    folder = made(config).folder
+    (folder / "model").rename(folder / "model.old")
+    opened(config)
+    assert (folder / "model" / "model.safetensors").read_bytes() == b"weights"
+    (folder / "model.old").mkdir()
+    opened(config)
+    assert {p.name for p in folder.glob("model*")} == {"model"}
+    assert (folder / "state.old").exists()
+
+
 def test_an_input_of_an_unfinished_run_is_named(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     first = made(config)
     second = changed(config, data=str(first.folder / "model" / "model.safetensors"), output=config.output / "b")

@@ -346,6 +346,11 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     for path in _left(folder):
         remove(path)
+    for old in (p for p in folder.glob("*.old") if p.name not in CHECKPOINTS):  # killed while it was being replaced
+        if old.with_suffix("").exists():
+            remove(old)
+        else:
+            os.replace(old, old.with_suffix(""))
     run = Run(stage, folder)
     if not any((folder / name).exists() for name in CHECKPOINTS):
         run.forget_after(-1)  # without a checkpoint the work begins anew
