@@ -840,6 +840,13 @@ def test_the_average_and_the_last_weights_are_kept_and_measured(
         assert same == (decay == 0)
 
 
+def test_the_final_kl_is_measured_at_the_temperature_of_sampling(config: Callable[..., Any]) -> None:
+    """The policy has not moved, so it is the reference: their KL is 0 at any one temperature."""
+    c = config("online", learning_rate=1e-12, temperature=0.5, pretraining_texts=None, total_episodes=8)
+    online.run(c)
+    assert results(c.output)["final"]["last"]["kl"] == pytest.approx(0, abs=1e-4)
+
+
 def test_after_a_resume_the_reference_is_the_sft_policy(
     config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -915,8 +922,15 @@ def test_a_reward_model_reads_its_own_template(
     save_model(new_scalar(folders("llama"), other, 0), other, tmp_path / "reward")
     c = config("online", reward_model=tmp_path / "reward", total_episodes=16, pretraining_texts=None)
     read: list[list[int]] = []
-    real = online.all_scores
+    real, real_readings = online.all_scores, online.readings
     monkeypatch.setattr(online, "all_scores", lambda model, ids: read.extend(ids) or real(model, ids))
+
+    def readings(rollout: Rollout, ended: torch.Tensor, *others: Any) -> list[list[int]]:
+        assert ended.tolist() == [ids[-1] == other.eos_token_id for ids in rollout.sequences]
+        assert others[-1] == 128  # the reward model's context
+        return real_readings(rollout, ended, *others)
+
+    monkeypatch.setattr(online, "readings", readings)
     online.run(c)
     texts = [other.decode(ids) for ids in read]
     assert len(texts) == 16 + 2 * 24  # an iteration, and both sets of weights at the end
@@ -948,10 +962,10 @@ def test_prompts_that_are_too_long_for_the_reward_models_template_are_dropped(
         "{% for m in messages %}<|start of a turn by the {{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
     )
     save_model(new_scalar(folders("llama"), reader, 0), reader, tmp_path / "reward")
-    texts = [(Message(role="user", content="a" + " b" * n),) for n in range(40)]
+    texts = [(Message(role="user", content="a" + " the" * n),) for n in range(40, 80)]
     write_jsonl(tmp_path / "prompts.jsonl", [Prompt(id=str(i), text=text) for i, text in enumerate(texts)])
     lengths = [len(a) + len(b) for a, b in encode_pairs(reader, [(text, "", True) for text in texts])]
-    assert 116 in lengths  # exactly 128 with an answer of 12
+    assert {116, 117} <= set(lengths)  # exactly 128 with an answer of 12 and its end, and one too many
     c = config(
         "online", reward_model=tmp_path / "reward", prompts=tmp_path / "prompts.jsonl", total_episodes=16,
         pretraining_texts=None, ema_decay=None,
