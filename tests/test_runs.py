@@ -372,9 +372,10 @@ def test_what_is_replaced_waits_until_the_new_run_is_done(
     assert f"the run that was here waits in {aside}" in capsys.readouterr().err
     begun(changed(new, rate=0.3))  # a second change of mind does not cost it
     assert (done(aside) or {})["accuracy"] == 0.5
-    with pytest.raises(ValueError, match=r"rate was 0\.3, is now 0\.1"):
+    with pytest.raises(ValueError, match=rf"rate was 0\.3, is now 0\.1; .* brings back the run that waits in {aside}"):
         opened(config)
     assert opened(changed(config, overwrite=True)) is None  # the old command brings it back
+    assert f"{config.output}: the run that waited in {aside} is back" in capsys.readouterr().err
     assert (done(config.output) or {})["accuracy"] == 0.5
     assert not aside.exists()
     made(new).finish()

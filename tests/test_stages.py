@@ -618,6 +618,12 @@ def test_measuring_a_reward_model_gives_what_training_reported(
     out = capsys.readouterr().out
     assert found["verdict"] in out
     assert f"{found['pairs']:,}" in out
+    (warning,) = found["warnings"]
+    assert "the reward model was trained on these very rankings" in warning
+    (tmp_path / "others.jsonl").write_text("".join((data / "rankings.jsonl").read_text().splitlines(True)[:5]))
+    others = {"output": tmp_path / "others", "rankings": str(tmp_path / "others.jsonl")}
+    measure.run(wanted.model_copy(update=others))
+    assert results(tmp_path / "others")["warnings"] == []
 
     write(tmp_path / "long.jsonl", [{"prompt": "very " * 200, "chosen": "x", "rejected": "y"}])
     long = {"output": tmp_path / "n", "rankings": str(tmp_path / "long.jsonl")}
@@ -1189,6 +1195,23 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(
     assert plan == [f"{stage}: {line}" for line in PLANS[stage]]
     assert memory == f"{stage}: memory: 0.00 GiB for gradients and optimizer, beside the models and one pass"
     assert not c.output.exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_dry_run_counts_what_is_dropped(
+    stage: str, config: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And so does the run, before its first step, once."""
+    setting = {"pretrain": "texts", "sft": "demonstrations", "reward": "rankings", "online": "prompts"}[stage]
+    source = Path(getattr(config(stage), setting))
+    text = source.read_text()
+    empty = {"texts": {"text": " "}, "prompts": {"prompt": " "}, "demonstrations": {"prompt": "a", "completion": " "}}
+    row = empty.get(setting, {"prompt": " ", "completions": ["a", "b"], "ranks": [1, 2]})
+    (tmp_path / "more.jsonl").write_text(text + json.dumps(row) + "\n")
+    c = config(stage, **{setting: tmp_path / "more.jsonl"}, dry_run=True)
+    with pytest.raises(DryRun):
+        STAGES[stage].run(c)
+    assert "rows dropped or changed: 1 empty " in capsys.readouterr().err
 
 
 def test_a_run_that_lost_its_best_epoch_says_so(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

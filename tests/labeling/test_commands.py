@@ -402,6 +402,21 @@ def test_a_workspace_made_anew_gets_the_tasks_of_a_finished_collect(
         shutil.rmtree(tmp_path / "w")
 
 
+def test_prompts_taken_before_are_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second time they are all duplicates, and the file would be empty."""
+    open_workspace(tmp_path / "w").close()
+    asked = write(tmp_path / "p.jsonl", {"prompt": "What is that over there?"})
+    words = ["label", "prompts", str(tmp_path / "w"), str(asked), "--no-personal-data", "--queue", "demonstration"]
+    command = [*words, "--languages", "en,de", "--output", str(tmp_path / "taken.jsonl")]
+    assert main(command) == 0
+    taken = (tmp_path / "taken.jsonl").read_bytes()
+    assert taken
+    capsys.readouterr()
+    assert main(command) == 2
+    assert f"output: {tmp_path / 'taken.jsonl'} is there already, with prompts taken" in capsys.readouterr().err
+    assert (tmp_path / "taken.jsonl").read_bytes() == taken
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
