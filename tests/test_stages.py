@@ -823,19 +823,27 @@ def test_the_average_and_the_last_weights_are_kept_and_measured(
     weight = {name: load_file(c.output / name / "model.safetensors") for name in ("model", "last")}
     start = load_file(Path(c.model) / "model.safetensors")
     assert 0 < distance(start, weight["model"]) < distance(start, weight["last"])
-    judge = load_scalar(c.reward_model, tokenizer)
-    asked = online.usable_prompts(c, 128, tokenizer)[0]
+    judge, reference = load_scalar(c.reward_model, tokenizer), load_policy(c.model, tokenizer)
+    asked, printed = online.usable_prompts(c, 128, tokenizer)[0], capsys.readouterr().err
     for name, values in found["final"].items():
         policy = load_policy(c.output / name, tokenizer)
         rollout = online.sample(policy, LocalSampler(policy), training.shuffled(asked, c.seed, -1), 4, c)
         assert values["score"] == pytest.approx(float(all_scores(judge, rollout.sequences).mean()), abs=1e-4)
         assert values["length"] == pytest.approx(float(rollout.mask.sum(1).float().mean()))
+        before = online.completion_logprobs(reference, rollout.sequences, rollout.prompt_lengths, c.temperature)
+        gap = torch.where(rollout.mask, rollout.logprobs - before, 0.0)
+        assert values["kl"] == pytest.approx(float(gap.sum(1).mean()), abs=1e-3)
+        means = "  ".join(f"{key} {values[key]:.3f}" for key in ("score", "kl", "length"))
+        assert f"online: {name}/: {means}  (mean over {len(asked)} prompts)" in printed
     assert found["final"]["last"]["kl"] > found["final"]["model"]["kl"] > 0
     assert found["average_moved"] < 0.5
     (warning,) = found["warnings"]
     assert f"moved only {found['average_moved']:.0%} as far from the start" in warning
     assert "ema_decay=0.9 over 4 iterations" in warning
-    assert f"online: warning: {warning}" in capsys.readouterr().err
+    assert warning.endswith(
+        "last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average of this run"
+    )
+    assert f"online: warning: {warning}" in printed
 
     for decay in (None, 0.0):
         c = config("online", ema_decay=decay)
@@ -843,7 +851,7 @@ def test_the_average_and_the_last_weights_are_kept_and_measured(
         found = results(c.output)
         assert (found["warnings"], found["average_moved"] > 0.5) == ([], True)
         same = distance(weights(c.output), load_file(c.output / "last" / "model.safetensors")) == 0
-        assert same == (decay == 0)
+        assert same == (decay == 0) == (found["average_moved"] == 1)
 
 
 def test_the_final_kl_is_measured_at_the_temperature_of_sampling(config: Callable[..., Any]) -> None:
@@ -1212,6 +1220,11 @@ def test_a_dry_run_counts_what_is_dropped(
     with pytest.raises(DryRun):
         STAGES[stage].run(c)
     assert "rows dropped or changed: 1 empty " in capsys.readouterr().err
+    if stage == "online":
+        (tmp_path / "texts.jsonl").write_text(Path(c.pretraining_texts).read_text() + '{"text": " "}\n')
+        with pytest.raises(DryRun):
+            online.run(config(stage, pretraining_texts=tmp_path / "texts.jsonl", dry_run=True))
+        assert "rows dropped or changed: 1 empty text in pretraining_texts" in capsys.readouterr().err
 
 
 def test_a_run_that_lost_its_best_epoch_says_so(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
