@@ -841,7 +841,8 @@ def test_the_average_and_the_last_weights_are_kept_and_measured(
     assert f"moved only {found['average_moved']:.0%} as far from the start" in warning
     assert "ema_decay=0.9 over 4 iterations" in warning
     assert warning.endswith(
-        "last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average of this run"
+        "that the run began with. last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average "
+        "of this run"
     )
     assert f"online: warning: {warning}" in printed
 
@@ -934,20 +935,25 @@ def test_a_reward_model_reads_its_own_template(
     other = load_tokenizer(folders("llama"))
     other.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
     save_model(new_scalar(folders("llama"), other, 0), other, tmp_path / "reward")
-    c = config("online", reward_model=tmp_path / "reward", total_episodes=16, pretraining_texts=None)
+    c = config(
+        "online", reward_model=tmp_path / "reward", total_episodes=16, pretraining_texts=None, max_completion_length=80
+    )
     read: list[list[int]] = []
+    some_ended: list[bool] = []
     real, real_readings = online.all_scores, online.readings
     monkeypatch.setattr(online, "all_scores", lambda model, ids: read.extend(ids) or real(model, ids))
 
     def readings(rollout: Rollout, ended: torch.Tensor, *others: Any) -> list[list[int]]:
         assert ended.tolist() == [ids[-1] == other.eos_token_id for ids in rollout.sequences]
         assert others[-1] == 128  # the reward model's context
+        some_ended.append(bool(ended.any()) and not ended.all())
         return real_readings(rollout, ended, *others)
 
     monkeypatch.setattr(online, "readings", readings)
     online.run(c)
     texts = [other.decode(ids) for ids in read]
     assert len(texts) == 16 + 2 * 24  # an iteration, and both sets of weights at the end
+    assert any(some_ended[1:])  # at the end of the run, where what ended is found out a second time
     assert all(text.startswith("<user>") and "<|endoftext|><assistant>" in text for text in texts)
     with pytest.raises(ValueError, match="reward: its chat template differs"):
         sft.run(config("sft", reward_model=tmp_path / "reward"))
