@@ -506,12 +506,12 @@ def test_a_folder_deleted_under_a_run_ends_it(config: Config) -> None:
     shutil.rmtree(run.folder)
     for work in (
         lambda: run.log(1, loss=1.0), lambda: run.once("part", list), lambda: checkpoint.save(1), run.finish,
-        lambda: write_json(run.folder / "summary.json", {}),
+        lambda: write_json(run.folder / "summary.json", {}), lambda: write_jsonl(run.folder / "answers.jsonl", ["a"]),
     ):  # fmt: skip
         with pytest.raises((OSError, ValueError)):
             work()
         assert not run.folder.exists()
-    write_jsonl(run.folder / "answers.jsonl", ["a"])
+    run.folder.mkdir()
     with pytest.raises(ValueError, match="was moved, deleted or emptied while the run"):
         run.finish()
     assert done(run.folder) is None
