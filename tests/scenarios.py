@@ -9,11 +9,11 @@ from random import Random
 from typing import Any
 
 from conftest import SENTENCES, tiny_model
+from tutelage.data.candidates import write_candidates
 from tutelage.data.datasets import read_demonstrations, read_prompts
 from tutelage.data.records import Completion
 from tutelage.evaluation import answer
 from tutelage.lab.world import build, rank
-from tutelage.labeling.candidates import write_candidates
 from tutelage.models.loading import new_scalar, save_model
 from tutelage.settings.common import StageConfig
 from tutelage.settings.evaluation import AnswerConfig

@@ -179,7 +179,7 @@ def test_what_a_recipe_asks_for(mistake: Callable[..., str], tmp_path: Path) -> 
         "  ppo: {stage: online, model: '{more}', reward_model: '{run}/m', prompts: '{prompts}'}\n"
     )
     run = ["run", str(recipe), "--output", str(tmp_path / "o")]
-    assert f"{recipe}: --set model=…, --set data=… is wanted: Mine." in mistake(*run)
+    assert f"{recipe}: --set model=… and --set data=… must be given: Mine." in mistake(*run)
     full = [*run, "--set", "model=m", "--set", "data=d"]
     assert "--set dat: no such input; did you mean 'data'?" in mistake(*full, "--set", "dat=x")
     assert "--set sftt.epochs: no such run; did you mean 'sft'?" in mistake(*full, "--set", "sftt.epochs=1")
@@ -309,6 +309,31 @@ def test_a_waiting_stage_reads_named_inputs_too(tmp_path: Path, capsys: pytest.C
     assert "reward: valid.mine: typo.jsonl: no such file or folder" in capsys.readouterr().err
 
 
+def test_what_overwrite_replaces_is_not_called_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.yaml").write_text("stages:\n  world: {documents: 20, sft_prompts: 40}\n")
+    command = ["run", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "runs")]
+    assert main(command) == 0
+    capsys.readouterr()
+    for words, state in ((["--set", "world.seed=1", "--overwrite"], "can start"), ([], "done already")):
+        assert main([*command, *words, "--dry-run"]) == 0
+        assert f"[1/1] world: {state}\n" in capsys.readouterr().err
+    alone = ["world", "--config", str(tmp_path / "runs" / "world" / "config.yaml"), "--dry-run"]
+    assert main(alone) == 0
+    assert capsys.readouterr().out == "dry run: nothing was written; it is done already\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [("0.8,0.95", (0.8, 0.95)), ("[0.8, 0.95]", (0.8, 0.95)), (" 0.8 , 0.95", (0.8, 0.95))],
+)
+def test_lists_are_typed_with_commas(typed: str, read: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As help shows their defaults."""
+    seen: list[object] = []
+    monkeypatch.setattr("tutelage.recipe.Stage.run", lambda self, config: seen.append(config.adam_betas) or True)
+    assert main(["sft", "--model", "m", "--demonstrations", "d", "--output", "o", "--adam-betas", typed]) == 0
+    assert seen == [read]
+
+
 def test_a_run_that_lost_a_file_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["run", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "runs")]
     world = "stages:\n  world: {documents: 20, sft_prompts: 40}\n"
@@ -318,7 +343,7 @@ def test_a_run_that_lost_a_file_is_waited_for(tmp_path: Path, capsys: pytest.Cap
         world + "  sft: {model: '{base}', demonstrations: '{run}/world/demonstrations.jsonl'}"
     )
     for lines in (
-        ["[1/2] world: done already, if nothing has changed", "[2/2] sft: can start"],
+        ["[1/2] world: done already", "[2/2] sft: can start"],
         ["[1/2] world: can start", "[2/2] sft: waits for world"],
     ):
         capsys.readouterr()

@@ -535,6 +535,9 @@ def test_what_is_written_is_read_back(tmp_path_factory, name, data):
 def test_a_written_row_is_flat_and_its_bytes_are_stable(tmp_path):
     prompt = Prompt(id="p", text="Q?", user="u")
     record = Ranking(prompt=prompt, completions=(Completion(text="é"), Completion(text="b")), ranks=(1, 2))
+    with pytest.raises(OSError, match="No such file or directory"):  # of a run that was deleted, say
+        write_jsonl(tmp_path / "new" / "a.jsonl", [record])
+    (tmp_path / "new").mkdir()
     for name in ("new/a.jsonl", "new/b.jsonl", "new/a.jsonl.gz", "new/b.jsonl.gz"):
         write_jsonl(tmp_path / name, [record])
     assert (tmp_path / "new/a.jsonl").read_text(encoding="utf-8") == (

@@ -150,14 +150,14 @@ def test_bf16_without_autocast_returns_fp32() -> None:
 
 
 def test_gradients_in_bf16_are_summed_in_fp32() -> None:
-    """Half a unit from each of 2,000 tokens is 1,000; added one by one in bf16 it would stop at 128."""
+    """Half a unit from each of 32,768 tokens is 16,384; chunks of 64 added in bf16 would stop at 8,192."""
     weight, bias = (torch.zeros(*s, dtype=torch.bfloat16, requires_grad=True) for s in ((2, 1), (2,)))
-    hidden, targets = torch.ones(2000, 1, dtype=torch.bfloat16), torch.zeros(2000, dtype=torch.long)
+    hidden, targets = torch.ones(32_768, 1, dtype=torch.bfloat16), torch.zeros(32_768, dtype=torch.long)
     logp, _ = token_logprobs(hidden, weight, targets, bias=bias, chunk_tokens=1)
     logp.sum().backward()
     assert weight.grad is not None
     assert bias.grad is not None
-    assert weight.grad.flatten().tolist() == bias.grad.tolist() == [1000, -1000]
+    assert weight.grad.flatten().tolist() == bias.grad.tolist() == [16_384, -16_384]
 
 
 class LargestOutput(TorchDispatchMode):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -260,6 +262,28 @@ def test_a_window_that_is_not_used_is_no_limit() -> None:
     assert context_length(model) == 300
     model.config.use_sliding_window = True
     assert context_length(model) == 64
+
+
+def test_killed_while_saving_the_model_or_the_one_before_is_whole(
+    folders: Folders, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder, real = load_policy(folders("llama"), tokenizer), tmp_path / "model", os.replace
+    save_model(model, tokenizer, folder)
+    for victim in range(3):
+        moves = iter(range(victim + 1))
+
+        def replace(source: Path, target: Path, moves: Any = moves, victim: int = victim) -> None:
+            if next(moves, victim) == victim:
+                raise KeyboardInterrupt
+            real(source, target)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", replace)
+            save_model(model, tokenizer, folder)
+        if not folder.exists():
+            folder.with_name("model.old").rename(folder)
+        load_policy(folder, tokenizer)
+    assert {p.name for p in tmp_path.iterdir()} == {"model"}
 
 
 def test_an_added_padding_token_is_the_same_in_every_loading(

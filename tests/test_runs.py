@@ -372,9 +372,10 @@ def test_what_is_replaced_waits_until_the_new_run_is_done(
     assert f"the run that was here waits in {aside}" in capsys.readouterr().err
     begun(changed(new, rate=0.3))  # a second change of mind does not cost it
     assert (done(aside) or {})["accuracy"] == 0.5
-    with pytest.raises(ValueError, match=r"rate was 0\.3, is now 0\.1"):
+    with pytest.raises(ValueError, match=rf"rate was 0\.3, is now 0\.1; .* brings back the run that waits in {aside}"):
         opened(config)
     assert opened(changed(config, overwrite=True)) is None  # the old command brings it back
+    assert f"{config.output}: the run that waited in {aside} is back" in capsys.readouterr().err
     assert (done(config.output) or {})["accuracy"] == 0.5
     assert not aside.exists()
     made(new).finish()
@@ -505,12 +506,12 @@ def test_a_folder_deleted_under_a_run_ends_it(config: Config) -> None:
     shutil.rmtree(run.folder)
     for work in (
         lambda: run.log(1, loss=1.0), lambda: run.once("part", list), lambda: checkpoint.save(1), run.finish,
-        lambda: write_json(run.folder / "summary.json", {}),
+        lambda: write_json(run.folder / "summary.json", {}), lambda: write_jsonl(run.folder / "answers.jsonl", ["a"]),
     ):  # fmt: skip
         with pytest.raises((OSError, ValueError)):
             work()
         assert not run.folder.exists()
-    write_jsonl(run.folder / "answers.jsonl", ["a"])
+    run.folder.mkdir()
     with pytest.raises(ValueError, match="was moved, deleted or emptied while the run"):
         run.finish()
     assert done(run.folder) is None
@@ -536,6 +537,17 @@ def test_a_finished_run_is_skipped_without_a_change_of_the_disk(
     """The disk may be read-only by now."""
     made(config).finish()
     assert not killed_at(0, lambda: opened(config), monkeypatch)
+
+
+def test_killed_while_a_model_is_replaced_the_old_one_is_put_back(config: Config) -> None:
+    folder = made(config).folder
+    (folder / "model").rename(folder / "model.old")
+    opened(config)
+    assert (folder / "model" / "model.safetensors").read_bytes() == b"weights"
+    (folder / "model.old").mkdir()
+    opened(config)
+    assert {p.name for p in folder.glob("model*")} == {"model"}
+    assert (folder / "state.old").exists()
 
 
 def test_an_input_of_an_unfinished_run_is_named(config: Config, capsys: pytest.CaptureFixture[str]) -> None:

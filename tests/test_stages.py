@@ -619,6 +619,12 @@ def test_measuring_a_reward_model_gives_what_training_reported(
     out = capsys.readouterr().out
     assert found["verdict"] in out
     assert f"{found['pairs']:,}" in out
+    (warning,) = found["warnings"]
+    assert "the reward model was trained on these very rankings" in warning
+    (tmp_path / "others.jsonl").write_text("".join((data / "rankings.jsonl").read_text().splitlines(True)[:5]))
+    others = {"output": tmp_path / "others", "rankings": str(tmp_path / "others.jsonl")}
+    measure.run(wanted.model_copy(update=others))
+    assert results(tmp_path / "others")["warnings"] == []
 
     write(tmp_path / "long.jsonl", [{"prompt": "very " * 200, "chosen": "x", "rejected": "y"}])
     long = {"output": tmp_path / "n", "rankings": str(tmp_path / "long.jsonl")}
@@ -818,19 +824,28 @@ def test_the_average_and_the_last_weights_are_kept_and_measured(
     weight = {name: load_file(c.output / name / "model.safetensors") for name in ("model", "last")}
     start = load_file(Path(c.model) / "model.safetensors")
     assert 0 < distance(start, weight["model"]) < distance(start, weight["last"])
-    judge = load_scalar(c.reward_model, tokenizer)
-    asked = online.usable_prompts(c, 128, tokenizer)[0]
+    judge, reference = load_scalar(c.reward_model, tokenizer), load_policy(c.model, tokenizer)
+    asked, printed = online.usable_prompts(c, 128, tokenizer)[0], capsys.readouterr().err
     for name, values in found["final"].items():
         policy = load_policy(c.output / name, tokenizer)
         rollout = online.sample(policy, LocalSampler(policy), updates.shuffled(asked, c.seed, -1), 4, c)
         assert values["score"] == pytest.approx(float(all_scores(judge, rollout.sequences).mean()), abs=1e-4)
         assert values["length"] == pytest.approx(float(rollout.mask.sum(1).float().mean()))
+        before = online.completion_logprobs(reference, rollout.sequences, rollout.prompt_lengths, c.temperature)
+        gap = torch.where(rollout.mask, rollout.logprobs - before, 0.0)
+        assert values["kl"] == pytest.approx(float(gap.sum(1).mean()), abs=1e-3)
+        means = "  ".join(f"{key} {values[key]:.3f}" for key in ("score", "kl", "length"))
+        assert f"online: {name}/: {means}  (mean over {len(asked)} prompts)" in printed
     assert found["final"]["last"]["kl"] > found["final"]["model"]["kl"] > 0
     assert found["average_moved"] < 0.5
     (warning,) = found["warnings"]
     assert f"moved only {found['average_moved']:.0%} as far from the start" in warning
     assert "ema_decay=0.9 over 4 iterations" in warning
-    assert f"online: warning: {warning}" in capsys.readouterr().err
+    assert warning.endswith(
+        "that the run began with. last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average "
+        "of this run"
+    )
+    assert f"online: warning: {warning}" in printed
 
     for decay in (None, 0.0):
         c = config("online", ema_decay=decay)
@@ -838,7 +853,14 @@ def test_the_average_and_the_last_weights_are_kept_and_measured(
         found = results(c.output)
         assert (found["warnings"], found["average_moved"] > 0.5) == ([], True)
         same = distance(weights(c.output), load_file(c.output / "last" / "model.safetensors")) == 0
-        assert same == (decay == 0)
+        assert same == (decay == 0) == (found["average_moved"] == 1)
+
+
+def test_the_final_kl_is_measured_at_the_temperature_of_sampling(config: Callable[..., Any]) -> None:
+    """The policy has not moved, so it is the reference: their KL is 0 at any one temperature."""
+    c = config("online", learning_rate=1e-12, temperature=0.5, pretraining_texts=None, total_episodes=8)
+    online.run(c)
+    assert results(c.output)["final"]["last"]["kl"] == pytest.approx(0, abs=1e-4)
 
 
 def test_after_a_resume_the_reference_is_the_sft_policy(
@@ -914,13 +936,25 @@ def test_a_reward_model_reads_its_own_template(
     other = load_tokenizer(folders("llama"))
     other.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
     save_model(new_scalar(folders("llama"), other, 0), other, tmp_path / "reward")
-    c = config("online", reward_model=tmp_path / "reward", total_episodes=16, pretraining_texts=None)
+    c = config(
+        "online", reward_model=tmp_path / "reward", total_episodes=16, pretraining_texts=None, max_completion_length=80
+    )
     read: list[list[int]] = []
-    real = online.all_scores
+    some_ended: list[bool] = []
+    real, real_readings = online.all_scores, online.readings
     monkeypatch.setattr(online, "all_scores", lambda model, ids: read.extend(ids) or real(model, ids))
+
+    def readings(rollout: Rollout, ended: torch.Tensor, *others: Any) -> list[list[int]]:
+        assert ended.tolist() == [ids[-1] == other.eos_token_id for ids in rollout.sequences]
+        assert others[-1] == 128  # the reward model's context
+        some_ended.append(bool(ended.any()) and not ended.all())
+        return real_readings(rollout, ended, *others)
+
+    monkeypatch.setattr(online, "readings", readings)
     online.run(c)
     texts = [other.decode(ids) for ids in read]
     assert len(texts) == 16 + 2 * 24  # an iteration, and both sets of weights at the end
+    assert any(some_ended[1:])  # at the end of the run, where what ended is found out a second time
     assert all(text.startswith("<user>") and "<|endoftext|><assistant>" in text for text in texts)
     with pytest.raises(ValueError, match="reward: its chat template differs"):
         sft.run(config("sft", reward_model=tmp_path / "reward"))
@@ -949,10 +983,10 @@ def test_prompts_that_are_too_long_for_the_reward_models_template_are_dropped(
         "{% for m in messages %}<|start of a turn by the {{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
     )
     save_model(new_scalar(folders("llama"), reader, 0), reader, tmp_path / "reward")
-    texts = [(Message(role="user", content="a" + " b" * n),) for n in range(40)]
+    texts = [(Message(role="user", content="a" + " the" * n),) for n in range(40, 80)]
     write_jsonl(tmp_path / "prompts.jsonl", [Prompt(id=str(i), text=text) for i, text in enumerate(texts)])
     lengths = [len(a) + len(b) for a, b in encode_pairs(reader, [(text, "", True) for text in texts])]
-    assert 116 in lengths  # exactly 128 with an answer of 12
+    assert {116, 117} <= set(lengths)  # exactly 128 with an answer of 12 and its end, and one too many
     c = config(
         "online", reward_model=tmp_path / "reward", prompts=tmp_path / "prompts.jsonl", total_episodes=16,
         pretraining_texts=None, ema_decay=None,
@@ -1176,6 +1210,28 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(
     assert plan == [f"{stage}: {line}" for line in PLANS[stage]]
     assert memory == f"{stage}: memory: 0.00 GiB for gradients and optimizer, beside the models and one pass"
     assert not c.output.exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_dry_run_counts_what_is_dropped(
+    stage: str, config: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And so does the run, before its first step, once."""
+    setting = {"pretrain": "texts", "sft": "demonstrations", "reward": "rankings", "online": "prompts"}[stage]
+    source = Path(getattr(config(stage), setting))
+    text = source.read_text()
+    empty = {"texts": {"text": " "}, "prompts": {"prompt": " "}, "demonstrations": {"prompt": "a", "completion": " "}}
+    row = empty.get(setting, {"prompt": " ", "completions": ["a", "b"], "ranks": [1, 2]})
+    (tmp_path / "more.jsonl").write_text(text + json.dumps(row) + "\n")
+    c = config(stage, **{setting: tmp_path / "more.jsonl"}, dry_run=True)
+    with pytest.raises(DryRun):
+        STAGES[stage].run(c)
+    assert "rows dropped or changed: 1 empty " in capsys.readouterr().err
+    if stage == "online":
+        (tmp_path / "texts.jsonl").write_text(Path(c.pretraining_texts).read_text() + '{"text": " "}\n')
+        with pytest.raises(DryRun):
+            online.run(config(stage, pretraining_texts=tmp_path / "texts.jsonl", dry_run=True))
+        assert "rows dropped or changed: 1 empty text in pretraining_texts" in capsys.readouterr().err
 
 
 def test_a_run_that_lost_its_best_epoch_says_so(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,8 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None
     )
     for name, field in kind.model_fields.items():
         flag = "--" + name.replace("_", "-")
-        default = "required" if field.is_required() else f"default: {field.get_default(call_default_factory=True)}"
+        preset = _shown(field.get_default(call_default_factory=True))
+        default = "required" if field.is_required() else f"default: {preset}"
         text = f"{field.description} ({default})".replace("%", "%%")
         if field.annotation is bool:
             parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
@@ -79,12 +80,23 @@ def _checked(kind: Any) -> Callable[[str], Any]:
     return read
 
 
+def _shown(default: Any) -> str:
+    """A default as it would be typed."""
+    return ",".join(map(str, default)) or "none" if isinstance(default, list | tuple) else str(default)
+
+
+def _set(annotation: Any) -> Any:
+    """A setting's type where it is set: without the None of those that need not be."""
+    return typing.get_args(annotation)[0] if isinstance(annotation, types.UnionType) else annotation
+
+
 def _metavar(annotation: Any) -> str:
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        annotation = typing.get_args(annotation)[0]
+    annotation = _set(annotation)
     origin = typing.get_origin(annotation)
     if origin is typing.Literal:
         return "{" + ",".join(map(str, typing.get_args(annotation))) + "}"
+    if origin in (list, tuple):
+        return "A,B"
     if origin is typing.Annotated:
         return _metavar(typing.get_args(annotation)[0])
     return str(getattr(origin or annotation, "__name__", "value")).upper()
@@ -99,8 +111,10 @@ def settings(kind: type[C], arguments: argparse.Namespace) -> C:
         if isinstance(given, list):
             values[name] = _mapping(name, given)
         elif given is not None:
-            # A path or name is taken as typed; all else is a YAML value, as in a recipe.
+            # A path or name is taken as typed, a list as a,b; all else is a YAML value, as in a recipe.
             text = field.annotation in (str, Path) or field.annotation == (str | None)
+            if typing.get_origin(_set(field.annotation)) in (list, tuple) and not given.lstrip().startswith("["):
+                given = f"[{given}]"
             values[name] = given if text or not isinstance(given, str) else _yaml(name, given)
     return make(kind, values, source)
 
@@ -238,7 +252,9 @@ def _label_commands(acts: Any) -> None:
     export.add_argument("--pairs", action="store_true", help="also chosen/rejected pairs of the training rankings")
     export.add_argument("--table", action="store_true", help="also one table for spreadsheets")
 
-    act("erase", "remove all data of a prompts' author").add_argument("--user", required=True, help="the author's id")
+    act("erase", "remove all prompts by an author, and all that was written about them").add_argument(
+        "--user", required=True, help="the author's id, as the prompts were taken in with"
+    )
     act("status", "how much is done")
     act("backup", "write the whole workspace into one file, while people work").add_argument(
         "file", type=Path, help="the backup; a name that is not there yet"
@@ -341,9 +357,9 @@ def dispatch(arguments: argparse.Namespace) -> None:
             stage = STAGES[verb]
             config = settings(stage.config_class(), arguments)
             before = done(config.output)
-            stage.run(config)
+            whole = stage.run(config)
             if config.dry_run:
-                print("dry run: nothing was written")
+                print("dry run: nothing was written" + ("; it is done already" if whole else ""))
             else:
                 print(f"{printable(str(config.output))}{' (done already)' if done(config.output) == before else ''}")
 
@@ -375,9 +391,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tutelage: {package} is missing; labeling needs pip install 'tutelage[labeling]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "tutelage: interrupted; the same command goes on from the last checkpoint, if one was due", file=sys.stderr
-        )
+        text = "tutelage: interrupted; the same command goes on from the last checkpoint, if one was written"
+        print(text, file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

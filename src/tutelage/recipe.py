@@ -8,7 +8,6 @@ torch.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.data.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
-from tutelage.runs import DryRun, done, inputs_of, lost_file
+from tutelage.runs import DryRun, done, inputs_of
 from tutelage.settings.common import StageConfig, make, nearest
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
 from tutelage.terminal import message, printable, short
@@ -47,11 +46,14 @@ class Stage:
         module, name = self.config.split(":")
         return getattr(importlib.import_module(f"tutelage.{module}"), name)
 
-    def run(self, config: StageConfig) -> None:
-        """Run the stage; a dry run ends before its first step."""
+    def run(self, config: StageConfig) -> bool:
+        """Run the stage. Whether it is done by then: a dry run ends before the first step, if there is one left."""
         module, name = self.function.split(":")
-        with contextlib.suppress(DryRun):
+        try:
             getattr(importlib.import_module(f"tutelage.{module}"), name)(config)
+        except DryRun:
+            return False
+        return True
 
 
 STAGES = {
@@ -187,7 +189,7 @@ def _given(
     if bad := [name for name, value in inputs.items() if isinstance(value, dict | list)]:
         raise ValueError(f"{recipe}: inputs: {bad[0]}: {short(inputs[bad[0]])} is no text; give a path")
     if missing := [f"--set {name}=…" for name, value in inputs.items() if value is None]:
-        raise ValueError(f"{recipe}: {', '.join(missing)} is wanted: {content.get('description', '')}".strip())
+        raise ValueError(f"{recipe}: {' and '.join(missing)} must be given: {content.get('description', '')}".strip())
     return inputs, changes
 
 
@@ -222,17 +224,15 @@ def check_recipe(steps: Sequence[tuple[str, Stage, StageConfig]], folder: Path) 
     waiting: list[str] = []
     for number, (name, stage, config) in enumerate(steps, start=1):
         waits = [other for other in waiting if _reads(config, folder, other)]
+        whole = False
         try:
             if waits:
                 _check_inputs(config, [folder / other for other in waiting])
             else:
-                stage.run(config.model_copy(update={"dry_run": True}))
+                whole = stage.run(config.model_copy(update={"dry_run": True}))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        whole = done(folder / name) is not None and lost_file(folder / name) is None
-        state = "done already, if nothing has changed" if whole else "can start"
-        if waits:
-            state = f"waits for {', '.join(waits)}"
+        state = f"waits for {', '.join(waits)}" if waits else "done already" if whole else "can start"
         if not whole:
             waiting.append(name)
         print(message(f"[{number}/{len(steps)}] {name}: {state}"), file=sys.stderr, flush=True)

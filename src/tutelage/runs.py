@@ -60,12 +60,14 @@ class Run:
         self.seconds_before = 0.0
         self._metrics = folder / "metrics.jsonl"
         self._last_line = 0.0
+        self._lost: list[str] = []
         self._inode = None if dry else folder.stat().st_ino  # its lock keeps it from being used again
 
-    def begin(self, *plan: str, disk: int = 0) -> None:
+    def begin(self, *plan: str, lost: Mapping[str, int] | None = None, disk: int = 0) -> None:
         """Say what will be done, line by line; a dry run ends here.
 
         Args:
+            lost: rows that are not used, by reason.
             disk: bytes that the run will write.
 
         Raises:
@@ -84,6 +86,7 @@ class Run:
             )
         for line in plan:
             self.say(line)
+        self._say_lost(lost or {})
         if self.dry:
             raise DryRun
 
@@ -176,9 +179,14 @@ class Run:
         write_json(self.folder / "done.json", done)
         _tidy(self.folder)
         unlock(self.folder)
-        if lost := [f"{number:,} {why}" for why, number in results.get("dropped", {}).items() if number]:
-            self.say(f"rows dropped or changed: {'; '.join(lost)}")
+        self._say_lost(results.get("dropped", {}))
         return done
+
+    def _say_lost(self, rows: Mapping[str, int]) -> None:
+        """Which rows are not used, once."""
+        if (lost := [f"{number:,} {why}" for why, number in rows.items() if number]) and lost != self._lost:
+            self.say(f"rows dropped or changed: {'; '.join(lost)}")
+            self._lost = lost
 
     def require_folder(self) -> None:
         """Write nothing more into a folder that is another one by now.
@@ -346,6 +354,11 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     for path in _left(folder):
         remove(path)
+    for old in (p for p in folder.glob("*.old") if p.name not in CHECKPOINTS):  # killed while it was being replaced
+        if old.with_suffix("").exists():
+            remove(old)
+        else:
+            os.replace(old, old.with_suffix(""))
     run = Run(stage, folder)
     if not any((folder / name).exists() for name in CHECKPOINTS):
         run.forget_after(-1)  # without a checkpoint the work begins anew
@@ -412,7 +425,8 @@ def _make_room(folder: Path, identity: dict[str, Any], config: StageConfig) -> b
     waiting = None if finished else _known(aside)  # else what is there was being deleted when the process was killed
     lost, where = (here, folder) if begun else (waiting, aside)
     if lost not in (None, identity) and not config.overwrite:
-        raise ValueError(f"output: {where} holds {_difference(lost, identity)}; choose another, or set overwrite")
+        back = f", which brings back the run that waits in {aside}" if waiting == identity else ""
+        raise ValueError(f"output: {where} holds {_difference(lost, identity)}; choose another, or set overwrite{back}")
     if config.dry_run:
         return False
     if finished:
@@ -425,6 +439,7 @@ def _make_room(folder: Path, identity: dict[str, Any], config: StageConfig) -> b
         return False
     os.replace(aside, folder)
     lock(folder)
+    print(message(f"{folder}: the run that waited in {aside} is back"), file=sys.stderr, flush=True)
     return True
 
 

@@ -354,6 +354,21 @@ def test_a_dry_run_tells_the_same_and_keeps_nothing(
     assert held() == [4, 7]
 
 
+def test_prompts_taken_before_are_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second time they are all duplicates, and the file would be empty."""
+    open_workspace(tmp_path / "w").close()
+    asked = write(tmp_path / "p.jsonl", {"prompt": "What is that over there?"})
+    words = ["label", "prompts", str(tmp_path / "w"), str(asked), "--no-personal-data", "--queue", "demonstration"]
+    command = [*words, "--languages", "en,de", "--output", str(tmp_path / "taken.jsonl")]
+    assert main(command) == 0
+    taken = (tmp_path / "taken.jsonl").read_bytes()
+    assert taken
+    capsys.readouterr()
+    assert main(command) == 2
+    assert f"output: {tmp_path / 'taken.jsonl'} is there already, with prompts taken" in capsys.readouterr().err
+    assert (tmp_path / "taken.jsonl").read_bytes() == taken
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [

@@ -193,10 +193,12 @@ def write_jsonl(
     """Write records, or rows as they are, as the rows that the readers read; gzipped if the name ends in .gz.
 
     The file appears whole or not at all, and the same records give the same bytes.
+
+    Raises:
+        OSError: if it cannot be written, or its folder is not there.
     """
     path = Path(path)
     data = "".join(dumps(_row(record), ensure_ascii=False) + "\n" for record in records).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         unfinished.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)

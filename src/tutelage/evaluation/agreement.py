@@ -75,7 +75,7 @@ def run(config: AgreementConfig) -> None:
     if config.reward_model:
         tokenizer = load_tokenizer(config.reward_model)
         reward_model = load_scalar(config.reward_model, tokenizer)
-    run.begin(f"{len(rankings):,} rankings, {shared:,} prompts that two labelers ranked")
+    run.begin(f"{len(rankings):,} rankings, {shared:,} prompts that two labelers ranked", lost=loaded.dropped)
     measures = summary(rankings, config.seed, config.draws)
     rows = list(rows_of(measures))
     model: Measures = {}

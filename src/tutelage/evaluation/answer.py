@@ -122,7 +122,9 @@ def run(config: AnswerConfig) -> None:
     if config.best_of:
         jobs.append((config.labels[-1], config.best_of, config.temperature, config.best_of_n))
     singles = 1 + max(number_copies(fitting))
-    run.begin(f"{len(fitting):,} prompts, {len(jobs)} rows of answers: {', '.join(label for label, *_ in jobs)}")
+    unused = dropped({**loaded.dropped, **too_long}, examples=lost_examples, texts=texts.dropped if texts else {})
+    plan = f"{len(fitting):,} prompts, {len(jobs)} rows of answers: {', '.join(label for label, *_ in jobs)}"
+    run.begin(plan, lost=unused)
 
     def work(name: str, temperature: float, n: int) -> dict[str, Any]:
         """One row of answers, the best of n each, with what is measured on them."""
@@ -177,7 +179,7 @@ def run(config: AnswerConfig) -> None:
         )
     run.finish(
         prompts=len(fitting), kl=kl, kl_standard_error=kl_error,
-        dropped=dropped({**loaded.dropped, **too_long}, examples=lost_examples, texts=texts.dropped if texts else {}),
+        dropped=unused,
         pretraining_loss={n: sum(nats for nats, _ in of) / sum(k for _, k in of) for n, of in losses.items()},
         scores=scores,
         words={n: sum(len(c.text.split()) for c in cs) / len(cs) for n, cs in answers.items()},

@@ -87,7 +87,12 @@ def take_prompts(
     """Take prompts in by the rules, and queue tasks of these kinds on those taken.
 
     What `output` names gets the prompts taken, with their splits: what `tutelage collect --prompts` reads.
+
+    Raises:
+        ValueError: if that file is there already.
     """
+    if output and output.exists():
+        raise ValueError(f"output: {output} is there already, with prompts taken before; choose another name")
     new = _prompts(path)
     with _opened(folder, dry_run) as workspace:
         with workspace.read() as connection:
@@ -112,6 +117,7 @@ def take_prompts(
             record(connection, "prompts taken", **taken.report.model_dump(mode="json"))
             queued = {kind: queue.queue_prompts(connection, kind, taken.kept) for kind in kinds}
         if output and not dry_run:
+            output.parent.mkdir(parents=True, exist_ok=True)
             write_jsonl(output, taken.kept)
         for line in taken.report.lines():
             print(message(line))

@@ -180,7 +180,8 @@ def export(workspace: Workspace, folder: Path, *, pairs: bool = False, table: bo
 
 def _make_room(folder: Path, names: list[str]) -> None:
     """Remove what an earlier export wrote, and note what this one will write."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():  # a run's is there, or was deleted: then it is not made anew
+        folder.mkdir(parents=True)
     listed = folder / LIST
     before = json.loads(listed.read_text()) if listed.exists() else []
     for name in names:

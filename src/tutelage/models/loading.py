@@ -334,6 +334,8 @@ def context_length(model: PreTrainedModel) -> int:
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save model and tokenizer as a plain Hugging Face folder, which appears whole or not at all.
 
+    What it replaces is in `NAME.old` for a moment; `open_run` puts it back if the process is killed then.
+
     Raises:
         ValueError: if a weight is not finite; what stands in the folder stays.
         OSError: if it cannot be written; likewise.
@@ -342,8 +344,12 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     with scratch_folder(folder.with_name(folder.name + ".tmp")) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(scratch, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

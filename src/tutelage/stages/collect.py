@@ -81,7 +81,9 @@ def run(config: CollectConfig) -> None:
         rooms = [load(name)[1] for name in names]  # every policy is loaded, one at a time
         if not any(ok for room in rooms for ok in room.values()):
             raise ValueError(nothing)
-    run.begin(f"{len(prompts):,} prompts, {len(slots):,} completions to sample, by {', '.join(names)}")
+    run.begin(
+        f"{len(prompts):,} prompts, {len(slots):,} completions to sample, by {', '.join(names)}", lost=loaded.dropped
+    )
     # 2. Each policy writes its share.
     written: dict[int, Completion] = {}
     too_long: set[int] = set()

@@ -7,13 +7,16 @@ The numbers are those that training reports of the rankings it holds out.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
 from tutelage.data.datasets import read_rankings
+from tutelage.files import fingerprint
 from tutelage.models.loading import context_length, full_precision, load_scalar
 from tutelage.models.tokens import load_tokenizer
-from tutelage.runs import dropped, inputs_of, open_run
+from tutelage.runs import dropped, identity_of, inputs_of, open_run
 from tutelage.settings.stages import MeasureConfig
 from tutelage.stages.reward import encode, evaluate, verdict
 
@@ -32,7 +35,12 @@ def run(config: MeasureConfig) -> None:
         raise ValueError(
             f"{config.rankings}: no ranking left to measure by (dropped: {loaded.dropped}, too long: {too_long})"
         )
-    run.begin(f"{len(elements):,} rankings to measure by")
+    trained, source = Path(config.reward_model).parent, Path(config.rankings)
+    learned_from = identity_of(trained)["inputs"] if (trained / "inputs.json").exists() else {}
+    if source.exists() and learned_from.get("rankings") == fingerprint(source):
+        run.warn("the reward model was trained on these very rankings; what counts is its accuracy on others")
+    unused = dropped({**loaded.dropped, "too long": too_long})
+    run.begin(f"{len(elements):,} rankings to measure by", lost=unused)
     with full_precision():
         measures = evaluate(model, elements, config.micro_batch_tokens, config.seed)
     table = Table("rankings", "pairs", "in order", "95 % interval", "loss, nats")
@@ -41,4 +49,4 @@ def run(config: MeasureConfig) -> None:
     table.add_row(*counts, f"{measures['accuracy']:.3f}", interval, f"{measures['loss']:.3f}")
     Console().print(table)
     print(verdict(measures))
-    run.finish(dropped=dropped({**loaded.dropped, "too long": too_long}), verdict=verdict(measures), **measures)
+    run.finish(dropped=unused, verdict=verdict(measures), **measures)

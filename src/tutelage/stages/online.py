@@ -102,6 +102,7 @@ def run(config: OnlineConfig) -> None:
         f"of {config.mini_batch_size}",
         *([] if rows is None else [f"pretraining mixture: {len(rows):,} rows of {rows.shape[1]} tokens"]),
         trained=[policy, value_model],
+        lost=(unused := dropped(lost, pretraining_texts=lost_texts)),
     )
     kl = (
         AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_target else FixedKL(config.kl_coef)
@@ -208,7 +209,7 @@ def run(config: OnlineConfig) -> None:
             "last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average of this run"
         )
     run.finish(
-        prompts=len(prompts), dropped=dropped(lost, pretraining_texts=lost_texts), kl_coef=kl.value, ema_decay=decay,
+        prompts=len(prompts), dropped=unused, kl_coef=kl.value, ema_decay=decay,
         average_moved=way, final=final,
     )  # fmt: skip
 

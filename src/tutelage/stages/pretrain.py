@@ -90,6 +90,7 @@ def run(config: PretrainConfig) -> None:
         f"{total:,} updates of {per_step} rows: {total * per_step / len(rows):.1f} passes over the text",
         f"a model of {model.num_parameters():,} parameters, {len(tokenizer):,} tokens in its vocabulary",
         trained=[model],
+        lost=(unused := dropped(loaded.dropped, **lost)),
     )
     optimizer = adamw(model, config)
     checkpoint = Checkpoint(run, {"model": model}, {"model": optimizer}, config.checkpoint_seconds)
@@ -117,4 +118,4 @@ def run(config: PretrainConfig) -> None:
         results["valid_loss"] = text_loss(model, held_out)
         require_finite_measure(run, "loss on held-out text", results["valid_loss"])
     save_model(model.eval(), tokenizer, run.folder / "model")
-    run.finish(dropped=dropped(loaded.dropped, **lost), **results)
+    run.finish(dropped=unused, **results)

@@ -179,6 +179,7 @@ def run(config: RewardConfig) -> None:
         + (", ".join(f"{len(elements):,} ({name})" for name, elements in held_out.items()) or "none"),
         f"{len(plan):,} updates of {config.batch_size} rankings, {config.epochs} passes",
         trained=[model],
+        lost=(unused := dropped({**loaded.dropped, "too long": too_long}, **lost)),
     )
     # 2. One pass of Bradley–Terry, each ranking one element.
     torch.manual_seed(config.seed)
@@ -243,7 +244,7 @@ def run(config: RewardConfig) -> None:
     if not words:
         run.say("nothing was held out, so nothing says whether it learned")
     run.finish(
-        rankings=len(train), dropped=dropped({**loaded.dropped, "too long": too_long}, **lost), valid=results,
+        rankings=len(train), dropped=unused, valid=results,
         prompts_trained_on=known, verdict=words, **shift,
     )  # fmt: skip
 

@@ -158,6 +158,7 @@ def run(config: SftConfig) -> None:
         f"train on, {len(valid):,} of other prompts to measure by",
         f"{total:,} updates of {config.batch_size}: {config.epochs} epochs of {per_epoch:,}",
         trained=[policy],
+        lost=(unused := dropped({**loaded.dropped, **too_long}, **lost)),
     )
     # 2. The optimizer, and where we were.
     torch.manual_seed(config.seed)
@@ -212,7 +213,7 @@ def run(config: SftConfig) -> None:
     chosen = max(history, key=lambda e: e.get("score", -e["valid_loss"]))
     run.finish(
         demonstrations=len(train), valid_demonstrations=len(valid), history=history, chosen=chosen,
-        dropped=dropped({**loaded.dropped, **too_long}, **lost),
+        dropped=unused,
         chosen_by="reward model score" if reward_model is not None else "validation loss",
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -99,7 +99,7 @@ def require_finite_measure(run: Run, measure: str, value: float) -> None:
         )
 
 
-def begin(run: Run, *plan: str, trained: Sequence[nn.Module]) -> None:
+def begin(run: Run, *plan: str, trained: Sequence[nn.Module], lost: Mapping[str, int]) -> None:
     """Say what will be done, and see that memory and disk suffice for gradients, Adam's moments and checkpoints.
 
     Raises:
@@ -118,7 +118,7 @@ def begin(run: Run, *plan: str, trained: Sequence[nn.Module]) -> None:
     # Three checkpoints of weights and two moments, as the next is written beside two; and the model.
     run.begin(
         *plan, f"memory: {more / 2**30:.2f} GiB for gradients and optimizer, beside the models and one pass",
-        disk=10 * weights,
+        lost=lost, disk=10 * weights,
     )  # fmt: skip
 
 

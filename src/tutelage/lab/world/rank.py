@@ -85,6 +85,7 @@ def _rank(config: RankConfig) -> None:
         "heldout": people.hire("heldout", config.heldout_labelers, 0),
     }
     shutil.rmtree(run.folder / "workspace", ignore_errors=True)  # of an interrupted run: a second is soon over
+    (run.folder / "workspace").mkdir(mode=0o700)  # not its parents: if the run's folder was deleted, this ends
     workspace = open_workspace(run.folder / "workspace")
     # Nobody here has a name to keep secret, and the same run should give the same pseudonyms, so the same bytes.
     workspace.key = hashlib.sha256(f"rank/{config.seed}".encode()).digest()
@@ -99,6 +100,7 @@ def _rank(config: RankConfig) -> None:
         queue.queue_rankings(connection, candidates, rate=False)
         queue.queue_rankings(connection, valid, rate=False, labelers=config.overlap)
     work(workspace, hired, Random(f"rank/{config.seed}"))
+    run.require_folder()
     counts = exchange.export(workspace, run.folder)
     with workspace.read() as connection:
         held_out = {
