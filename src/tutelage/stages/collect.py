@@ -52,10 +52,10 @@ def to_labelers(config: CollectConfig, workspace: Path) -> None:
     with in_words(), closing(existing_workspace(workspace)) as opened:  # in words: a full disk, say
         queued = queue_candidates(opened, config.output / "candidates.jsonl", config.rate, config.overlap)
     if queued:
-        told = f"{queued:,} tasks queued"
+        text = f"{queued:,} tasks queued"
     else:
-        told = f"its tasks are in {workspace} already, and stay as they were queued"
-    print(message(f"collect: {told}"), file=sys.stderr, flush=True)  # no result: a kill may come right after it
+        text = f"its tasks are in {workspace} already, and stay as they were queued"
+    print(message(f"collect: {text}"), file=sys.stderr, flush=True)  # no result: a kill may come right after it
 
 
 def run(config: CollectConfig) -> None:
