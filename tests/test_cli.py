@@ -334,6 +334,16 @@ def test_lists_are_typed_with_commas(typed: str, read: tuple[float, ...], monkey
     assert seen == [read]
 
 
+def test_help_names_the_type_of_what_need_not_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["online", "--help"])
+    out = capsys.readouterr().out
+    assert "--kl-target FLOAT" in out
+    assert "--pretraining-texts STR" in out
+    assert "--adam-betas A,B" in out
+    assert "UNION" not in out
+
+
 def test_a_run_that_lost_a_file_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["run", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "runs")]
     world = "stages:\n  world: {documents: 20, sft_prompts: 40}\n"

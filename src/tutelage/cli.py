@@ -82,12 +82,13 @@ def _checked(kind: Any) -> Callable[[str], Any]:
 
 def _shown(default: Any) -> str:
     """A default as it would be typed."""
-    return ",".join(map(str, default)) or "none" if isinstance(default, list | tuple) else str(default)
+    return ",".join(map(str, default)) or "[]" if isinstance(default, list | tuple) else str(default)
 
 
 def _set(annotation: Any) -> Any:
     """A setting's type where it is set: without the None of those that need not be."""
-    return typing.get_args(annotation)[0] if isinstance(annotation, types.UnionType) else annotation
+    optional = typing.get_origin(annotation) in (types.UnionType, typing.Union)  # the latter of annotated types
+    return typing.get_args(annotation)[0] if optional else annotation
 
 
 def _metavar(annotation: Any) -> str:
