@@ -23,8 +23,8 @@ from results import Row
 from training_rows import metrics, ppo_config, ppo_settings
 from work import Work, make_models
 
-from tutelage.models.loading import has_bf16_units
-from tutelage.settings.stages import OnlineConfig
+from tutelage.models.precision import has_bf16_units
+from tutelage.settings.online import OnlineConfig
 from tutelage.stages import online
 
 DEFAULT = OnlineConfig.model_fields["micro_batch_tokens"].default

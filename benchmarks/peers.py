@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from results import Row
 
-from tutelage.models.loading import has_bf16_units
+from tutelage.models.precision import has_bf16_units
 
 HERE = Path(__file__).parent
 Peer = Callable[[], list[float]]  # goes on by one step and tells the step's seconds, and what else its script tells

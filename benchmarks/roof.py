@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from work import Shape, Work
 
-from tutelage.models.loading import has_bf16_units
+from tutelage.models.precision import has_bf16_units
 
 SHAPES = ((2048, 2048, 2048), (8192, 256, 704), (4096, 1024, 1024))
 

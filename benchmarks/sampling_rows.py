@@ -22,7 +22,8 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from work import TURN, Work, end_token, make_models, prompt_ids
 
 from tutelage.data.records import Request
-from tutelage.models.loading import has_bf16_units, load_policy
+from tutelage.models.loading import load_policy
+from tutelage.models.precision import has_bf16_units
 from tutelage.models.tokens import load_tokenizer
 from tutelage.sampling.local import LocalSampler
 from tutelage.sampling.seeds import request_seed

@@ -25,11 +25,14 @@ from work import TURN, Shape, Work, first_tokens, make_models, words_of
 
 from tutelage.data.datasets import read_demonstrations, read_rankings, write_jsonl
 from tutelage.models import loading
-from tutelage.models.loading import load_scalar, trains_in_bf16
+from tutelage.models.loading import load_scalar
+from tutelage.models.precision import trains_in_bf16
 from tutelage.models.tokens import encode_pair, load_tokenizer
 from tutelage.sampling import local
 from tutelage.settings.common import StageConfig
-from tutelage.settings.stages import OnlineConfig, RewardConfig, SftConfig
+from tutelage.settings.online import OnlineConfig
+from tutelage.settings.reward import RewardConfig
+from tutelage.settings.sft import SftConfig
 from tutelage.stages import online, reward, sft
 from tutelage.training.updates import shuffled
 

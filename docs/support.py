@@ -28,12 +28,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tutelage.data.records import Request
+from tutelage.models.architecture import window
 from tutelage.models.forward import completion_logprobs, group_scores, reads_trees
-from tutelage.models.loading import load_policy, load_scalar, new_scalar, window
+from tutelage.models.loading import load_policy, load_scalar, new_scalar
+from tutelage.models.memory import remembers
 from tutelage.models.tokens import load_tokenizer
 from tutelage.sampling.local import LocalSampler
-from tutelage.sampling.memory import remembers
-from tutelage.settings.stages import OnlineConfig, RewardConfig
+from tutelage.settings.online import OnlineConfig
+from tutelage.settings.reward import RewardConfig
 from tutelage.stages import online, reward
 from tutelage.stages.pretrain import train_tokenizer
 

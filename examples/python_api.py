@@ -16,7 +16,9 @@ from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.runs import done
 from tutelage.sampling.completions import Writer, complete
-from tutelage.settings.stages import OnlineConfig, RewardConfig, SftConfig
+from tutelage.settings.online import OnlineConfig
+from tutelage.settings.reward import RewardConfig
+from tutelage.settings.sft import SftConfig
 from tutelage.stages import online, reward, sft
 
 

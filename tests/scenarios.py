@@ -17,7 +17,11 @@ from tutelage.lab.world import build, rank
 from tutelage.models.loading import new_scalar, save_model
 from tutelage.settings.common import StageConfig
 from tutelage.settings.evaluation import AnswerConfig
-from tutelage.settings.stages import CollectConfig, OnlineConfig, PretrainConfig, RewardConfig, SftConfig
+from tutelage.settings.collect import CollectConfig
+from tutelage.settings.online import OnlineConfig
+from tutelage.settings.pretrain import PretrainConfig
+from tutelage.settings.reward import RewardConfig
+from tutelage.settings.sft import SftConfig
 from tutelage.settings.world import JudgeConfig, RankConfig, WorldConfig
 from tutelage.stages import collect, online, pretrain, reward, sft
 from tutelage.stages.pretrain import train_tokenizer

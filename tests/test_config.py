@@ -11,7 +11,10 @@ import pytest
 
 from tutelage.recipe import PACKAGE, RECIPES, STAGES, plan
 from tutelage.settings.common import StageConfig, make, nearest, to_plain
-from tutelage.settings.stages import OnlineConfig, PretrainConfig, RewardConfig, SftConfig
+from tutelage.settings.online import OnlineConfig
+from tutelage.settings.pretrain import PretrainConfig
+from tutelage.settings.reward import RewardConfig
+from tutelage.settings.sft import SftConfig
 from tutelage.settings.strict_yaml import read_yaml
 
 SFT = {"model": "m", "demonstrations": "d", "output": "o"}

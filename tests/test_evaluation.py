@@ -19,9 +19,10 @@ from tutelage.data.sources import DataError
 from tutelage.evaluation import answer, preference
 from tutelage.evaluation.compare import compare
 from tutelage.evaluation.tax import document_losses
-from tutelage.models import loading
+from tutelage.models import precision
 from tutelage.models.forward import completion_logprobs
-from tutelage.models.loading import full_precision, new_scalar, save_model
+from tutelage.models.loading import new_scalar, save_model
+from tutelage.models.precision import full_precision
 from tutelage.sampling.completions import require_fit
 from tutelage.settings.evaluation import AnswerConfig, EvaluateConfig
 from tutelage.stages.pretrain import train_tokenizer
@@ -36,7 +37,7 @@ def model(request: pytest.FixtureRequest, tiny: Callable[[str], PreTrainedModel]
 @pytest.fixture
 def in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine with bf16 units."""
-    monkeypatch.setattr(loading, "trains_in_bf16", lambda model: True)
+    monkeypatch.setattr(precision, "trains_in_bf16", lambda model: True)
 
 
 def their_losses(model: PreTrainedModel, documents: list[list[int]]) -> list[float]:
@@ -61,7 +62,7 @@ def test_the_tax_is_transformers_loss_in_fp32(
 
 def test_full_precision_ends_where_it_ends(model: PreTrainedModel, in_bf16: None) -> None:
     def casts() -> bool:
-        with loading.autocast(model):
+        with precision.autocast(model):
             return torch.is_autocast_enabled(model.device.type)
 
     def fail() -> None:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from tutelage.data.records import Request
-from tutelage.models import forward, loading
+from tutelage.models import forward, precision
 from tutelage.models.cpu import attention, kernels, llama
 from tutelage.models.forward import completion_logprobs, group_scores, hidden_at
 from tutelage.models.packing import MicroBatch, micro_batches, tree_batches
@@ -208,7 +208,7 @@ def test_what_comes_after_the_last_wanted_token_is_not_read() -> None:
 @pytest.mark.skipif(not kernels.available(), reason="no kernels")
 def test_bf16_products_have_few_shapes(tiny: Callable[[str], PreTrainedModel], monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor builds each new shape first. Rounding up adds tokens that nobody reads: results stay."""
-    monkeypatch.setattr(loading, "trains_in_bf16", lambda _: True)
+    monkeypatch.setattr(precision, "trains_in_bf16", lambda _: True)
     policy = tiny("llama")
     shapes: set[int] = set()
     hooks = [

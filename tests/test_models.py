@@ -30,8 +30,9 @@ from transformers import (
 
 from conftest import KINDS, STORIES, tiny_config
 from tutelage.data.records import Request
+from tutelage.models.architecture import context_length
 from tutelage.models.forward import all_scores, completion_logprobs, completion_values, selected_logprobs
-from tutelage.models.loading import context_length, load_policy, load_scalar, new_scalar, save_model
+from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import load_tokenizer
 from tutelage.sampling.local import LocalSampler

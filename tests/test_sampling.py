@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from conftest import KINDS, STORIES, tiny_model
 from tutelage.data.records import Demonstration, Message, Prompt, Request, Sample
-from tutelage.models import loading
+from tutelage.models import precision
 from tutelage.models.cpu import kernels, llama
 from tutelage.models.forward import completion_logprobs
 from tutelage.models.loading import load_policy
@@ -217,7 +217,7 @@ def test_fp32_is_exact_where_training_is_in_bf16(kind: str, tiny: Tiny, monkeypa
     requests = mixed_requests(24, policy.config.vocab_size)
     expected = LocalSampler(policy).sample(requests)
     monkeypatch.setattr(local, "NEAR_TIE", 2e-2)
-    for module in (loading, local):
+    for module in (precision, local):
         monkeypatch.setattr(module, "trains_in_bf16", lambda _: True)
     assert_same(LocalSampler(policy).sample(requests), expected)
 

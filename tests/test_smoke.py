@@ -18,7 +18,8 @@ from tutelage.lab.world import people, rank
 from tutelage.labeling import accounts
 from tutelage.labeling.database import open_workspace
 from tutelage.labeling.schema import tasks
-from tutelage.models.loading import load_policy, trains_in_bf16
+from tutelage.models.loading import load_policy
+from tutelage.models.precision import trains_in_bf16
 from tutelage.models.tokens import load_tokenizer
 from tutelage.recipe import BASE, STAGES
 

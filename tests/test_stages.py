@@ -35,15 +35,12 @@ from tutelage.models.tokens import encode_pairs, load_tokenizer
 from tutelage.runs import DryRun, Run, done
 from tutelage.sampling.completions import number_copies
 from tutelage.sampling.local import LocalSampler
-from tutelage.settings.stages import (
-    CollectConfig,
-    MeasureConfig,
-    OnlineConfig,
-    PretrainConfig,
-    RewardConfig,
-    SftConfig,
-    Training,
-)
+from tutelage.settings.collect import CollectConfig
+from tutelage.settings.online import OnlineConfig
+from tutelage.settings.pretrain import PretrainConfig
+from tutelage.settings.reward import MeasureConfig, RewardConfig
+from tutelage.settings.sft import SftConfig
+from tutelage.settings.training import TrainingConfig
 from tutelage.stages import collect, measure, online, pretrain, reward, sft
 from tutelage.stages.pretrain import train_tokenizer
 from tutelage.stats.intervals import estimate
@@ -1162,7 +1159,7 @@ def test_a_reward_model_is_measured_in_full_precision(
     config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Where training is in bf16, what is reported is what transformers reads from the folder."""
-    monkeypatch.setattr("tutelage.models.loading.trains_in_bf16", lambda _: True)
+    monkeypatch.setattr("tutelage.models.precision.trains_in_bf16", lambda _: True)
     c = config("reward")
     reward.run(c)
     model = AutoModelForSequenceClassification.from_pretrained(c.output / "model").eval()

@@ -20,7 +20,8 @@ from byhand import KINDS, WIDTH, AdamW, Interruption, Step, assert_same_steps, a
 from tutelage.data.records import Request, Sample
 from tutelage.runs import done
 from tutelage.sampling.local import LocalSampler
-from tutelage.settings.stages import RewardConfig, SftConfig
+from tutelage.settings.reward import RewardConfig
+from tutelage.settings.sft import SftConfig
 from tutelage.stages import reward, sft
 
 COMMON: dict[str, Any] = {

@@ -29,20 +29,12 @@ from transformers import (
 
 from conftest import SENTENCES, tiny_model
 from tutelage.data.records import Request
+from tutelage.models import memory
+from tutelage.models.architecture import context_length, set_dropout, stop_ids, window
 from tutelage.models.forward import group_scores, reads_trees, scores_by_group, selected_logprobs
-from tutelage.models.loading import (
-    context_length,
-    load_policy,
-    load_scalar,
-    new_scalar,
-    save_model,
-    set_dropout,
-    stop_ids,
-    window,
-)
+from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import load_tokenizer
-from tutelage.sampling import memory
 from tutelage.sampling.local import LocalSampler
 from tutelage.stages.pretrain import train_tokenizer
 

@@ -23,7 +23,7 @@ from byhand import END, KINDS, AdamW, Interruption, Step, assert_same_steps, ass
 from tutelage.data.records import Request, Sample
 from tutelage.runs import done
 from tutelage.sampling.local import LocalSampler
-from tutelage.settings.stages import OnlineConfig
+from tutelage.settings.online import OnlineConfig
 from tutelage.stages import online
 
 PROMPTS = ["c d e", "f g"]

@@ -12,16 +12,19 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from tutelage import __version__
 from tutelage.recipe import BASE, RECIPES, STAGES, recipe_path, run_recipe
 from tutelage.runs import done
-from tutelage.settings.common import C, Count, Number, Seed, make, nearest
+from tutelage.settings.common import C, Count, Number, Seed, groups_of, make, nearest, put
+from tutelage.settings.sampler import LocalSampling
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
 from tutelage.terminal import message, printable, short
 
@@ -55,17 +58,33 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML file of settings; options on the line win over it"
     )
-    for name, field in kind.model_fields.items():
-        flag = "--" + name.replace("_", "-")
-        preset = _shown(field.get_default(call_default_factory=True))
-        default = "required" if field.is_required() else f"default: {preset}"
+    places = {
+        name: parser.add_argument_group(name, (field.description or "").replace("%", "%%"))
+        for name, field in kind.model_fields.items()
+        if groups_of(field)
+    }
+    for name, field, preset in _options(kind):
+        place = places.get(name.split(".")[0], parser)
+        flag = "--" + name.removesuffix(".name").replace("_", "-")
+        default = "required" if preset is PydanticUndefined else f"default: {_shown(preset)}"
         text = f"{field.description} ({default})".replace("%", "%%")
         if field.annotation is bool:
-            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+            place.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
         elif typing.get_origin(field.annotation) is dict:
-            parser.add_argument(flag, dest=name, action="append", metavar="NAME=VALUE", help=text)
+            place.add_argument(flag, dest=name, action="append", metavar="NAME=VALUE", help=text)
         else:
-            parser.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)
+            place.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)
+
+
+def _options(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Each setting's name, field and default, those of groups in their place; the defaults are this stage's."""
+    for name, field in kind.model_fields.items():
+        preset = field.get_default(call_default_factory=True)
+        if not groups_of(field):
+            yield name, field, preset
+        for group in groups_of(field):
+            for inner, each in group.model_fields.items():
+                yield f"{name}.{inner}", each, getattr(preset, inner, each.default)
 
 
 def _checked(kind: Any) -> Callable[[str], Any]:
@@ -107,16 +126,16 @@ def settings(kind: type[C], arguments: argparse.Namespace) -> C:
     """The config from file and options."""
     values = read_yaml(arguments.config) if arguments.config else {}
     source = str(arguments.config or "command line")
-    for name, field in kind.model_fields.items():
+    for name, field, _ in _options(kind):
         given = getattr(arguments, name)
         if isinstance(given, list):
-            values[name] = _mapping(name, given)
+            put(values, name, _mapping(name, given))
         elif given is not None:
             # A path or name is taken as typed, a list as a,b; all else is a YAML value, as in a recipe.
             text = field.annotation in (str, Path) or field.annotation == (str | None)
             if typing.get_origin(_set(field.annotation)) in (list, tuple) and not given.lstrip().startswith("["):
                 given = f"[{given}]"
-            values[name] = given if text or not isinstance(given, str) else _yaml(name, given)
+            put(values, name, given if text or not isinstance(given, str) else _yaml(name, given))
     return make(kind, values, source)
 
 
@@ -346,14 +365,14 @@ def dispatch(arguments: argparse.Namespace) -> None:
         case "chat":
             from tutelage.evaluation.chat import chat
 
-            chat(arguments.model, arguments.temperature, arguments.max_new_tokens, arguments.seed)
+            sampling = LocalSampling(temperature=arguments.temperature, max_new_tokens=arguments.max_new_tokens)
+            chat(arguments.model, sampling, arguments.seed)
         case "compare":
             from tutelage.evaluation.compare import compare
 
-            compare(
-                arguments.models, arguments.prompts, arguments.reward_model, arguments.limit,
-                arguments.temperature, arguments.max_new_tokens, arguments.seed,
-            )  # fmt: skip
+            a = arguments
+            sampling = LocalSampling(temperature=a.temperature, max_new_tokens=a.max_new_tokens)
+            compare(a.models, a.prompts, a.reward_model, a.limit, sampling, a.seed)
         case verb:
             stage = STAGES[verb]
             config = settings(stage.config_class(), arguments)

@@ -58,18 +58,18 @@ class Stage:
 
 STAGES = {
     "pretrain": Stage(
-        "settings.stages:PretrainConfig", "stages.pretrain:run", "train a small base model from plain text"
+        "settings.pretrain:PretrainConfig", "stages.pretrain:run", "train a small base model from plain text"
     ),
-    "sft": Stage("settings.stages:SftConfig", "stages.sft:run", "fine-tune a base model on demonstrations"),
+    "sft": Stage("settings.sft:SftConfig", "stages.sft:run", "fine-tune a base model on demonstrations"),
     "collect": Stage(
-        "settings.stages:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"
+        "settings.collect:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"
     ),
-    "reward": Stage("settings.stages:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
+    "reward": Stage("settings.reward:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
     "measure": Stage(
-        "settings.stages:MeasureConfig", "stages.measure:run", "measure a reward model on any rankings or pairs"
+        "settings.reward:MeasureConfig", "stages.measure:run", "measure a reward model on any rankings or pairs"
     ),
     "online": Stage(
-        "settings.stages:OnlineConfig", "stages.online:run", "optimise a policy against a reward model (PPO, PPO-ptx)"
+        "settings.online:OnlineConfig", "stages.online:run", "optimise a policy against a reward model (PPO, PPO-ptx)"
     ),
     "answer": Stage(
         "settings.evaluation:AnswerConfig", "evaluation.answer:run", "answer held-out prompts with every model"

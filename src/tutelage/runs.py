@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tutelage.data.strict_json import dumps
 from tutelage.files import CHECKPOINTS, fingerprint, lock, read_json, remove, sync, unlock, write_json
-from tutelage.settings.common import NO_RESULT, StageConfig, is_hub_id, to_plain
+from tutelage.settings.common import NO_RESULT, StageConfig, flat, is_hub_id, to_plain
 from tutelage.terminal import message
 
 LINE_SECONDS = 10.0  # how often a plain progress line is printed
@@ -131,14 +131,14 @@ class Run:
                 line = f"{self.stage} {step + 1}/{steps.stop} {rate:.1f}/s {left:.0f}s left"
                 print(f"{line}  {_numbers(self._shown)}", file=sys.stderr, flush=True)
 
-    def log(self, step: int, *, show: Sequence[str] = (), **metrics: float) -> dict[str, float]:
+    def log(self, step: int, metrics: Mapping[str, float], show: Sequence[str] = ()) -> dict[str, float]:
         """Append a line to metrics.jsonl, and return it; `show` names the numbers for the progress display."""
         self.require_folder()
-        row = {"step": step, "seconds": round(self.seconds, 3), **{k.replace("__", "/"): v for k, v in metrics.items()}}
+        row = {"step": step, "seconds": round(self.seconds, 3), **metrics}
         with self._metrics.open("a", encoding="utf-8") as stream:
             stream.write(dumps(row) + "\n")
         if show:
-            self._shown = {name.replace("__", "/"): metrics[name] for name in show}
+            self._shown = {name: metrics[name] for name in show}
         return row
 
     def logged(self) -> list[dict[str, Any]]:
@@ -370,13 +370,7 @@ def _identity(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> di
     for name, path in inputs.items():
         if not (path.is_file() or path.is_dir()):
             raise ValueError(f"{name}: {path}: no such file or folder")
-    settings = {
-        key: {name: v for name, v in value.items() if f"{key}.{name}" not in inputs}
-        if isinstance(value, dict)
-        else value
-        for key, value in to_plain(config).items()
-        if key not in inputs
-    }
+    settings = {name: value for name, value in flat(to_plain(config)).items() if name not in inputs}
     return {"stage": stage, "settings": settings, "inputs": {name: fingerprint(path) for name, path in inputs.items()}}
 
 

@@ -25,13 +25,14 @@ from transformers import (
 )
 
 from tutelage.data.records import Request
-from tutelage.models import loading
+from tutelage.models import loading, precision
 from tutelage.models.forward import completion_logprobs, group_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import load_tokenizer
 from tutelage.recipe import BASE
 from tutelage.sampling.local import LocalSampler
-from tutelage.settings.stages import OnlineConfig, RewardConfig
+from tutelage.settings.online import OnlineConfig
+from tutelage.settings.reward import RewardConfig
 from tutelage.stages import online, reward
 
 CARD = torch.device(os.environ.get("TUTELAGE_TEST_DEVICE", "cuda"))
@@ -78,11 +79,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[torch.device], None]]:
     """Says where models are put from now on; the processor's are in fp32."""
-    own = loading.trains_in_bf16
+    own = precision.trains_in_bf16
 
     def put(device: torch.device, bf16: bool = False) -> None:
         monkeypatch.setattr(loading, "device", lambda: device)
-        monkeypatch.setattr(loading, "trains_in_bf16", own if bf16 else lambda model: False)
+        monkeypatch.setattr(precision, "trains_in_bf16", own if bf16 else lambda model: False)
         monkeypatch.setattr("tutelage.sampling.local.trains_in_bf16", own if bf16 else lambda model: False)
 
     tf32 = torch.backends.cuda.matmul.allow_tf32

@@ -11,7 +11,7 @@ import pytest
 from tutelage.data.datasets import read_rankings
 from tutelage.labeling import exchange
 from tutelage.labeling.database import Workspace
-from tutelage.settings.stages import RewardConfig
+from tutelage.settings.reward import RewardConfig
 from tutelage.stages import reward
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -27,7 +27,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import ValidationError
 
 from tutelage.data.layouts import Drop, refuse, translate
-from tutelage.data.records import Demonstration, Message, Prompt, Ranking, newest
+from tutelage.data.records import Demonstration, Message, Prompt, Ranking, by_text, newest
 from tutelage.data.sources import ANSWERS, DataError, rows_of
 from tutelage.data.strict_json import dumps
 from tutelage.terminal import listed, plain, short
@@ -148,12 +148,9 @@ def read_rankings(source: str | os.PathLike[str], ties: bool = False) -> Loaded[
         )
         if not all(c.text.strip() for c in found.completions):
             raise Drop("empty completion")
-        best: dict[str, int] = {}
-        for i in sorted(range(len(found.ranks)), key=lambda i: found.ranks[i]):
-            best.setdefault(found.completions[i].text, i)
-        if len(best) < 2:
+        kept = sorted(min(equal, key=lambda i: found.ranks[i]) for equal in by_text(found.completions).values())
+        if len(kept) < 2:
             raise Drop("fewer than two distinct completions")
-        kept = sorted(best.values())
         if len(kept) == len(found.completions):
             return found
         counts["duplicate completions merged"] += len({found.ranks[i] for i in kept}) > 1

@@ -75,6 +75,14 @@ class Completion(Record):
     finish: Literal["stop", "length"] | None = None
 
 
+def by_text(completions: Iterable[Completion]) -> dict[str, list[int]]:
+    """Which of the completions have each text: equal texts are one answer, whoever wrote them."""
+    places: dict[str, list[int]] = {}
+    for i, completion in enumerate(completions):
+        places.setdefault(completion.text, []).append(i)
+    return places
+
+
 class Demonstration(Record):
     """A prompt with the answer a labeler wrote for it (paper, section 3.2)."""
 

@@ -16,8 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.data.datasets import read_rankings
 from tutelage.data.records import Ranking
+from tutelage.models.architecture import context_length
 from tutelage.models.forward import all_scores
-from tutelage.models.loading import context_length, full_precision, load_scalar
+from tutelage.models.loading import load_scalar
+from tutelage.models.precision import full_precision
 from tutelage.models.tokens import encode_rankings, load_tokenizer
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.settings.evaluation import AgreementConfig

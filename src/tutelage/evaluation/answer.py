@@ -7,7 +7,8 @@ Differs from the paper: the alignment tax is the held-out pretraining loss, next
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,35 +16,32 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.data.datasets import read_demonstrations, read_prompts, read_texts, write_jsonl
-from tutelage.data.records import Completion, Demonstration, Prompt, Request, Sample
+from tutelage.data.records import Completion, Prompt
+from tutelage.evaluation.scoring import leaves_room, readings
 from tutelage.evaluation.tax import document_losses
+from tutelage.models.architecture import context_length
 from tutelage.models.forward import completion_logprobs, group_scores
-from tutelage.models.loading import context_length, full_precision, load_policy, load_scalar
+from tutelage.models.loading import load_policy
+from tutelage.models.precision import full_precision
 from tutelage.models.tokens import load_tokenizer, same_reading, same_tokens
 from tutelage.objectives.kl import k1
+from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.sampling.completions import Writer, complete, fits, leaves_room, number_copies, require_fit, scored_ids
+from tutelage.sampling.completions import Answer, Writer, complete, fits, number_copies
 from tutelage.settings.evaluation import AnswerConfig
 from tutelage.stats.intervals import standard_error
 
 
-def kl_to(
-    reference: PreTrainedModel,
-    policy: PreTrainedModel,
-    prompts: list[Prompt],
-    requests: list[Request],
-    samples: list[Sample],
-) -> tuple[float, float | None]:
+def kl_to(reference: PreTrainedModel, policy: PreTrainedModel, answers: Sequence[Answer]) -> tuple[float, float | None]:
     """(mean, standard error) of the summed log-ratio per completion: an unbiased estimate of KL(policy‖reference).
 
     One prompt alone has no standard error.
     """
-    sequences = [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
-    lengths = [len(r.prompt_ids) for r in requests]
+    sequences, lengths = [a.ids for a in answers], [len(a.prompt_ids) for a in answers]
     with full_precision():
         ours, theirs = (completion_logprobs(model, sequences, lengths) for model in (policy, reference))
     gap = k1(ours, theirs).sum(1)  # zero on padding, where both are zero
-    return float(gap.mean()), standard_error(gap.numpy(), [p.identity for p in prompts])
+    return float(gap.mean()), standard_error(gap.numpy(), [a.prompt.identity for a in answers])
 
 
 def require_comparable(
@@ -55,7 +53,8 @@ def require_comparable(
         ValueError: if KL from the reference, or losses of texts, are asked for over models whose tokenizers differ; for
             KL over conversations also if their chat templates do.
     """
-    reference = config.reference if config.temperature == 1.0 else None  # KL is measured at this temperature only
+    measures_kl = config.sampler.temperature == 1.0  # and at no other
+    reference = config.reference if measures_kl else None
     anchor = reference or next(iter(tokenizers))
     for name, tokenizer in tokenizers.items():
         if (reference or config.texts) and not same_tokens(tokenizers[anchor], tokenizer):
@@ -72,113 +71,140 @@ def require_comparable(
             )
 
 
+@dataclass(frozen=True)
+class Row:
+    """One row of answers: its name, who writes it, at which temperature, and the best of how many it takes."""
+
+    label: str
+    writer: str
+    temperature: float
+    n: int = 1
+
+
+def rows_of(config: AnswerConfig) -> list[Row]:
+    """The rows of answers that the settings ask for."""
+    names, temperature = [*config.models, *config.prompted], config.sampler.temperature
+    rows = [Row(name, name, temperature) for name in names]
+    rows += [Row(f"{name}_greedy", name, 0.0) for name in config.greedy]
+    if config.best_of:
+        rows.append(Row(config.labels[-1], config.best_of, temperature, config.best_of_n))
+    return rows
+
+
+def open_writers(config: AnswerConfig, prompts: Sequence[Prompt]) -> tuple[dict[str, Writer], dict[str, int]]:
+    """Every model by name, those asked after worked examples too, and what was dropped of the examples.
+
+    Raises:
+        ValueError: if models cannot be compared in what is asked for.
+    """
+    tokenizers = {name: load_tokenizer(folder) for name, folder in config.models.items()}
+    require_comparable(config, tokenizers, any(not isinstance(p.text, str) for p in prompts))
+    writers = {n: Writer(n, load_policy(folder, tokenizers[n]), tokenizers[n]) for n, folder in config.models.items()}
+    if not config.examples:
+        return writers, {}
+    loaded = read_demonstrations(config.examples)
+    examples = tuple(loaded.records[: config.shots])
+    for name, model in config.prompted.items():
+        writers[name] = replace(writers[model], name=name, examples=examples)
+    return writers, loaded.dropped
+
+
+def fitting(
+    prompts: Sequence[Prompt], writers: Mapping[str, Writer], reward: RewardModel | None, config: AnswerConfig
+) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts that leave room for an answer in every model's context, and how many others there are.
+
+    Raises:
+        ValueError: if no prompt does.
+    """
+    new = config.sampler.max_new_tokens
+    kept = [p for p in prompts if all(fits(w, p, new) for w in writers.values())]
+    lost = {"too long": len(prompts) - len(kept)}
+    if reward is not None and kept:
+        before, rooms = len(kept), [leaves_room(reward, w, kept, new) for w in writers.values()]
+        kept = [p for p, *room in zip(kept, *rooms, strict=True) if all(room)]
+        lost["too long for the reward model"] = before - len(kept)
+    if not kept:
+        contexts = [context_length(w.policy) for w in writers.values()] + ([reward.context] if reward else [])
+        raise ValueError(
+            f"{config.prompts}: none of {len(prompts)} prompts leaves room for {new} new tokens in every model's "
+            f"context, of which the shortest is {min(contexts)} tokens; lower sampler.max_new_tokens"
+        )
+    return kept, lost
+
+
+def write(
+    row: Row, writers: Mapping[str, Writer], reward: RewardModel | None, prompts: Sequence[Prompt], config: AnswerConfig
+) -> dict[str, Any]:
+    """One row of answers, the best of n each, with what is measured on them."""
+    writer, n = writers[row.writer], row.n
+    asked = [p for p in prompts for _ in range(n)]
+    # The best of n draws from the copies after those that are a model's own single samples.
+    after = 0 if n == 1 else 1 + max(number_copies(prompts))
+    copies = [copy + after for copy in number_copies(asked)]
+    sampling = config.sampler.model_copy(update={"temperature": row.temperature})
+    answers = complete(writer, asked, config.seed, sampling, copies)
+    measures: dict[str, Any] = {}
+    kept = answers
+    if reward is not None:
+        ids = readings(reward, writer, answers)
+        with full_precision():
+            scores = torch.stack(group_scores(reward.model, [ids[i : i + n] for i in range(0, len(ids), n)]))
+        measures["score"] = float(scores.max(1).values.mean())
+        kept = [answers[i * n + k] for i, k in enumerate(scores.argmax(1).tolist())]
+    sampled_alone = row.temperature == 1.0 and n == 1 and not writer.examples
+    if config.reference and sampled_alone and row.writer != config.reference:
+        measures["kl"] = kl_to(writers[config.reference].policy, writer.policy, answers)
+    return {"completions": [a.completion.model_dump(mode="json") for a in kept], **measures}
+
+
 def run(config: AnswerConfig) -> None:
     """Write answers.jsonl: each prompt with the answers by model name.
 
     Raises:
         ValueError: if no prompt fits, or models cannot be compared in what is asked for.
     """
-    run = open_run("answer", config, inputs_of(config, *config.INPUTS))
-    if run is None:
+    opened = open_run("answer", config, inputs_of(config, *config.INPUTS))
+    if opened is None:
         return
-    examples: tuple[Demonstration, ...] = ()
-    lost_examples: dict[str, int] = {}
-    if config.examples:
-        read_examples = read_demonstrations(config.examples)
-        examples, lost_examples = tuple(read_examples.records[: config.shots]), read_examples.dropped
     loaded = read_prompts(config.prompts)
-    prompts = loaded.records
-    tokenizers = {name: load_tokenizer(folder) for name, folder in config.models.items()}
-    require_comparable(config, tokenizers, any(not isinstance(p.text, str) for p in prompts))
-    writers: dict[str, Writer] = {}
-    for name, folder in config.models.items():
-        writers[name] = Writer(name, load_policy(folder, tokenizers[name]), tokenizers[name])
-    for name, model in config.prompted.items():
-        writers[name] = Writer(name, writers[model].policy, writers[model].tokenizer, examples)
     texts = read_texts(config.texts) if config.texts else None
-    scorer = None
-    if config.reward_model:
-        reward_tokenizer = load_tokenizer(config.reward_model)
-        scorer = load_scalar(config.reward_model, reward_tokenizer)
-    fitting = [p for p in prompts if all(fits(w, p, 2**31, config.max_new_tokens) for w in writers.values())]
-    too_long = {"too long": len(prompts) - len(fitting)}
-    if scorer is not None and fitting:
-        context, before = context_length(scorer), fitting
-        rooms = [leaves_room(w, reward_tokenizer, fitting, config.max_new_tokens, context) for w in writers.values()]
-        fitting = [p for p, *room in zip(fitting, *rooms, strict=True) if all(room)]
-        too_long["too long for the reward model"] = len(before) - len(fitting)
-    if not fitting:
-        contexts = [context_length(m) for m in (*(w.policy for w in writers.values()), *([scorer] if scorer else []))]
-        raise ValueError(
-            f"{config.prompts}: none of {len(prompts)} prompts leaves room for {config.max_new_tokens} new tokens in "
-            f"every model's context, of which the shortest is {min(contexts)} tokens; lower max_new_tokens"
-        )
+    writers, lost_examples = open_writers(config, loaded.records)
+    reward = RewardModel(config.reward_model) if config.reward_model else None
+    prompts, too_long = fitting(loaded.records, writers, reward, config)
+    unused = dropped({**loaded.dropped, **too_long}, examples=lost_examples, texts=texts.dropped if texts else {})
+    rows = rows_of(config)
+    labels = ", ".join(row.label for row in rows)
+    opened.begin(f"{len(prompts):,} prompts, {len(rows)} rows of answers: {labels}", lost=unused)
     answers: dict[str, list[Completion]] = {}
     scores: dict[str, float] = {}
-    kl: dict[str, float] = {}
-    kl_error: dict[str, float] = {}
-    jobs = [(name, name, config.temperature, 1) for name in writers]
-    jobs += [(f"{name}_greedy", name, 0.0, 1) for name in config.greedy]
-    if config.best_of:
-        jobs.append((config.labels[-1], config.best_of, config.temperature, config.best_of_n))
-    singles = 1 + max(number_copies(fitting))
-    unused = dropped({**loaded.dropped, **too_long}, examples=lost_examples, texts=texts.dropped if texts else {})
-    plan = f"{len(fitting):,} prompts, {len(jobs)} rows of answers: {', '.join(label for label, *_ in jobs)}"
-    run.begin(plan, lost=unused)
-
-    def work(name: str, temperature: float, n: int) -> dict[str, Any]:
-        """One row of answers, the best of n each, with what is measured on them."""
-        writer = writers[name]
-        asked = [p for p in fitting for _ in range(n)]
-        # The best of n draws from the copies after those that are a model's own single samples.
-        copies = [copy + (0 if n == 1 else singles) for copy in number_copies(asked)]
-        completions, requests, samples = complete(
-            writer, asked, config.seed, copies=copies, temperature=temperature, max_new_tokens=config.max_new_tokens
-        )
-        measures: dict[str, Any] = {}
-        if scorer is not None:
-            ids = scored_ids(writer, reward_tokenizer, asked, completions, requests, samples)
-            require_fit(ids, context_length(scorer), str(config.reward_model))
-            with full_precision():
-                read = torch.stack(group_scores(scorer, [ids[i : i + n] for i in range(0, len(ids), n)]))
-            best = read.argmax(1)
-            measures["score"] = float(read.max(1).values.mean())
-            completions = [completions[i * n + k] for i, k in enumerate(best.tolist())]
-        at_reference = name == config.reference or writer.examples or n > 1
-        if config.reference and not at_reference and temperature == 1.0:
-            measures["kl"] = kl_to(writers[config.reference].policy, writer.policy, asked, requests, samples)
-        return {"completions": [c.model_dump(mode="json") for c in completions], **measures}
-
-    run.forget_after(-1)  # what is kept is logged again
-    for index in run.track(range(len(jobs))):
-        label, name, temperature, n = jobs[index]
-        own = run.once(f"answers-{index}", partial(work, name, temperature, n))
-        answers[label] = [Completion.model_validate(row) for row in own["completions"]]
+    kl: dict[str, tuple[float, float | None]] = {}
+    opened.forget_after(-1)  # what is kept is logged again
+    for index in opened.track(range(len(rows))):
+        row = rows[index]
+        own = opened.once(f"answers-{index}", partial(write, row, writers, reward, prompts, config))
+        answers[row.label] = [Completion.model_validate(each) for each in own["completions"]]
         if "score" in own:
-            scores[label] = own["score"]
+            scores[row.label] = own["score"]
         if "kl" in own:
-            kl[label], error = own["kl"]
-            if error is not None:
-                kl_error[label] = error
-        run.log(index, answers=float(len(fitting)))
-    rows = []
-    for i, prompt in enumerate(fitting):
-        row = prompt.model_dump(mode="json", exclude_none=True)
-        row["prompt"] = row.pop("text")
-        rows.append(row | {"answers": {name: completions[i].text for name, completions in answers.items()}})
-    write_jsonl(run.folder / "answers.jsonl", rows)
+            kl[row.label] = own["kl"]
+        opened.log(index, {"answers": float(len(prompts))})
+    lines = []
+    for i, prompt in enumerate(prompts):
+        line = prompt.model_dump(mode="json", exclude_none=True)
+        line["prompt"] = line.pop("text")
+        lines.append(line | {"answers": {label: completions[i].text for label, completions in answers.items()}})
+    write_jsonl(opened.folder / "answers.jsonl", lines)
     losses = {}
     if texts:
-        losses = {
-            n: run.once(f"losses-{i}", partial(document_losses, writers[n].policy, writers[n].tokenizer, texts.records))
-            for i, n in enumerate(config.models)
-        }
-        write_jsonl(
-            run.folder / "losses.jsonl",
-            [{n: of[i] for n, of in losses.items()} for i in range(len(texts.records))],
-        )
-    run.finish(
-        prompts=len(fitting), kl=kl, kl_standard_error=kl_error,
+        for i, name in enumerate(config.models):
+            w = writers[name]
+            losses[name] = opened.once(f"losses-{i}", partial(document_losses, w.policy, w.tokenizer, texts.records))
+        by_document = [{name: of[i] for name, of in losses.items()} for i in range(len(texts.records))]
+        write_jsonl(opened.folder / "losses.jsonl", by_document)
+    opened.finish(
+        prompts=len(prompts), kl={name: mean for name, (mean, _) in kl.items()},
+        kl_standard_error={name: error for name, (_, error) in kl.items() if error is not None},
         dropped=unused,
         pretraining_loss={n: sum(nats for nats, _ in of) / sum(k for _, k in of) for n, of in losses.items()},
         scores=scores,

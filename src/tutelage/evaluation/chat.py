@@ -6,23 +6,26 @@ from rich.console import Console
 from rich.text import Text as Line
 
 from tutelage.data.records import Message, Prompt
-from tutelage.models.loading import context_length, load_policy
+from tutelage.models.architecture import context_length
+from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.sampling.completions import Writer, complete
+from tutelage.settings.sampler import LocalSampling
 from tutelage.terminal import printable
 
 
-def chat(model: str, temperature: float, max_new_tokens: int, seed: int) -> None:
+def chat(model: str, sampling: LocalSampling, seed: int) -> None:
     """Read lines until end of input; `/new` forgets the conversation, `/quit` ends it."""
     console = Console()
     tokenizer = load_tokenizer(model)
     writer = Writer(model, load_policy(model, tokenizer), tokenizer)
-    room = context_length(writer.policy) - max_new_tokens
+    room = context_length(writer.policy) - sampling.max_new_tokens
     if room <= 0:
         raise ValueError(
-            f"--max-new-tokens {max_new_tokens} leaves no room in the context of {context_length(writer.policy)}"
+            f"--max-new-tokens {sampling.max_new_tokens} leaves no room in the context of "
+            f"{context_length(writer.policy)}"
         )
-    title = f"{model} · temperature {temperature:g} · /new forgets, /quit or Ctrl-D ends"
+    title = f"{model} · temperature {sampling.temperature:g} · /new forgets, /quit or Ctrl-D ends"
     console.print(Line(printable(title), style="dim"))
     turns: tuple[Message, ...] = ()
     while True:
@@ -45,7 +48,7 @@ def chat(model: str, temperature: float, max_new_tokens: int, seed: int) -> None
             console.print(f"[dim]too long: the model's context leaves {room} tokens for the prompt[/dim]")
             turns = turns[:-1]
             continue
-        (answer,), _, _ = complete(writer, [prompt], seed, temperature=temperature, max_new_tokens=max_new_tokens)
+        (answer,) = complete(writer, [prompt], seed, sampling)
         seed += 1
-        console.print("[bold]model[/bold]", Line(printable(answer.text)))  # shown, never obeyed or read as markup
-        turns = (*turns, Message(role="assistant", content=answer.text))
+        console.print("[bold]model[/bold]", Line(printable(answer.completion.text)))  # not obeyed, nor read as markup
+        turns = (*turns, Message(role="assistant", content=answer.completion.text))

@@ -9,23 +9,20 @@ from rich.table import Table
 from rich.text import Text as Line
 
 from tutelage.data.datasets import read_prompts
-from tutelage.models.forward import all_scores
-from tutelage.models.loading import context_length, full_precision, load_policy, load_scalar
+from tutelage.evaluation.scoring import leaves_room, readings
+from tutelage.models.loading import load_policy
+from tutelage.models.precision import full_precision
 from tutelage.models.tokens import load_tokenizer
+from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import dropped
-from tutelage.sampling.completions import Writer, complete, fits, leaves_room, require_fit, scored_ids
+from tutelage.sampling.completions import Writer, complete, fits
+from tutelage.settings.sampler import LocalSampling
 from tutelage.stats.intervals import estimate
 from tutelage.terminal import printable
 
 
 def compare(
-    models: Sequence[str],
-    prompts: str,
-    reward_model: str | None,
-    limit: int,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
+    models: Sequence[str], prompts: str, reward_model: str | None, limit: int, sampling: LocalSampling, seed: int
 ) -> None:
     """Print a table of prompts by models.
 
@@ -36,33 +33,28 @@ def compare(
     for name in models:
         tokenizer = load_tokenizer(name)
         writers.append(Writer(name, load_policy(name, tokenizer), tokenizer))
-    loaded = read_prompts(prompts)
-    fitting = [p for p in loaded.records if all(fits(w, p, 2**31, max_new_tokens) for w in writers)]
-    if reward_model:
-        reader = load_tokenizer(reward_model)
-        scorer = load_scalar(reward_model, reader)
-        context = context_length(scorer)
-        rooms = [leaves_room(w, reader, fitting, max_new_tokens, context) for w in writers]
+    loaded, new = read_prompts(prompts), sampling.max_new_tokens
+    fitting = [p for p in loaded.records if all(fits(w, p, new) for w in writers)]
+    reward = RewardModel(reward_model) if reward_model else None
+    if reward is not None:
+        rooms = [leaves_room(reward, w, fitting, new) for w in writers]
         fitting = [p for p, *room in zip(fitting, *rooms, strict=True) if all(room)]
     if not fitting:
-        raise ValueError(f"{prompts}: no prompt leaves room for {max_new_tokens} tokens in every model's context")
+        raise ValueError(f"{prompts}: no prompt leaves room for {new} tokens in every model's context")
     asked = fitting[:limit]
     lost = dropped({**loaded.dropped, "too long": len(loaded.records) - len(fitting)})
-    written = [complete(w, asked, seed, temperature=temperature, max_new_tokens=max_new_tokens) for w in writers]
-    answers = [completions for completions, _, _ in written]
+    answers = [complete(w, asked, seed, sampling) for w in writers]
     scores = None
-    if reward_model:
-        read = [scored_ids(w, reader, asked, *w_out) for w, w_out in zip(writers, written, strict=True)]
-        for sequences in read:
-            require_fit(sequences, context, reward_model)
+    if reward is not None:
+        sequences = [readings(reward, w, of) for w, of in zip(writers, answers, strict=True)]
         with full_precision():
-            scores = [all_scores(scorer, sequences) for sequences in read]
+            scores = [reward.scores(of) for of in sequences]
     table = Table(show_lines=True)
     for title in ("prompt", *models):
         table.add_column(Line(printable(title)), overflow="fold")
     for i, prompt in enumerate(asked):
         shown = prompt.text if isinstance(prompt.text, str) else prompt.text[-1].content
-        cells = [c[i].text + (f"\n({scores[m][i]:+.2f})" if scores else "") for m, c in enumerate(answers)]
+        cells = [c[i].completion.text + (f"\n({scores[m][i]:+.2f})" if scores else "") for m, c in enumerate(answers)]
         table.add_row(*(Line(printable(cell)) for cell in (shown, *cells)))
     console = Console()
     console.print(table)

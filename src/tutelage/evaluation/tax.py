@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tutelage.models.architecture import context_length
 from tutelage.models.forward import completion_logprobs
-from tutelage.models.loading import context_length, full_precision
+from tutelage.models.precision import full_precision
 from tutelage.models.tokens import encode_documents
 
 

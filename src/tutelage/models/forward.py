@@ -1,16 +1,20 @@
-"""Forward passes over micro-batches: a policy's token log-probabilities, scalar models' scores and token values."""
+"""One forward method per model, and passes over micro-batches: log-probabilities, scores and values.
+
+No other room calls a base model or reads a head's weight.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import MethodType
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
 
+from tutelage.models.architecture import context_length, output_head, window
 from tutelage.models.cpu import llama
-from tutelage.models.loading import autocast, context_length, output_head, window
-from tutelage.models.logprobs import token_logprobs
+from tutelage.models.logprobs import token_logprobs as chunked_logprobs
 from tutelage.models.packing import (
     MicroBatch,
     TreeBatch,
@@ -20,6 +24,7 @@ from tutelage.models.packing import (
     tree_batches,
     tree_size,
 )
+from tutelage.models.precision import autocast
 
 
 def hidden_at(
@@ -88,48 +93,54 @@ def reads_trees(model: PreTrainedModel) -> bool:
     return _reads_trees[model]
 
 
-def selected_logprobs(
-    policy: PreTrainedModel,
-    batch: MicroBatch,
-    mask: torch.Tensor,
-    temperature: float = 1.0,
-    with_entropy: bool = False,
+def token_logprobs(
+    self: PreTrainedModel, batch: MicroBatch, mask: torch.Tensor, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities (m,) of the tokens after the m masked positions, row by row, and entropies (m,) if wanted."""
-    with autocast(policy):
-        hidden = hidden_at(policy, batch, *mask.nonzero(as_tuple=True))
-        head, targets = output_head(policy), batch.ids.roll(-1, 1)[mask]
-        return token_logprobs(
+    with autocast(self):
+        hidden = hidden_at(self, batch, *mask.nonzero(as_tuple=True))
+        head, targets = output_head(self), batch.ids.roll(-1, 1)[mask]
+        return chunked_logprobs(
             hidden, head.weight, targets, bias=head.bias, scale=head.scale, cap=head.cap,
             temperature=temperature, with_entropy=with_entropy,
         )  # fmt: skip
 
 
-def selected_values(value_model: PreTrainedModel, batch: MicroBatch, mask: torch.Tensor) -> torch.Tensor:
-    """Values (m,) of the states at the masked positions, those before each completion token."""
-    with autocast(value_model):
-        hidden = hidden_at(value_model, batch, *mask.nonzero(as_tuple=True))
-    return value_model.score(hidden.float()).squeeze(-1)
+def token_scores(
+    self: PreTrainedModel, batch: MicroBatch | TreeBatch, row: torch.Tensor, column: torch.Tensor
+) -> torch.Tensor:
+    """What a scalar model's head reads (…) at the batch's tokens at rows (…) and columns (…): a score at a sequence's
+    last token, a value at the token before the one that is chosen."""
+    with autocast(self):
+        hidden = hidden_at(self, batch, row, column)
+    return self.score(hidden.float()).squeeze(-1)
 
 
-def final_hidden(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
-    """(b, d) hidden states of each row's final token: what a scalar head reads."""
+def with_forward(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its one way through as a method of its own: `token_logprobs`, or `token_scores` of a scalar one.
+
+    All training and scoring goes through it, so that what wraps a model's methods, as sharding does, sees every pass.
+    """
+    name, method = ("token_scores", token_scores) if hasattr(model, "score") else ("token_logprobs", token_logprobs)
+    setattr(model, name, MethodType(method, model))
+    return model
+
+
+def next_logits(policy: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """(b, v) logits of the tokens after those with last hidden states (b, d): for sampling."""
+    return output_head(policy).logits(hidden)
+
+
+def final_scores(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
+    """(b,) scores of whole sequences, each read at its last token."""
     rows = torch.arange(len(batch.rows), device=batch.ids.device)
-    with autocast(model):
-        return hidden_at(model, batch, rows, batch.lengths - 1).float()
-
-
-def scores(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
-    """(b,) scores of whole sequences."""
-    return model.score(final_hidden(model, batch)).squeeze(-1)
+    return model.token_scores(batch, rows, batch.lengths - 1)
 
 
 def tree_scores(model: PreTrainedModel, batch: TreeBatch) -> torch.Tensor:
     """(b, k) scores of the sequences of each tree; what stands where `ends` is -1 means nothing."""
     rows = torch.arange(len(batch.groups), device=batch.ids.device)[:, None].expand_as(batch.ends)
-    with autocast(model):
-        hidden = hidden_at(model, batch, rows, batch.ends)
-    return model.score(hidden.float()).squeeze(-1)
+    return model.token_scores(batch, rows, batch.ends)
 
 
 def pass_tokens(model: PreTrainedModel) -> int:
@@ -149,12 +160,12 @@ def scores_by_group(
     whole = reads_trees(model)
     trees = [g for g, group in enumerate(groups) if whole and (far is None or tree_size(group) <= far)]
     for batch in tree_batches([groups[g] for g in trees], max_tokens, pad):
-        found = tree_scores(model, batch.to(model.device))
-        yield [(trees[g], s[: len(groups[trees[g]])]) for g, s in zip(batch.groups, found, strict=True)]
+        by_tree = tree_scores(model, batch.to(model.device))
+        yield [(trees[g], s[: len(groups[trees[g]])]) for g, s in zip(batch.groups, by_tree, strict=True)]
     rest = sorted(set(range(len(groups))) - set(trees))
     for members, rows in group_batches([groups[g] for g in rest], max_tokens, pad):
         chosen = [rest[g] for g in members]
-        parts = scores(model, rows.to(model.device)).split([len(groups[g]) for g in chosen])
+        parts = final_scores(model, rows.to(model.device)).split([len(groups[g]) for g in chosen])
         yield list(zip(chosen, parts, strict=True))
 
 
@@ -177,7 +188,7 @@ def all_scores(
     """(n,) scores, in the order of the sequences, on the processor."""
     out = torch.empty(len(sequences))
     for batch in micro_batches(sequences, max_tokens or pass_tokens(model), model.config.pad_token_id):
-        out[batch.rows] = scores(model, batch.to(model.device)).cpu()
+        out[batch.rows] = final_scores(model, batch.to(model.device)).cpu()
     return out
 
 
@@ -202,7 +213,7 @@ def completion_logprobs(
     for batch in micro_batches(sequences, max_tokens or pass_tokens(policy), policy.config.pad_token_id):
         moved = batch.to(policy.device)
         mask = moved.completion_mask(prompt_lengths)
-        flat, _ = selected_logprobs(policy, moved, mask, temperature)
+        flat, _ = policy.token_logprobs(moved, mask, temperature)
         out[batch.rows] = spread(batch.rows, mask, flat, width).cpu()
     return out
 
@@ -220,5 +231,6 @@ def completion_values(
     for batch in micro_batches(sequences, max_tokens or pass_tokens(value_model), value_model.config.pad_token_id):
         moved = batch.to(value_model.device)
         mask = moved.completion_mask(prompt_lengths)
-        out[batch.rows] = spread(batch.rows, mask, selected_values(value_model, moved, mask), width).cpu()
+        flat = value_model.token_scores(moved, *mask.nonzero(as_tuple=True))
+        out[batch.rows] = spread(batch.rows, mask, flat, width).cpu()
     return out

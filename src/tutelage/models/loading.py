@@ -9,8 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tutelage.models.architecture import output_head, set_dropout
 from tutelage.models.cpu import attention
+from tutelage.models.forward import with_forward
+from tutelage.models.precision import device
 from tutelage.models.tokens import turn_of
 from tutelage.terminal import reason
 
@@ -34,45 +36,6 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 LARGE = 50  # times what a head usually reads, which shows what bends or cuts its numbers
-
-
-def device() -> torch.device:
-    """CUDA if present, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def trains_in_bf16(model: PreTrainedModel) -> bool:
-    """Whether bf16 products gain: on CUDA, and on processors with bf16 units once the model is wide enough.
-
-    Below about 128 channels the casts cost what the products save (LOG.md has the measurement).
-    """
-    if model.device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return has_bf16_units() and model.config.hidden_size >= 128
-
-
-def has_bf16_units() -> bool:
-    """Whether this processor multiplies in bf16."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-_exact = False
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Within it `autocast` casts nothing: for figures that are reported, and compared with other tools'."""
-    global _exact
-    before, _exact = _exact, True
-    try:
-        yield
-    finally:
-        _exact = before
-
-
-def autocast(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """bf16 matrix products where they gain; weights, sums and softmaxes stay in fp32."""
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=trains_in_bf16(model) and not _exact)
 
 
 def load_policy(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -90,7 +53,7 @@ def load_policy(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTr
     _fit(model, tokenizer, folder)
     model = model.to(device()).eval()
     _check(model, folder, model.get_output_embeddings(), lambda hidden: output_head(model).logits(hidden))
-    return model
+    return with_forward(model)
 
 
 def load_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -187,7 +150,7 @@ def _scalar(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
     _fit(model, tokenizer, folder)
     model = model.to(device()).eval()
     _check(model, folder, score, lambda hidden: score(hidden[:, -1]))
-    return model
+    return with_forward(model)
 
 
 def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
@@ -225,62 +188,6 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
     return list(dict.fromkeys([tokenizer.eos_token_id, turn, *special]))
 
 
-def stop_ids(policy: PreTrainedModel) -> tuple[int, ...]:
-    """All ids that end a text, as `load_policy` found them and the saved folder says."""
-    ends = policy.generation_config.eos_token_id
-    return tuple(ends) if isinstance(ends, list) else (ends,)
-
-
-def set_dropout(model: PreTrainedModel, residual: float) -> bool:
-    """Dropout of the residual stream, embeddings included, at this rate, and none in attention; whether there is any.
-
-    Layers hold their rates as modules or as numbers.
-    """
-    found = False
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and "drop" in name:
-                inside = "attention" in name or "attn" in name or type(module).__name__.endswith("Attention")
-                inside |= "layer" in name  # whole layers left out at random are no dropout of what is in them
-                setattr(module, name, 0.0 if inside else residual)
-                found |= not inside
-        for name, child in module.named_children():
-            if isinstance(child, nn.Dropout):
-                inside = name in ("attn_dropout", "attention_dropout")
-                child.p = 0.0 if inside else residual
-                found |= not inside
-    return found
-
-
-@dataclass(frozen=True)
-class Head:
-    """How logits come from last hidden states h (…, d): z = (h · weightᵀ + bias) · scale, then cap · tanh(z / cap)."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    scale: float = 1.0
-    cap: float | None = None
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(…, v); rows in bf16 on a processor are rounded up, as each new shape of such a product is built first."""
-        more = -len(hidden) % 16 if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu" else 0
-        filled = torch.cat([hidden, hidden.new_zeros(more, *hidden.shape[1:])]) if more else hidden
-        z = nn.functional.linear(filled, self.weight, self.bias)[: len(hidden)]
-        if self.scale != 1:
-            z = z.float() * self.scale
-        return z if self.cap is None else torch.tanh(z.float() / self.cap) * self.cap
-
-
-def output_head(policy: PreTrainedModel) -> Head:
-    """A policy's output layer, with the scale (Granite, Cohere, Falcon-H1) and the soft cap (Gemma) of its logits."""
-    head, config = policy.get_output_embeddings(), policy.config
-    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
-    if scale is None and (divisor := getattr(config, "logits_scaling", None)):
-        scale = 1 / divisor
-    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
-    return Head(head.weight, getattr(head, "bias", None), 1.0 if scale is None else float(scale), cap)
-
-
 @torch.no_grad()
 def _check(
     model: PreTrainedModel, folder: str | Path, head: nn.Module, ours: Callable[[torch.Tensor], torch.Tensor]
@@ -310,25 +217,6 @@ def _check(
             f"{folder}: {name} makes its numbers from its last hidden states in a way that this version does not "
             "reproduce; use another architecture"
         )
-
-
-def window(model: PreTrainedModel) -> int | None:
-    """How far back attention looks in the layers that do not see everything, None if all do."""
-    config = model.config
-    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
-    if kinds and all(kind in ("full_attention", "global") for kind in kinds):
-        return None
-    widths = [getattr(config, name, None) for name in ("window_size", "attention_chunk_size")]
-    if getattr(config, "use_sliding_window", True):
-        widths.append(getattr(config, "sliding_window", None))
-    return min((n for n in widths if isinstance(n, int)), default=None)
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """The most tokens a sequence may have: the position table's length, and within any sliding window."""
-    config = model.config
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
-    return min((n for n in (*limits, window(model)) if n), default=2**31)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

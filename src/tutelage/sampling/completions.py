@@ -8,22 +8,20 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.data.records import Completion, Demonstration, Prompt, Request, Sample
-from tutelage.models.loading import context_length, stop_ids
+from tutelage.data.records import Completion, Demonstration, Prompt, Request
+from tutelage.models.architecture import context_length, stop_ids
 from tutelage.models.tokens import (
     decode_answer,
     decode_completion,
-    encode_pairs,
     encode_prompt,
     encode_text,
     line_breaks,
     render,
     render_turn,
-    same_reading,
 )
-from tutelage.sampling import Sampler
-from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.engines import open_sampler
 from tutelage.sampling.seeds import request_seed
+from tutelage.settings.sampler import LocalSampling
 
 
 @dataclass(frozen=True)
@@ -64,83 +62,46 @@ def number_copies(prompts: Iterable[Prompt]) -> list[int]:
     return numbers
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A completion as people read it, with the ids behind it: those of the prompt, and those that were sampled."""
+
+    prompt: Prompt
+    completion: Completion
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+    @property
+    def ids(self) -> list[int]:
+        """The whole, as it was sampled."""
+        return [*self.prompt_ids, *self.completion_ids]
+
+
 def complete(
-    writer: Writer,
-    prompts: Sequence[Prompt],
-    seed: int,
-    *,
-    temperature: float,
-    max_new_tokens: int,
-    copies: Sequence[int] | None = None,
-    sampler: Sampler | None = None,
-) -> tuple[list[Completion], list[Request], list[Sample]]:
-    """One completion per prompt, with the requests and samples behind it.
+    writer: Writer, prompts: Sequence[Prompt], seed: int, sampling: LocalSampling, copies: Sequence[int] | None = None
+) -> list[Answer]:
+    """One answer per prompt.
 
     `copies` numbers the samples of each prompt, so that each gets a seed of its own; by default in their order here.
     """
-    if temperature < 0 or max_new_tokens < 1:
-        raise ValueError(f"temperature={temperature} must be 0 or more, max_new_tokens={max_new_tokens} 1 or more")
     numbers = number_copies(prompts) if copies is None else copies
-    stops = writer.stop_ids()
+    stops, most, temperature = writer.stop_ids(), sampling.max_new_tokens, sampling.temperature
     requests = [
-        Request(tuple(writer.prompt_ids(p)), request_seed(seed, 0, p.id, k), max_new_tokens, stops, temperature)
+        Request(tuple(writer.prompt_ids(p)), request_seed(seed, 0, p.id, k), most, stops, temperature)
         for p, k in zip(prompts, numbers, strict=True)
     ]
-    samples = (sampler or LocalSampler(writer.policy)).sample(requests)
-    completions = []
+    samples = open_sampler(sampling, writer.policy).sample(requests)
+    answers = []
     for prompt, request, sample in zip(prompts, requests, samples, strict=True):
         if writer.examples:
             text = decode_completion(writer.tokenizer, sample.completion_ids).split("\n")[0].strip()
         else:
             text = decode_answer(writer.tokenizer, prompt.text, request.prompt_ids, sample.completion_ids)
-        completions.append(Completion(text=text, policy=writer.name, finish=sample.finish))
-    return completions, requests, samples
+        completion = Completion(text=text, policy=writer.name, finish=sample.finish)
+        answers.append(Answer(prompt, completion, request.prompt_ids, sample.completion_ids))
+    return answers
 
 
-def scored_ids(
-    writer: Writer,
-    reader: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
-    requests: Sequence[Request],
-    samples: Sequence[Sample],
-) -> list[list[int]]:
-    """What a reward model with tokenizer `reader` reads: the sampled ids where tokens and template are the
-    writer's, else the texts in its own.
-
-    After worked examples it reads the prompt without them.
-    """
-    if not writer.examples and same_reading(writer.tokenizer, reader):
-        return [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
-    pairs = [(p.text, c.text, c.finish != "length") for p, c in zip(prompts, completions, strict=True)]
-    return [a + b for a, b in encode_pairs(reader, pairs)]
-
-
-def leaves_room(
-    writer: Writer, reader: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int, context: int
-) -> list[bool]:
-    """Whether what `scored_ids` gives of each prompt and a completion of so many tokens fits a reward model's context.
-
-    Where the two have other tokens a completion may be of more of the reader's than of the writer's: see `require_fit`.
-    """
-    if not writer.examples and same_reading(writer.tokenizer, reader):
-        lengths = [len(writer.prompt_ids(p)) for p in prompts]
-    else:
-        lengths = [len(a) + len(b) for a, b in encode_pairs(reader, [(p.text, "", True) for p in prompts])]
-    return [length + max_new_tokens <= context for length in lengths]
-
-
-def require_fit(sequences: Sequence[Sequence[int]], context: int, name: str) -> None:
-    """Raises ValueError if a reward model cannot read a sequence whole."""
-    longest = max(map(len, sequences), default=0)
-    if longest > context:
-        raise ValueError(
-            f"reward_model {name}: an answer and its prompt are {longest} of its tokens, more than its context of "
-            f"{context}; lower max_new_tokens, or leave reward_model out"
-        )
-
-
-def fits(writer: Writer, prompt: Prompt, max_prompt_tokens: int, max_new_tokens: int) -> bool:
-    """Whether a prompt is within its limit and leaves room for a completion in the model's context."""
-    length = len(writer.prompt_ids(prompt))
-    return length <= max_prompt_tokens and length + max_new_tokens <= context_length(writer.policy)
+def fits(writer: Writer, prompt: Prompt, max_new_tokens: int) -> bool:
+    """Whether a prompt leaves room for a completion in the model's context."""
+    return len(writer.prompt_ids(prompt)) + max_new_tokens <= context_length(writer.policy)

@@ -21,11 +21,12 @@ import torch
 from transformers import PreTrainedModel
 
 from tutelage.data.records import Request, Sample
+from tutelage.models import memory
+from tutelage.models.architecture import context_length
 from tutelage.models.cpu import kernels, llama
-from tutelage.models.forward import hidden_at, pass_tokens
-from tutelage.models.loading import context_length, output_head, trains_in_bf16
+from tutelage.models.forward import hidden_at, next_logits, pass_tokens
 from tutelage.models.packing import micro_batches
-from tutelage.sampling import memory
+from tutelage.models.precision import trains_in_bf16
 from tutelage.sampling.seeds import uniforms
 
 NEAR_TIE = 1e-5  # of probability; measured differences stay below 2e-6
@@ -120,7 +121,7 @@ class _Session:
         rows, hidden = self._admit(list(range(self.places)))
         while True:
             # 1. Everybody's next token.
-            chosen, logprobs, near_tie = choose(output_head(self.policy).logits(hidden), rows)
+            chosen, logprobs, near_tie = choose(next_logits(self.policy, hidden), rows)
             for k in (near_tie & (rows.budget > 0)).nonzero().flatten().tolist() if self.exact else ():
                 chosen[k], logprobs[k] = self._alone(rows.keep(torch.tensor([k], device=self.device)))
             going = rows.budget > 0
@@ -179,7 +180,7 @@ class _Session:
         ids = [[*self.requests[index].prompt_ids, *self.tokens[index, :step].tolist()]]
         (batch,) = micro_batches(ids, len(ids[0]), 0)
         hidden = hidden_at(self.policy, batch.to(self.device), torch.tensor([0]), batch.lengths - 1)
-        chosen, logprobs, _ = choose(output_head(self.policy).logits(hidden), row)
+        chosen, logprobs, _ = choose(next_logits(self.policy, hidden), row)
         return chosen[0], logprobs[0]
 
     def _finish(self) -> list[Sample]:

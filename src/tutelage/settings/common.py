@@ -1,6 +1,7 @@
 """Settings of a stage: a frozen pydantic model filled from a YAML file and command-line overrides.
 
-Unknown keys are errors that name the nearest known key. Nothing here imports torch.
+What belongs together is a group, as `optimizer` is: nested in a file, and `optimizer.learning_rate` wherever it stands
+in one line. Unknown keys are errors that name the nearest known key. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import difflib
 import errno
 import os
 import re
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from tutelage.terminal import plain, short
 
@@ -21,15 +24,45 @@ Count = Annotated[int, Field(gt=0, le=10**12)]  # the limit stops a slip of the 
 Whole = Annotated[int, Field(ge=0, le=10**12)]
 Number = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Source = str  # a path or a hub id
 
 
-class StageConfig(BaseModel):
-    """What every stage has: where its run goes, and the seed of all its randomness."""
+class Settings(BaseModel):
+    """Frozen settings, whose fields' docstrings are their help."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_groups(cls, values: Any) -> Any:
+        """Where a group is set in part, the rest is as this stage has it by default, not as the group's class does."""
+        if not isinstance(values, dict):
+            return values
+        defaults = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Group)}
+        return values | {name: default.with_(values[name]) for name, default in defaults.items() if name in values}
+
+
+class Group(Settings):
+    """Settings that belong together; where there is a choice of classes, `name` chooses."""
+
+    def with_(self, given: Any) -> Any:
+        """These settings with those that are set in `given`: a mapping, a group, or a name alone."""
+        values = given.model_dump(exclude_unset=True) if isinstance(given, Group) else given
+        if isinstance(values, str) and "name" in type(self).model_fields:
+            values = {"name": values}
+        if not isinstance(values, dict):
+            return given
+        mine = self.model_dump()
+        return values if values.get("name", mine.get("name")) != mine.get("name") else mine | values
+
+
+class StageConfig(Settings):
+    """What every stage has: where its run goes, and the seed of all its randomness."""
 
     INPUTS: ClassVar[Mapping[str, str]] = {}
     """The settings that say what the stage reads, and what kind of file or folder each names."""
@@ -54,8 +87,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^/]+)?")  # org/name, or org/name:split
 
 
 def nearest(key: str, known: list[str]) -> str:
-    """` (did you mean 'x'?)` for the closest known name, else the list of all."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    """`did you mean 'x'?` for the closest known name, which may be one in a group, else the list of all."""
+    inside = [name for name in known if "." in name and name.split(".")[-1] == key.lstrip("-")]
+    close = inside or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
 
 
@@ -65,9 +99,10 @@ def make(kind: type[C], values: dict[str, Any], source: str) -> C:
     Raises:
         ValueError: one line per problem, naming source, key, value and remedy.
     """
-    known = list(kind.model_fields)
-    unknown = [k for k in values if k not in known]
-    if unknown:
+    known, given, values = names_of(kind), values, {}
+    for name, value in given.items():
+        put(values, name, value)
+    if unknown := [name for name in _names_in(kind, values) if name not in known]:
         raise ValueError("\n".join(f"{source}: unknown key {short(k)}; {nearest(k, known)}" for k in unknown))
     try:
         config = kind.model_validate(values)
@@ -89,6 +124,48 @@ def make(kind: type[C], values: dict[str, Any], source: str) -> C:
             if (isinstance(path, Path) or key in inputs) and path and (why := _no_path(path)):
                 raise ValueError(f"{source}: {key}={short(str(path))}: {why}; give another path")
     return config
+
+
+def groups_of(field: FieldInfo) -> tuple[type[Group], ...]:
+    """The classes that a field's group can be of; none if it holds no group."""
+    kinds = typing.get_args(field.annotation) or (field.annotation,)
+    return tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Group))
+
+
+def names_of(kind: type[BaseModel]) -> list[str]:
+    """The settings by name, those in groups as `optimizer.learning_rate`."""
+    names = []
+    for name, field in kind.model_fields.items():
+        inner = [f"{name}.{each}" for group in groups_of(field) for each in group.model_fields]
+        names += [name, *dict.fromkeys(inner)]
+    return names
+
+
+def _names_in(kind: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
+    """Names of the values, those in groups too."""
+    groups = {name for name, field in kind.model_fields.items() if groups_of(field)}
+    inner = (f"{k}.{each}" for k, value in values.items() if k in groups and isinstance(value, dict) for each in value)
+    return [*values, *inner]
+
+
+def put(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value by its name; `optimizer.learning_rate` sets one within a group, and leaves the others."""
+    group, _, inner = name.partition(".")
+    if not (group and inner):
+        values[name] = value
+        return
+    before = values.get(group, {})
+    rest = {"name": before} if isinstance(before, str) else before if isinstance(before, dict) else {}
+    values[group] = rest | {inner: value}
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values by name, those in groups as `optimizer.learning_rate`."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = flat(value) if isinstance(value, dict) else None
+        out |= {name: value} if inner is None else {f"{name}.{each}": v for each, v in inner.items()}
+    return out
 
 
 ENDLESS = "is a pipe or device, which may have no end; write it to a file and give that"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from tutelage.settings.common import Count, StageConfig
+from tutelage.settings.sampler import LocalSampling
 from tutelage.terminal import listed, short
 
 
@@ -42,10 +43,8 @@ class AnswerConfig(StageConfig):
     """Model (by name) that KL is measured from."""
     texts: str | None = None
     """Held-out pretraining text, for the alignment tax."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Sampling temperature."""
-    max_new_tokens: Count = 256
-    """Most tokens of an answer."""
+    sampler: LocalSampling = LocalSampling()
+    """What samples, and how."""
 
     @property
     def labels(self) -> list[str]:
@@ -54,7 +53,9 @@ class AnswerConfig(StageConfig):
         return [*self.models, *self.prompted, *(f"{name}_greedy" for name in self.greedy), *best_of]
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> AnswerConfig:
+    def _is_sound(self) -> AnswerConfig:
+        if not self.sampler.temperature:
+            raise ValueError("sampler.temperature=0 is greedy; name models under `greedy` instead, and set it above 0")
         for name in [*self.prompted.values(), *self.greedy, *(n for n in (self.best_of, self.reference) if n)]:
             if name not in self.models:
                 raise ValueError(f"{short(name)} is not among the models {short(sorted(self.models))}")

@@ -9,19 +9,20 @@ gives the file to labelers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any
 
 from tutelage.data.candidates import write_candidates
 from tutelage.data.datasets import read_demonstrations, read_prompts
-from tutelage.data.records import Completion, Text
+from tutelage.data.records import Completion, Prompt, Text, by_text
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.sampling.completions import Writer, complete, fits, number_copies
-from tutelage.settings.stages import CollectConfig
+from tutelage.settings.collect import CollectConfig
 
 
 def other_prompts(moved: Sequence[int], texts: Sequence[Text]) -> dict[int, int]:
@@ -41,17 +42,63 @@ def other_prompts(moved: Sequence[int], texts: Sequence[Text]) -> dict[int, int]
     return dict(zip(order, order[len(largest) :] + order[: len(largest)], strict=True))
 
 
+@dataclass(frozen=True)
+class Slot:
+    """A completion to be sampled: of which prompt (its place in the file), by which policy, and which copy it is."""
+
+    prompt: int
+    policy: str
+    copy: int
+
+
+def draw_slots(config: CollectConfig, prompts: Sequence[Prompt], rng: Random) -> list[Slot]:
+    """Who writes which completion of which prompt: K for each prompt, each by a policy drawn by its weight."""
+    fewest, _, most = config.k.partition("..")
+    k_min, k_max = int(fewest), int(most or fewest)
+    names = list(config.writers)
+    weights = [config.weights.get(name, 1.0) for name in names]
+    drawn = [(p, rng.choices(names, weights)[0]) for p in range(len(prompts)) for _ in range(rng.randint(k_min, k_max))]
+    copies = number_copies(prompts[p] for p, _ in drawn)
+    return [Slot(p, name, copy) for (p, name), copy in zip(drawn, copies, strict=True)]
+
+
+def fitting(writer: Writer, prompts: Sequence[Prompt], slots: Sequence[Slot], new: int) -> dict[int, bool]:
+    """Whether each prompt that a policy is to answer leaves room for so many new tokens in its context."""
+    return {p: fits(writer, prompts[p], new) for p in {slot.prompt for slot in slots if slot.policy == writer.name}}
+
+
+def write_share(
+    open_writer: Callable[[], Writer], prompts: Sequence[Prompt], slots: Sequence[Slot], config: CollectConfig
+) -> dict[str, Any]:
+    """The completions of one policy by slot, and the prompts that are too long for it."""
+    writer = open_writer()
+    room = fitting(writer, prompts, slots, config.sampler.max_new_tokens)
+    mine = [i for i, slot in enumerate(slots) if slot.policy == writer.name and room[slot.prompt]]
+    asked, copies = [prompts[slots[i].prompt] for i in mine], [slots[i].copy for i in mine]
+    answers = complete(writer, asked, config.seed, config.sampler, copies)
+    rows = [answer.completion.model_dump(mode="json") for answer in answers]
+    return {"slots": mine, "completions": rows, "too_long": [p for p, ok in room.items() if not ok]}
+
+
+def move_some(
+    written: Mapping[int, Completion], share: float, texts: Sequence[Text], rng: Random
+) -> dict[int, Completion]:
+    """The completions by slot; this share of them have changed places, to be wrong for the prompt they come under."""
+    moved = [i for i in written if rng.random() < share]
+    swaps = other_prompts(moved, texts)
+    return dict(written) | {
+        i: written[j].model_copy(update={"policy": f"{written[j].policy} off prompt"}) for i, j in swaps.items()
+    }
+
+
 def run(config: CollectConfig) -> None:
     """Sample, then write `candidates.jsonl` into the run folder.
 
     Raises:
-        ValueError: if off_prompt is wanted of a single prompt.
+        ValueError: if off_prompt is wanted of a single prompt, or no prompt gets two distinct completions.
     """
-    policies = config.policies or {"policy": str(config.policy)}
-    fewest, _, most = config.k.partition("..")
-    k_min, k_max = int(fewest), int(most or fewest)
-    run = open_run("collect", config, inputs_of(config, *config.INPUTS))
-    if run is None:
+    opened = open_run("collect", config, inputs_of(config, *config.INPUTS))
+    if opened is None:
         return
     rng = Random(config.seed)
     loaded = read_prompts(config.prompts)
@@ -62,71 +109,51 @@ def run(config: CollectConfig) -> None:
             "another; leave off_prompt out, or add prompts"
         )
     examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
+    tokenizers = {name: load_tokenizer(folder) for name, folder in config.writers.items()}
+
+    def open_writer(name: str) -> Writer:
+        policy = load_policy(config.writers[name], tokenizers[name])
+        return Writer(name, policy, tokenizers[name], examples if name in config.few_shot else ())
+
     nothing = f"{config.prompts}: no prompt got two distinct completions within the models' context"
-    tokenizers = {name: load_tokenizer(folder) for name, folder in policies.items()}
     # 1. Who writes which completion of which prompt.
-    names = list(policies)
-    weights = [config.weights.get(name, 1.0) for name in names]
-    slots = [(p, rng.choices(names, weights)[0]) for p in range(len(prompts)) for _ in range(rng.randint(k_min, k_max))]
-    copies = number_copies(prompts[p] for p, _ in slots)
-
-    def load(name: str) -> tuple[Writer, dict[int, bool]]:
-        """A policy, and whether each prompt that it is to answer leaves room in its context."""
-        policy = load_policy(policies[name], tokenizers[name])
-        writer = Writer(name, policy, tokenizers[name], examples if name in config.few_shot else ())
-        asked = {p for p, n in slots if n == name}
-        return writer, {p: fits(writer, prompts[p], 2**31, config.max_new_tokens) for p in asked}
-
-    if run.dry:
-        rooms = [load(name)[1] for name in names]  # every policy is loaded, one at a time
+    names, slots = list(config.writers), draw_slots(config, prompts, rng)
+    if opened.dry:
+        new = config.sampler.max_new_tokens
+        rooms = [fitting(open_writer(name), prompts, slots, new) for name in names]  # loads one policy at a time
         if not any(ok for room in rooms for ok in room.values()):
             raise ValueError(nothing)
-    run.begin(
+    opened.begin(
         f"{len(prompts):,} prompts, {len(slots):,} completions to sample, by {', '.join(names)}", lost=loaded.dropped
     )
     # 2. Each policy writes its share.
     written: dict[int, Completion] = {}
     too_long: set[int] = set()
-
-    def share(name: str) -> dict[str, Any]:
-        """The completions of one policy by slot, and the prompts that are too long for it."""
-        writer, room = load(name)
-        mine = [i for i, (p, n) in enumerate(slots) if n == name and room[p]]
-        completions, _, _ = complete(
-            writer, [prompts[slots[i][0]] for i in mine], config.seed, copies=[copies[i] for i in mine],
-            temperature=config.temperature, max_new_tokens=config.max_new_tokens,
-        )  # fmt: skip
-        rows = [completion.model_dump(mode="json") for completion in completions]
-        return {"slots": mine, "completions": rows, "too_long": [p for p, ok in room.items() if not ok]}
-
-    run.forget_after(-1)  # what is kept is logged again
-    for index in run.track(range(len(names))):
-        own = run.once(f"policy-{index}", partial(share, names[index]))
+    opened.forget_after(-1)  # what is kept is logged again
+    for index in opened.track(range(len(names))):
+        work = partial(write_share, partial(open_writer, names[index]), prompts, slots, config)
+        own = opened.once(f"policy-{index}", work)
         completions = [Completion.model_validate(row) for row in own["completions"]]
         written |= dict(zip(own["slots"], completions, strict=True))
         too_long |= set(own["too_long"])
-        run.log(index, completions=float(len(completions)))
-    # 3. Some completions change places, to be wrong for the prompt they come under.
-    moved = [i for i in written if rng.random() < config.off_prompt]
-    from_slot = other_prompts(moved, [prompts[p].text for p, _ in slots])
-    written |= {
-        i: written[j].model_copy(update={"policy": f"{written[j].policy} off prompt"}) for i, j in from_slot.items()
-    }
+        opened.log(index, {"completions": float(len(completions))})
+    # 3. Some completions change places.
+    written = move_some(written, config.off_prompt, [prompts[slot.prompt].text for slot in slots], rng)
     # 4. Merge identical completions, leave out empty ones, and write.
-    empty = [i for i, completion in written.items() if not completion.text.strip()]
-    for i in empty:
-        del written[i]
-    groups: dict[int, dict[str, Completion]] = {}
+    groups: dict[int, list[Completion]] = {}
     for i, completion in sorted(written.items()):
-        groups.setdefault(slots[i][0], {}).setdefault(completion.text, completion)
-    candidates = [(prompts[p], tuple(texts.values())) for p, texts in groups.items() if len(texts) >= 2]
+        if completion.text.strip():
+            groups.setdefault(slots[i].prompt, []).append(completion)
+    distinct = {p: tuple(group[equal[0]] for equal in by_text(group).values()) for p, group in groups.items()}
+    candidates = [(prompts[p], texts) for p, texts in distinct.items() if len(texts) >= 2]
     if not candidates:
         raise ValueError(nothing)
-    write_candidates(run.folder / "candidates.jsonl", candidates)
-    run.finish(
-        prompts=len(candidates), completions=len(written), merged=len(written) - sum(len(g) for g in groups.values()),
+    write_candidates(opened.folder / "candidates.jsonl", candidates)
+    whole = sum(len(group) for group in groups.values())
+    opened.finish(
+        prompts=len(candidates), completions=whole, merged=whole - sum(len(texts) for texts in distinct.values()),
         dropped=dropped({
-            **loaded.dropped, "too long": len(too_long), "empty completion": len(empty),
-            "fewer than two distinct completions": len(groups) - len(candidates),
+            **loaded.dropped, "too long": len(too_long), "empty completion": len(written) - whole,
+            "fewer than two distinct completions": len(distinct) - len(candidates),
         }),
     )  # fmt: skip

@@ -14,10 +14,12 @@ from rich.table import Table
 
 from tutelage.data.datasets import read_rankings
 from tutelage.files import fingerprint
-from tutelage.models.loading import context_length, full_precision, load_scalar
+from tutelage.models.architecture import context_length
+from tutelage.models.loading import load_scalar
+from tutelage.models.precision import full_precision
 from tutelage.models.tokens import load_tokenizer
 from tutelage.runs import dropped, identity_of, inputs_of, open_run
-from tutelage.settings.stages import MeasureConfig
+from tutelage.settings.reward import MeasureConfig
 from tutelage.stages.reward import encode, evaluate, verdict
 
 

@@ -12,49 +12,71 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.algorithms import ppo
+from tutelage.algorithms import ALGORITHMS, Algorithm
+from tutelage.algorithms.learner import Learner
 from tutelage.data.datasets import read_prompts, read_texts
-from tutelage.data.records import Prompt, Request, Rollout
+from tutelage.data.records import Prompt, Request
 from tutelage.data.strict_json import dumps
-from tutelage.models.forward import (
-    all_scores,
-    completion_logprobs,
-    completion_values,
-    selected_logprobs,
-    selected_values,
-    spread,
-)
-from tutelage.models.loading import context_length, full_precision, load_policy, load_scalar, save_model, stop_ids
-from tutelage.models.packing import micro_batches
-from tutelage.models.texts import text_nll, text_rows
-from tutelage.models.tokens import (
-    decode_answer,
-    encode_pairs,
-    encode_prompt,
-    load_tokenizer,
-    require_same_tokens,
-    same_reading,
-)
+from tutelage.models.architecture import context_length, stop_ids
+from tutelage.models.forward import completion_logprobs, completion_values
+from tutelage.models.loading import load_policy, save_model
+from tutelage.models.precision import full_precision
+from tutelage.models.texts import text_rows
+from tutelage.models.tokens import encode_prompt, load_tokenizer, require_same_tokens
 from tutelage.objectives.advantages import explained_variance, kl_shaped_rewards
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, k1
-from tutelage.objectives.masked import keep, masked_mean, whiten
+from tutelage.objectives.masked import keep, masked_mean
+from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import Run, dropped, inputs_of, open_run
 from tutelage.sampling import Sampler
-from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.engines import open_sampler
+from tutelage.sampling.rollout import Episodes, Rollout, episodes_of
 from tutelage.sampling.seeds import request_seed
-from tutelage.settings.stages import OnlineConfig
+from tutelage.settings.online import OnlineConfig
 from tutelage.training.checkpoints import Checkpoint
 from tutelage.training.guards import Watch
-from tutelage.training.updates import adamw, begin, constant_after_warmup, require_finite_measure, shuffled, update
+from tutelage.training.updates import begin, constant_after_warmup, require_finite_measure, shuffled
 
-ALGORITHMS = {"ppo": ppo}
 PAPER_DECAY, PAPER_ITERATIONS = 0.992, 500  # section C.4; 256,000 episodes, 512 at a time
 FINAL_PROMPTS = 128  # the same for the averaged and for the last weights
 STILL = 0.5  # warn where the average has moved less than this share of the last weights' distance from the start
+
+Asked = tuple[Prompt, tuple[int, ...]]  # a prompt with its ids
+
+
+@dataclass(frozen=True)
+class Models:
+    """What the loop works with. `value_model` is None where the algorithm needs none; `average` holds the averaged
+    weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    reward: RewardModel
+    value_model: PreTrainedModel | None
+    average: PreTrainedModel
+    sampler: Sampler
+
+
+def load_models(config: OnlineConfig, algorithm: Algorithm) -> Models:
+    """The policy, its two copies, the reward model and, where the algorithm needs one, a value model that starts as it.
+
+    Raises:
+        ValueError: if policy and reward model have other tokens.
+    """
+    tokenizer = load_tokenizer(config.model)
+    reward = RewardModel(config.reward_model)
+    require_same_tokens(reward.tokenizer, tokenizer, f"reward_model {config.reward_model}")
+    policy, reference = (load_policy(config.model, tokenizer) for _ in range(2))
+    value_model = copy.deepcopy(reward.model) if algorithm.needs_values else None
+    average = copy.deepcopy(policy).requires_grad_(False)
+    sampler = open_sampler(config.sampler, policy, bf16=True)  # the ratio divides by what was sampled with
+    return Models(tokenizer, policy, reference, reward, value_model, average, sampler)
 
 
 def run(config: OnlineConfig) -> None:
@@ -63,155 +85,183 @@ def run(config: OnlineConfig) -> None:
     Raises:
         ValueError: if tokenizers differ, no prompt fits, or the gradient is not finite.
     """
-    run = open_run("online", config, inputs_of(config, *config.INPUTS))
-    if run is None:
+    opened = open_run("online", config, inputs_of(config, *config.INPUTS))
+    if opened is None:
         return
-    algorithm = ALGORITHMS[config.algorithm]
-
-    # The four models.
-    tokenizer = load_tokenizer(config.model)
-    reward_tokenizer = load_tokenizer(config.reward_model)
-    require_same_tokens(reward_tokenizer, tokenizer, f"reward_model {config.reward_model}")
-    policy = load_policy(config.model, tokenizer)
-    reference = load_policy(config.model, tokenizer)
-    reward_model = load_scalar(config.reward_model, reward_tokenizer)
-    value_model = copy.deepcopy(reward_model)
-    average = copy.deepcopy(policy).requires_grad_(False)
-    ends = set(stop_ids(policy))
-    sampler = LocalSampler(policy, bf16=True)  # the ratio accounts for it: it divides by what was sampled with
-
-    whole = min(context_length(policy), context_length(reward_model))
-    prompts, lost = usable_prompts(config, whole, tokenizer)
-    reads = context_length(reward_model)
-    if not same_reading(tokenizer, reward_tokenizer):  # its template may be longer
-        frames = encode_pairs(reward_tokenizer, [(p.text, "", True) for p, _ in prompts])
-        fit = [len(a) + len(b) + config.max_completion_length <= reads for a, b in frames]
-        if not any(fit):
-            raise ValueError(
-                f"{config.prompts}: none of {len(prompts)} prompts leaves room for a completion in the reward model's "
-                f"template: lower max_completion_length={config.max_completion_length} (its context is {reads} tokens)"
-            )
-        lost["too long for the reward model"] = len(fit) - sum(fit)
-        prompts = [p for p, ok in zip(prompts, fit, strict=True) if ok]
-    rows, lost_texts = pretraining_rows(config, whole, tokenizer)
+    algorithm = ALGORITHMS[type(config.algorithm)](config.algorithm)
+    models = load_models(config, algorithm)
+    prompts, lost = usable_prompts(config, models)
+    texts, lost_texts = pretraining_rows(config, models)
+    unused = dropped(lost, pretraining_texts=lost_texts)
     iterations = math.ceil(config.total_episodes / config.batch_size)
-    begin(
-        run,
-        f"{len(prompts):,} prompts, {iterations * config.batch_size / len(prompts):.1f} episodes of each",
-        f"{iterations:,} iterations of {config.batch_size} episodes, in each {config.num_ppo_epochs} passes of updates "
-        f"of {config.mini_batch_size}",
-        *([] if rows is None else [f"pretraining mixture: {len(rows):,} rows of {rows.shape[1]} tokens"]),
-        trained=[policy, value_model],
-        lost=(unused := dropped(lost, pretraining_texts=lost_texts)),
-    )
-    kl = (
-        AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_target else FixedKL(config.kl_coef)
-    )
+    learner = Learner(config, algorithm, models.policy, models.value_model, texts)
+    begin(opened, *plan(config, prompts, iterations, texts), trained=[*learner.models.values()], lost=unused)
     torch.manual_seed(config.seed)
-    optimizers = {
-        "policy": adamw(policy, config),
-        "value_model": adamw(value_model, config, config.value_learning_rate),
-    }
-    models = {"policy": policy, "value_model": value_model, "average": average}
-    checkpoint = Checkpoint(run, models, optimizers, config.checkpoint_seconds)
+    beta, target = config.kl_coef, config.kl_target
+    kl = AdaptiveKL(beta, target, config.kl_horizon) if target else FixedKL(beta)
+    kept = {**learner.models, "average": models.average}
+    checkpoint = Checkpoint(opened, kept, learner.optimizers, config.checkpoint_seconds)
     resumed = checkpoint.resume()
     if isinstance(kl, AdaptiveKL) and "kl_coef" in resumed:
         kl.kl_coef = resumed["kl_coef"]
-
-    watch = Watch(run, tokenizer)
+    watch = Watch(opened, models.tokenizer)
     decay = average_decay(config, iterations)
-    for iteration in run.track(range(resumed["step"], iterations)):
-        # 1. Sample one completion for each prompt of the iteration.
-        chosen = iteration_prompts(prompts, iteration, config)
-        rollout = sample(policy, sampler, chosen, iteration, config)
-        mask = rollout.mask
+    for iteration in opened.track(range(resumed["step"], iterations)):
+        # 1 to 5. Sample, score, compare with the reference, shape rewards, assign credit.
+        asked = iteration_prompts(prompts, iteration, config, algorithm.samples_per_prompt)
+        rollout = roll_out(models, algorithm, asked, iteration, config, kl.value)
 
-        # 2. Score whole completions; those without an end are docked.
-        ended = torch.tensor([s[-1] in ends for s in rollout.sequences])
-        rollout.scores = all_scores(reward_model, readings(rollout, ended, chosen, tokenizer, reward_tokenizer, reads))
-        scores = rollout.scores - config.missing_eos_penalty * (~ended).float()
-
-        # 3. Log-probabilities under the reference, values under the value model.
-        rollout.ref_logprobs = completion_logprobs(
-            reference, rollout.sequences, rollout.prompt_lengths, config.temperature
-        )
-        rollout.values = completion_values(value_model, rollout.sequences, rollout.prompt_lengths)
-
-        # 4. Rewards: the KL penalty per token, the score at the last token.
-        rewards = kl_shaped_rewards(scores, rollout.logprobs, rollout.ref_logprobs, mask, kl.value)
-        if config.whiten_rewards:
-            rewards = whiten(rewards, mask, shift_mean=False)
-
-        # 5. Advantages.
-        advantages, returns = algorithm.advantages(rewards, rollout.values, mask, config)
-
-        # 6. Update policy and value model; PPO and pretraining gradients share a buffer.
-        rate = constant_after_warmup(iteration, config.warmup_iterations)
+        # 6. Update policy and value model; policy and pretraining gradients share a buffer.
+        warmth = constant_after_warmup(iteration, config.optimizer.warmup_steps)
         watch.reads(iteration, rollout.sequences)
-        metrics = improve(watch, config, models, optimizers, rollout, advantages, returns, rows, rate)
+        metrics = learner.improve(rollout, warmth, watch)
 
         # 7. Average the weights, in fp32.
         with torch.no_grad():
-            for averaged, parameter in zip(average.parameters(), policy.parameters(), strict=True):
+            for averaged, parameter in zip(models.average.parameters(), models.policy.parameters(), strict=True):
                 averaged.lerp_(parameter, 1 - decay)
 
         # 8. Log, steer the KL coefficient, checkpoint.
-        drift = keep(k1(rollout.logprobs, rollout.ref_logprobs), mask).sum(1)
-        row = run.log(
-            iteration,
-            show=("objective__scores", "objective__kl", "objective__length"),
-            objective__kl=drift.mean().item(),
-            objective__scores=rollout.scores.mean().item(),
-            objective__rlhf_reward=(scores - kl.value * drift).mean().item(),
-            objective__kl_coef=kl.value,
-            objective__length=mask.sum(1).float().mean().item(),
-            objective__ended=ended.float().mean().item(),
-            objective__value_error=masked_mean((rollout.values - returns) ** 2, mask).item(),
-            val__explained_variance=explained_variance(rollout.values, returns, mask),
-            learning_rate=rate * config.learning_rate,
-            episodes=float((iteration + 1) * config.batch_size),
-            **metrics,
-        )
-        watch.look(row)
-        kl.update(drift.mean().item(), config.batch_size)
+        metrics |= measures(rollout, config, kl.value)
+        metrics["learning_rate"] = warmth * config.optimizer.learning_rate
+        metrics["episodes"] = float((iteration + 1) * config.batch_size)
+        watch.look(opened.log(iteration, metrics, show=("objective/scores", "objective/kl", "objective/length")))
+        kl.update(metrics["objective/kl"], config.batch_size)
         if iteration % config.sample_every == 0 or iteration + 1 == iterations:
-            keep_samples(run, iteration, chosen, rollout, tokenizer)
+            keep_samples(opened, iteration, rollout, models.tokenizer)
         if checkpoint.due():
             checkpoint.save(iteration + 1, kl_coef=kl.value)
 
     # 9. Both sets of weights, measured on the same prompts.
     fixed = shuffled(prompts, config.seed, -1)[:FINAL_PROMPTS]
-    final: dict[str, dict[str, float]] = {}
-    for name, weights in (("model", average if decay else policy), ("last", policy)):
-        save_model(weights.eval(), tokenizer, run.folder / name)
-        rollout = sample(weights, LocalSampler(weights), fixed, iterations, config)
-        ended = torch.tensor([s[-1] in ends for s in rollout.sequences])
-        with full_precision():  # as other tools will read the folders
-            read = readings(rollout, ended, fixed, tokenizer, reward_tokenizer, reads)
-            rollout.scores = all_scores(reward_model, read)
-            rollout.ref_logprobs = completion_logprobs(
-                reference, rollout.sequences, rollout.prompt_lengths, config.temperature
-            )
-        final[name] = {
-            "score": float(rollout.scores.mean()),
-            "kl": float(keep(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask).sum(1).mean()),
-            "length": float(rollout.mask.sum(1).float().mean()),
-        }
-        for key, value in final[name].items():
-            require_finite_measure(run, f"mean {key} of {name}/", value)
-        means = "  ".join(f"{key} {value:.3f}" for key, value in final[name].items())
-        run.say(f"{name}/: {means}  (mean over {len(fixed)} prompts)")
-    way = moved(average, policy, reference) if decay else 1.0
+    weights = {"model": models.average if decay else models.policy, "last": models.policy}
+    final = {name: save_and_measure(opened, name, weights[name], models, fixed, iterations, config) for name in weights}
+    way = moved(models.average, models.policy, models.reference) if decay else 1.0
     if way < STILL:
-        run.warn(
+        opened.warn(
             f"the averaged weights in model/ have moved only {way:.0%} as far from the start as the last weights: with "
             f"ema_decay={decay:.4g} over {iterations} iterations they are mostly the policy that the run began with. "
             "last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average of this run"
         )
-    run.finish(
-        prompts=len(prompts), dropped=unused, kl_coef=kl.value, ema_decay=decay,
-        average_moved=way, final=final,
+    opened.finish(
+        prompts=len(prompts), dropped=unused, kl_coef=kl.value, ema_decay=decay, average_moved=way, final=final
+    )
+
+
+def roll_out(
+    models: Models, algorithm: Algorithm, asked: Sequence[Asked], iteration: int, config: OnlineConfig, kl_coef: float
+) -> Rollout:
+    """Episodes of one iteration, with the credit that each token gets."""
+    # 1. Sample the completions.
+    models.policy.eval()
+    episodes = sample(models.sampler, stop_ids(models.policy), asked, iteration, config, algorithm.samples_per_prompt)
+
+    # 2. Score whole completions.
+    scores = scores_of(models, episodes)
+
+    # 3. Log-probabilities under the reference, values under the value model.
+    spans = (episodes.sequences, episodes.prompt_lengths)
+    ref_logprobs = completion_logprobs(models.reference, *spans, config.sampler.temperature)
+    values = completion_values(models.value_model, *spans) if models.value_model is not None else None
+
+    # 4. Rewards: the KL penalty per token; the score, docked where there is no end, at the last token.
+    rewards = kl_shaped_rewards(
+        docked(scores, episodes, config), episodes.logprobs, ref_logprobs, episodes.mask, kl_coef
+    )
+
+    # 5. Advantages.
+    advantages, returns = algorithm.credit(episodes, rewards, values)
+    return Rollout(
+        **vars(episodes), scores=scores, ref_logprobs=ref_logprobs, values=values, rewards=rewards,
+        advantages=advantages, returns=returns,
     )  # fmt: skip
+
+
+def sample(
+    sampler: Sampler, ends: tuple[int, ...], asked: Sequence[Asked], iteration: int, config: OnlineConfig,
+    samples_per_prompt: int = 1,
+) -> Episodes:  # fmt: skip
+    """A completion of each prompt asked. Each copy of a prompt has a seed of its own."""
+    seen: Counter[str] = Counter()  # which copy of its prompt an episode is
+    requests = []
+    for prompt, ids in asked:
+        seed = request_seed(config.seed, iteration, prompt.id, seen[prompt.id])
+        seen[prompt.id] += 1
+        requests.append(Request(ids, seed, config.sampler.max_new_tokens, ends, config.sampler.temperature))
+    return episodes_of([p for p, _ in asked], requests, sampler.sample(requests), samples_per_prompt)
+
+
+def scores_of(models: Models, episodes: Episodes) -> torch.Tensor:
+    """(n,) scores of the sampled ids or, where the reward model's chat template is another, of the texts in its own.
+
+    A text that comes out longer than it was sampled, as bytes that are no characters do, is cut off at its context.
+    """
+    reward, tokenizer = models.reward, models.tokenizer
+    if reward.reads(tokenizer):
+        return reward.scores(episodes.sequences)
+    encoded = reward.encode(episodes.prompts, episodes.texts(tokenizer), episodes.ended.tolist())
+    return reward.scores([ids[: reward.context] for ids in encoded])
+
+
+def docked(scores: torch.Tensor, episodes: Episodes, config: OnlineConfig) -> torch.Tensor:
+    """The scores, less a penalty for completions that were cut off."""
+    return scores - config.missing_eos_penalty * (~episodes.ended).float()
+
+
+def measures(rollout: Rollout, config: OnlineConfig, kl_coef: float) -> dict[str, float]:
+    """What is logged of a rollout."""
+    mask = rollout.mask
+    drift = keep(k1(rollout.logprobs, rollout.ref_logprobs), mask).sum(1)
+    metrics = {
+        "objective/kl": drift.mean().item(),
+        "objective/scores": rollout.scores.mean().item(),
+        "objective/rlhf_reward": (docked(rollout.scores, rollout, config) - kl_coef * drift).mean().item(),
+        "objective/kl_coef": kl_coef,
+        "objective/length": mask.sum(1).float().mean().item(),
+        "objective/ended": rollout.ended.float().mean().item(),
+    }
+    if rollout.values is not None and rollout.returns is not None:
+        metrics["objective/value_error"] = masked_mean((rollout.values - rollout.returns) ** 2, mask).item()
+        metrics["val/explained_variance"] = explained_variance(rollout.values, rollout.returns, mask)
+    return metrics
+
+
+def save_and_measure(
+    opened: Run, name: str, weights: PreTrainedModel, models: Models, asked: Sequence[Asked], iterations: int,
+    config: OnlineConfig,
+) -> dict[str, float]:  # fmt: skip
+    """Save weights under a name; their mean score, KL from the reference and length on these prompts.
+
+    Raises:
+        ValueError: if one of the measures is not finite.
+    """
+    save_model(weights.eval(), models.tokenizer, opened.folder / name)
+    episodes = sample(open_sampler(config.sampler, weights), stop_ids(weights), asked, iterations, config)
+    with full_precision():  # as other tools will read the folders
+        scores = scores_of(models, episodes)
+        ref_logprobs = completion_logprobs(
+            models.reference, episodes.sequences, episodes.prompt_lengths, config.sampler.temperature
+        )
+    final = {
+        "score": float(scores.mean()),
+        "kl": float(keep(k1(episodes.logprobs, ref_logprobs), episodes.mask).sum(1).mean()),
+        "length": float(episodes.mask.sum(1).float().mean()),
+    }
+    for key, value in final.items():
+        require_finite_measure(opened, f"mean {key} of {name}/", value)
+    means = "  ".join(f"{key} {value:.3f}" for key, value in final.items())
+    opened.say(f"{name}/: {means}  (mean over {len(asked)} prompts)")
+    return final
+
+
+def plan(config: OnlineConfig, prompts: Sequence[Asked], iterations: int, texts: torch.Tensor | None) -> list[str]:
+    """What will be done, in words."""
+    lines = [
+        f"{len(prompts):,} prompts, {iterations * config.batch_size / len(prompts):.1f} episodes of each",
+        f"{iterations:,} iterations of {config.batch_size} episodes, in each {config.inner_epochs} passes of updates "
+        f"of {config.mini_batch_size}",
+    ]
+    return lines if texts is None else [*lines, f"pretraining mixture: {len(texts):,} rows of {texts.shape[1]} tokens"]
 
 
 def average_decay(config: OnlineConfig, iterations: int) -> float:
@@ -232,189 +282,61 @@ def moved(average: PreTrainedModel, last: PreTrainedModel, start: PreTrainedMode
     return (squares[0] / squares[1]) ** 0.5 if squares[1] else 1.0
 
 
-def usable_prompts(
-    config: OnlineConfig, context: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[tuple[Prompt, tuple[int, ...]]], dict[str, int]]:
+def usable_prompts(config: OnlineConfig, models: Models) -> tuple[list[Asked], dict[str, int]]:
     """Prompts with their ids, and by reason how many were dropped.
 
     Raises:
         ValueError: if none is left.
     """
-    limit = min(config.max_prompt_tokens, context - config.max_completion_length)
+    reward, new = models.reward, config.sampler.max_new_tokens
+    context = min(context_length(models.policy), reward.context)
     loaded = read_prompts(config.prompts)
-    encoded = [(p, tuple(encode_prompt(tokenizer, p.text))) for p in loaded.records]
-    kept = [(p, ids) for p, ids in encoded if len(ids) <= limit]
-    if not kept:
+    encoded = [(p, tuple(encode_prompt(models.tokenizer, p.text))) for p in loaded.records]
+    prompts = [(p, ids) for p, ids in encoded if len(ids) <= min(config.max_prompt_tokens, context - new)]
+    if not prompts:
         raise ValueError(
             f"{config.prompts}: none of {len(encoded)} prompts leaves room for a completion: "
-            f"lower max_completion_length={config.max_completion_length} (the models' context is {context} tokens)"
+            f"lower sampler.max_new_tokens={new} (the models' context is {context} tokens)"
         )
-    return kept, {**loaded.dropped, "too long": len(encoded) - len(kept)}
+    lost = {**loaded.dropped, "too long": len(encoded) - len(prompts)}
+    if reward.reads(models.tokenizer):
+        return prompts, lost
+    fits = reward.leaves_room([p for p, _ in prompts], new)  # its template may be longer
+    if not any(fits):
+        raise ValueError(
+            f"{config.prompts}: none of {len(prompts)} prompts leaves room for a completion in the reward model's "
+            f"template: lower sampler.max_new_tokens={new} (its context is {reward.context} tokens)"
+        )
+    lost["too long for the reward model"] = len(fits) - sum(fits)
+    return [asked for asked, ok in zip(prompts, fits, strict=True) if ok], lost
 
 
-def pretraining_rows(
-    config: OnlineConfig, context: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[torch.Tensor | None, dict[str, int]]:
+def pretraining_rows(config: OnlineConfig, models: Models) -> tuple[torch.Tensor | None, dict[str, int]]:
     """(rows, length) of pretraining text for the mixture, and what was dropped of it; None for plain PPO."""
     if config.pretraining_texts is None:
         return None, {}
     texts = read_texts(config.pretraining_texts)
-    return text_rows(tokenizer, texts.records, min(config.ptx_length, context)), texts.dropped
+    length = min(config.ptx_length, context_length(models.policy), models.reward.context)
+    return text_rows(models.tokenizer, texts.records, length), texts.dropped
 
 
 def iteration_prompts(
-    prompts: Sequence[tuple[Prompt, tuple[int, ...]]], iteration: int, config: OnlineConfig
-) -> list[tuple[Prompt, tuple[int, ...]]]:
-    """The prompts of an iteration: a window on shuffled passes over all, a function of the seed alone."""
-    first = iteration * config.batch_size
-    passes = range(first // len(prompts), (first + config.batch_size - 1) // len(prompts) + 1)
+    prompts: Sequence[Asked], iteration: int, config: OnlineConfig, samples_per_prompt: int = 1
+) -> list[Asked]:
+    """The prompts of an iteration, each as often as it is sampled: a window on shuffled passes over all, a function of
+    the seed alone."""
+    number = config.batch_size // samples_per_prompt
+    first = iteration * number
+    passes = range(first // len(prompts), (first + number - 1) // len(prompts) + 1)
     order = [p for epoch in passes for p in shuffled(prompts, config.seed, epoch)]
     start = first - passes.start * len(prompts)
-    return order[start : start + config.batch_size]
+    return [p for p in order[start : start + number] for _ in range(samples_per_prompt)]
 
 
-def sample(
-    policy: PreTrainedModel,
-    sampler: Sampler,
-    prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
-    iteration: int,
-    config: OnlineConfig,
-) -> Rollout:
-    """One completion per prompt, as sequences of ids with their log-probabilities under the sampling policy."""
-    policy.eval()
-    seen: Counter[str] = Counter()  # which copy of its prompt an episode is
-    requests = []
-    for prompt, ids in prompts:
-        seed = request_seed(config.seed, iteration, prompt.id, seen[prompt.id])
-        seen[prompt.id] += 1
-        requests.append(Request(ids, seed, config.max_completion_length, stop_ids(policy), config.temperature))
-    samples = sampler.sample(requests)
-    sequences = [[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)]
-    prompt_lengths = [len(r.prompt_ids) for r in requests]
-    lengths = torch.tensor([len(s.completion_ids) for s in samples])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    logprobs = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor([lp for s in samples for lp in s.logprobs]))
-    empty = torch.empty(0)
-    return Rollout(sequences, prompt_lengths, mask, logprobs, ref_logprobs=empty, scores=empty)
-
-
-def readings(
-    rollout: Rollout,
-    ended: torch.Tensor,
-    prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
-    tokenizer: PreTrainedTokenizerBase,
-    reader: PreTrainedTokenizerBase,
-    context: int,
-) -> list[list[int]]:
-    """What the reward model reads: the sampled ids or, where its chat template is another, the texts in its own.
-
-    A text that comes out longer than it was sampled, as bytes that are no characters do, is cut off at its context.
-    """
-    if same_reading(tokenizer, reader):
-        return rollout.sequences
-    texts = (
-        decode_answer(tokenizer, prompt.text, ids[:n], ids[n:])
-        for (prompt, _), ids, n in zip(prompts, rollout.sequences, rollout.prompt_lengths, strict=True)
-    )
-    pairs = [(prompt.text, text, end) for (prompt, _), text, end in zip(prompts, texts, ended.tolist(), strict=True)]
-    return [(a + b)[:context] for a, b in encode_pairs(reader, pairs)]
-
-
-def improve(
-    watch: Watch,
-    config: OnlineConfig,
-    models: dict[str, PreTrainedModel],
-    optimizers: dict[str, torch.optim.AdamW],
-    rollout: Rollout,
-    advantages: torch.Tensor,
-    returns: torch.Tensor,
-    rows: torch.Tensor | None,
-    rate: float,
-) -> dict[str, float]:
-    """Inner epochs of minibatches over one rollout. All losses are sums over tokens divided by the update's count."""
-    algorithm, iteration = ALGORITHMS[config.algorithm], watch.step
-    policy, value_model = models["policy"], models["value_model"]
-    policy.eval(), value_model.eval()  # no dropout in RL: the ratio compares one policy with itself (Stiennon 2020)
-    device = policy.device
-    assert rollout.values is not None
-    mask, old, values = rollout.mask.to(device), rollout.logprobs.to(device), rollout.values.to(device)
-    advantages, returns = advantages.to(device), returns.to(device)
-    totals: dict[str, float] = {}
-    tokens = updates = 0
-    for epoch in range(config.num_ppo_epochs):
-        order = shuffled(range(len(rollout.sequences)), config.seed, iteration * config.num_ppo_epochs + epoch)
-        for start in range(0, len(order), config.mini_batch_size):
-            members = order[start : start + config.mini_batch_size]
-            count = int(mask[members].sum())
-            for batch in micro_batches(
-                [rollout.sequences[m] for m in members], config.micro_batch_tokens, policy.config.pad_token_id
-            ):
-                episodes = [members[r] for r in batch.rows]
-                moved = batch.to(device)
-                prompt_lengths = [rollout.prompt_lengths[m] for m in members]
-                predicts = moved.completion_mask(prompt_lengths)
-                inside = mask[episodes]
-                flat, entropy = selected_logprobs(policy, moved, predicts, config.temperature, with_entropy=True)
-                logprobs = spread(batch.rows, predicts, flat, mask.shape[1])
-                loss, stats = algorithm.policy_loss(
-                    logprobs, old[episodes], advantages[episodes], inside, config.cliprange
-                )
-                (loss / count).backward()
-                flat_values = selected_values(value_model, moved, predicts)
-                new_values = spread(batch.rows, predicts, flat_values, mask.shape[1])
-                loss_v, stats_v = algorithm.value_loss(
-                    new_values, values[episodes], returns[episodes], inside, config.cliprange_value
-                )
-                (config.vf_coef * loss_v / count).backward()
-                sums = {
-                    "loss__policy": loss, "loss__value": loss_v, "objective__entropy": entropy.sum(),
-                    "policy__approxkl": stats["approxkl"], "policy__clipfrac": stats["clipfrac"],
-                    "val__ratio": stats["ratio"], "val__clipfrac": stats_v["clipfrac"],
-                }  # fmt: skip
-                for name, value in sums.items():
-                    totals[name] = totals.get(name, 0.0) + float(value.detach())
-            tokens += count
-            if rows is not None:
-                loss_ptx = ptx_backward(policy, rows, config, iteration * 10_007 + epoch * 1_009 + start)
-                totals["loss__ptx"] = totals.get("loss__ptx", 0.0) + loss_ptx
-            updates += 1
-            norm = update(optimizers["policy"], policy, config.max_grad_norm, rate * config.learning_rate, watch)
-            value_rate = rate * config.value_learning_rate
-            update(optimizers["value_model"], value_model, config.max_grad_norm, value_rate, watch)
-            totals["grad_norm"] = totals.get("grad_norm", 0.0) + norm
-    per_update = ("loss__ptx", "grad_norm")
-    return {name: value / (updates if name in per_update else tokens) for name, value in totals.items()}
-
-
-def ptx_backward(policy: PreTrainedModel, rows: torch.Tensor, config: OnlineConfig, draw: int) -> float:
-    """Add the gradient of ptx_coef times the mean pretraining loss per token; returns that loss."""
-    number = max(1, round(config.ptx_per_episode * config.mini_batch_size))
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + draw)
-    drawn = rows[torch.randint(len(rows), (number,), generator=generator)]
-    targets = number * (rows.shape[1] - 1)
-    total = 0.0
-    for group in drawn.split(max(1, config.micro_batch_tokens // rows.shape[1])):
-        nll = text_nll(policy, group) / targets
-        (config.ptx_coef * nll).backward()
-        total += nll.item()
-    return total
-
-
-def keep_samples(
-    run: Run,
-    iteration: int,
-    prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
-    rollout: Rollout,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def keep_samples(opened: Run, iteration: int, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> None:
     """Append a few completions with their scores to samples.jsonl, for the report and for whoever watches."""
-    with (run.folder / "samples.jsonl").open("a", encoding="utf-8") as stream:
-        for k in range(min(8, len(prompts))):
-            ids, n = rollout.sequences[k], rollout.prompt_lengths[k]
-            row = {
-                "iteration": iteration,
-                "prompt": prompts[k][0].id,
-                "completion": decode_answer(tokenizer, prompts[k][0].text, ids[:n], ids[n:]),
-                "score": float(rollout.scores[k]),
-            }
+    some = rollout.take(range(min(8, len(rollout.prompts))))
+    with (opened.folder / "samples.jsonl").open("a", encoding="utf-8") as stream:
+        for prompt, text, score in zip(some.prompts, some.texts(tokenizer), some.scores.tolist(), strict=True):
+            row = {"iteration": iteration, "prompt": prompt.id, "completion": text, "score": score}
             stream.write(dumps(row) + "\n")

@@ -12,18 +12,16 @@ from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from tutelage.data.datasets import read_texts
-from tutelage.models.loading import device, save_model
-from tutelage.models.texts import text_loss, text_nll, text_rows
+from tutelage.models.forward import with_forward
+from tutelage.models.loading import save_model
+from tutelage.models.precision import device
+from tutelage.models.texts import draw_rows, text_backward, text_loss, text_rows
 from tutelage.models.tokens import PLAIN_TEMPLATE
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.settings.stages import PretrainConfig
+from tutelage.settings.pretrain import PretrainConfig
 from tutelage.training.checkpoints import Checkpoint
 from tutelage.training.guards import Watch
 from tutelage.training.updates import adamw, begin, cosine, require_finite_measure, update
@@ -48,22 +46,8 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def run(config: PretrainConfig) -> None:
-    """Train, then write `model/` into the run folder."""
-    run = open_run("pretrain", config, inputs_of(config, *config.INPUTS))
-    if run is None:
-        return
-    # 1. Text to rows of tokens.
-    loaded = read_texts(config.texts)
-    texts, lost = loaded.records, {}
-    tokenizer = train_tokenizer(texts, config.vocab_size)
-    rows = text_rows(tokenizer, texts, config.sequence_length)
-    held_out = None
-    if config.valid_texts:
-        valid = read_texts(config.valid_texts)
-        lost["valid_texts"] = valid.dropped
-        held_out = text_rows(tokenizer, valid.records, config.sequence_length)[:VALID_ROWS]
-    # 2. A fresh model.
+def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A fresh Llama of the settings' size."""
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -79,43 +63,56 @@ def run(config: PretrainConfig) -> None:
             eos_token_id=tokenizer.eos_token_id,
             bos_token_id=None,
         )
-    ).to(device())
-    # 3. Next-token prediction, a cosine over the whole.
+    )
+    return with_forward(model.to(device()))
+
+
+def run(config: PretrainConfig) -> None:
+    """Train, then write `model/` into the run folder."""
+    opened = open_run("pretrain", config, inputs_of(config, *config.INPUTS))
+    if opened is None:
+        return
+    # 1. Text to rows of tokens.
+    loaded, lost = read_texts(config.texts), {}
+    tokenizer = train_tokenizer(loaded.records, config.vocab_size)
+    rows, held_out = text_rows(tokenizer, loaded.records, config.sequence_length), None
+    if config.valid_texts:
+        valid = read_texts(config.valid_texts)
+        lost["valid_texts"] = valid.dropped
+        held_out = text_rows(tokenizer, valid.records, config.sequence_length)[:VALID_ROWS]
+    unused = dropped(loaded.dropped, **lost)
+    # 2. A fresh model.
+    model = new_model(config, tokenizer)
     per_step = max(1, config.batch_tokens // config.sequence_length)
     total = max(1, config.total_tokens // (per_step * config.sequence_length))
-    targets = per_step * (config.sequence_length - 1)
     begin(
-        run,
-        f"{len(texts):,} documents give {len(rows):,} rows of {config.sequence_length} tokens",
+        opened,
+        f"{len(loaded.records):,} documents give {len(rows):,} rows of {config.sequence_length} tokens",
         f"{total:,} updates of {per_step} rows: {total * per_step / len(rows):.1f} passes over the text",
         f"a model of {model.num_parameters():,} parameters, {len(tokenizer):,} tokens in its vocabulary",
         trained=[model],
-        lost=(unused := dropped(loaded.dropped, **lost)),
+        lost=unused,
     )
-    optimizer = adamw(model, config)
-    checkpoint = Checkpoint(run, {"model": model}, {"model": optimizer}, config.checkpoint_seconds)
+    optimizer = adamw(model, config.optimizer)
+    checkpoint = Checkpoint(opened, {"model": model}, {"model": optimizer}, config.checkpoint_seconds)
     start = checkpoint.resume()["step"]
-    watch = Watch(run, tokenizer)
+    watch = Watch(opened, tokenizer)
     model.train()
-    for step in run.track(range(start, total)):
-        drawn = torch.randint(
-            len(rows), (per_step,), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        )
-        watch.reads(step, rows[drawn].tolist())
-        loss = 0.0
-        for group in rows[drawn].split(max(1, config.micro_batch_tokens // config.sequence_length)):
-            part = text_nll(model, group) / targets
-            part.backward()
-            loss += part.item()
-        rate = config.learning_rate * cosine(step, total, config.warmup_steps)
-        norm = update(optimizer, model, config.max_grad_norm, rate, watch)
-        watch.look(run.log(step, show=("loss__train",), loss__train=loss, grad_norm=norm, learning_rate=rate))
+    # 3. Next-token prediction, a cosine over the whole.
+    for step in opened.track(range(start, total)):
+        drawn = draw_rows(rows, per_step, config.seed, step)
+        watch.reads(step, drawn.tolist())
+        loss = text_backward(model, drawn, config.micro_batch_tokens)
+        rate = config.optimizer.learning_rate * cosine(step, total, config.optimizer.warmup_steps)
+        norm = update(optimizer, model, config.optimizer.max_grad_norm, rate, watch)
+        metrics = {"loss/train": loss, "grad_norm": norm, "learning_rate": rate}
+        watch.look(opened.log(step, metrics, show=("loss/train",)))
         if checkpoint.due():
             checkpoint.save(step + 1)
     # 4. What it came to.
     results = {"parameters": model.num_parameters(), "tokens": total * per_step * config.sequence_length}
     if held_out is not None:
         results["valid_loss"] = text_loss(model, held_out)
-        require_finite_measure(run, "loss on held-out text", results["valid_loss"])
-    save_model(model.eval(), tokenizer, run.folder / "model")
-    run.finish(dropped=unused, **results)
+        require_finite_measure(opened, "loss on held-out text", results["valid_loss"])
+    save_model(model.eval(), tokenizer, opened.folder / "model")
+    opened.finish(dropped=unused, **results)

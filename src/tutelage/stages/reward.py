@@ -19,13 +19,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.data.datasets import read_demonstrations, read_rankings
 from tutelage.data.records import Ranking, Text
-from tutelage.models.forward import all_scores, final_hidden, scores_by_group
-from tutelage.models.loading import context_length, full_precision, new_scalar, save_model
-from tutelage.models.packing import micro_batches
+from tutelage.models.architecture import context_length
+from tutelage.models.centring import centre
+from tutelage.models.forward import all_scores, scores_by_group
+from tutelage.models.loading import new_scalar, save_model
+from tutelage.models.precision import full_precision
 from tutelage.models.tokens import encode_pairs, encode_rankings, load_tokenizer
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.settings.stages import RewardConfig
+from tutelage.settings.reward import RewardConfig
 from tutelage.stats.intervals import estimate
 from tutelage.training.checkpoints import Checkpoint
 from tutelage.training.guards import Watch
@@ -96,165 +98,150 @@ def evaluate(model: PreTrainedModel, elements: Sequence[Element], max_tokens: in
     }  # fmt: skip
 
 
-@torch.inference_mode()
-def centre(
-    model: PreTrainedModel, demonstrations: Sequence[Sequence[int]], others: Sequence[Sequence[int]], max_tokens: int
-) -> dict[str, float]:
-    """Shift scores so that demonstrations average 0, inside the head's weights.
+@dataclass(frozen=True)
+class Data:
+    """Rankings to train on; held-out ones by the name of their set; demonstrations as ids; and what is not used."""
 
-    Classification heads of the ecosystem have no bias, so the offset is folded into the weight: find u with h·u ≈ 1 on
-    the final hidden states h of demonstrations and other completions (ridge regression), scale it so that it is 1 on
-    average over demonstrations, and take mean(score)·u off the head. The average is then 0 exactly, differences move by
-    the fit's residual only (reported), and any tool that opens the folder reads the shifted scores.
+    train: list[Element]
+    pairs: int
+    held_out: dict[str, list[Element]]
+    demonstrations: list[list[int]]
+    unused: dict[str, int]
+
+
+def read(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Data:
+    """The stage's files as ids.
+
+    Raises:
+        ValueError: if nothing of rankings, of a named valid set or of demonstrations is left.
     """
-    h = torch.cat(
-        [
-            final_hidden(model, b.to(model.device))
-            for b in micro_batches(demonstrations, max_tokens, model.config.pad_token_id)
-        ]
-    ).double()
-    rest = torch.cat(
-        [final_hidden(model, b.to(model.device)) for b in micro_batches(others, max_tokens, model.config.pad_token_id)]
-    ).double()
-    every = torch.cat([h, rest])
-    gram = every.T @ every
-    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    u = torch.linalg.solve(gram + ridge, every.sum(0))
-    u = u / (h @ u).mean()
-    weight = model.score.weight[0]
-    offset = float((h @ weight.double()).mean())
-    weight.sub_((offset * u).to(weight.dtype))
-    return {"offset": offset, "offset_residual": abs(offset) * float((every @ u - 1).std())}
-
-
-def run(config: RewardConfig) -> None:
-    """Fit, centre and evaluate, then write `model/` into the run folder."""
-    run = open_run("reward", config, inputs_of(config, *config.INPUTS))
-    if run is None:
-        return
-    # 1. Rankings as ids.
-    tokenizer = load_tokenizer(config.model)
-    model = new_scalar(config.model, tokenizer, config.seed)
-    context = context_length(model)
     loaded = read_rankings(config.rankings)
-    lost: dict[str, dict[str, int]] = {}
-    records, valid = loaded.records, {}
-    for name, source in config.valid.items():
-        loaded_valid = read_rankings(source)
-        valid[name], lost[f"valid.{name}"] = loaded_valid.records, loaded_valid.dropped
+    records, valid = loaded.records, {name: read_rankings(source) for name, source in config.valid.items()}
+    kept_back: list[Ranking] = []
     if not valid and config.held_out:
         records, kept_back = hold_out(records, [r.prompt.identity for r in records], config.held_out, config.seed)
-        valid = {"held_out": kept_back} if kept_back else {}
     train, too_long = encode(records, tokenizer, config.max_prompt_tokens, context)
     if not train:
         raise ValueError(
             f"{config.rankings}: no ranking left to train on (dropped: {loaded.dropped}, too long: {too_long})"
         )
-    held_out = {}
-    for name, rankings in valid.items():
-        held_out[name], long = encode(rankings, tokenizer, config.max_prompt_tokens, context)
-        if not held_out[name] and name in config.valid:
+    held_out, lost = {}, {}
+    for name, given in valid.items():
+        held_out[name], long = encode(given.records, tokenizer, config.max_prompt_tokens, context)
+        lost[f"valid.{name}"] = {**given.dropped, "too long": long}
+        if not held_out[name]:
             raise ValueError(
                 f"valid.{name}: {config.valid[name]}: none of its rankings fits; leave it out or shorten it"
             )
-        if name in config.valid:
-            lost[f"valid.{name}"] = {**lost[f"valid.{name}"], "too long": long}
-        else:
-            too_long += long
+    if kept_back:
+        held_out["held_out"], long = encode(kept_back, tokenizer, config.max_prompt_tokens, context)
+        too_long += long
     demonstrations: list[list[int]] = []
     if config.demonstrations:
-        read = read_demonstrations(config.demonstrations)
-        pairs_of = encode_pairs(tokenizer, [(d.prompt.text, d.completion, True) for d in read.records])
-        demonstrations = [p + c for p, c in pairs_of if len(p) + len(c) <= context]
+        written = read_demonstrations(config.demonstrations)
+        pairs = encode_pairs(tokenizer, [(d.prompt.text, d.completion, True) for d in written.records])
+        demonstrations = [p + c for p, c in pairs if len(p) + len(c) <= context]
         if not demonstrations:
             raise ValueError(
-                f"{config.demonstrations}: none of {len(pairs_of)} demonstrations fits the context of {context} tokens"
+                f"{config.demonstrations}: none of {len(pairs)} demonstrations fits the context of {context} tokens"
             )
-        lost["demonstrations"] = {**read.dropped, "too long": len(pairs_of) - len(demonstrations)}
-    plan = list(batches(train, config.batch_size, config.seed, config.epochs))
-    pairs_to_learn = sum(len(r.pairs) for r in records)
+        lost["demonstrations"] = {**written.dropped, "too long": len(pairs) - len(demonstrations)}
+    unused = dropped({**loaded.dropped, "too long": too_long}, **lost)
+    return Data(train, sum(len(r.pairs) for r in records), held_out, demonstrations, unused)
+
+
+def run(config: RewardConfig) -> None:
+    """Fit, centre and evaluate, then write `model/` into the run folder."""
+    opened = open_run("reward", config, inputs_of(config, *config.INPUTS))
+    if opened is None:
+        return
+    # 1. Rankings as ids.
+    tokenizer = load_tokenizer(config.model)
+    model = new_scalar(config.model, tokenizer, config.seed)
+    data = read(config, tokenizer, context_length(model))
+    plan = list(batches(data.train, config.batch_size, config.seed, config.epochs))
+    sets = ", ".join(f"{len(elements):,} ({name})" for name, elements in data.held_out.items())
     begin(
-        run,
-        f"{len(train):,} rankings to train on, {pairs_to_learn:,} ordered pairs; held out: "
-        + (", ".join(f"{len(elements):,} ({name})" for name, elements in held_out.items()) or "none"),
+        opened,
+        f"{len(data.train):,} rankings to train on, {data.pairs:,} ordered pairs; held out: {sets or 'none'}",
         f"{len(plan):,} updates of {config.batch_size} rankings, {config.epochs} passes",
         trained=[model],
-        lost=(unused := dropped({**loaded.dropped, "too long": too_long}, **lost)),
+        lost=data.unused,
     )
     # 2. One pass of Bradley–Terry, each ranking one element.
     torch.manual_seed(config.seed)
-    optimizer = adamw(model, config)
-    checkpoint = Checkpoint(run, {"model": model}, {"model": optimizer}, config.checkpoint_seconds)
+    optimizer = adamw(model, config.optimizer)
+    checkpoint = Checkpoint(opened, {"model": model}, {"model": optimizer}, config.checkpoint_seconds)
     start = checkpoint.resume()["step"]
-    watch = Watch(run, tokenizer)
-    for step in run.track(range(start, len(plan))):
+    watch = Watch(opened, tokenizer)
+    for step in opened.track(range(start, len(plan))):
         model.train()
-        batch = plan[step]
-        watch.reads(step, [ids for e in batch for ids in e.sequences])
-        loss = correct = pairs = 0.0
-        for group in micro_scores(model, batch, config.micro_batch_tokens):
-            scored = [(s, e.ranks.to(s.device)) for e, s in group]
-            part = torch.stack([ranking_loss(s, ranks) for s, ranks in scored]).sum() / len(batch)
-            part.backward()
-            loss += part.item()
-            counts = [ranking_accuracy(s.detach(), ranks) for s, ranks in scored]
-            correct, pairs = correct + sum(float(c) for c, _ in counts), pairs + sum(int(n) for _, n in counts)
-        rate = config.learning_rate * cosine(step, len(plan), config.warmup_steps)
-        norm = update(optimizer, model, config.max_grad_norm, rate, watch)
-        accuracy = correct / max(1.0, pairs)
-        row = run.log(
-            step,
-            show=("loss__train", "accuracy__train"),
-            loss__train=loss,
-            accuracy__train=accuracy,
-            grad_norm=norm,
-            learning_rate=rate,
-        )
-        watch.look(row)
+        watch.reads(step, [ids for e in plan[step] for ids in e.sequences])
+        loss, accuracy = backward(model, plan[step], config.micro_batch_tokens)
+        rate = config.optimizer.learning_rate * cosine(step, len(plan), config.optimizer.warmup_steps)
+        norm = update(optimizer, model, config.optimizer.max_grad_norm, rate, watch)
+        metrics = {"loss/train": loss, "accuracy/train": accuracy, "grad_norm": norm, "learning_rate": rate}
+        watch.look(opened.log(step, metrics, show=("loss/train", "accuracy/train")))
         if checkpoint.due():
             checkpoint.save(step + 1)
-    # 3. Demonstrations average 0.
+    # 3. Demonstrations average 0. 4. What it has learned.
     model.eval()
     shift: dict[str, float] = {}
-    others = [s for e in Random(config.seed).sample(train, min(len(train), 300)) for s in e.sequences]
     with full_precision():  # as other tools will read the folder
-        if demonstrations:
-            shift = centre(model, demonstrations, others, config.micro_batch_tokens)
-            shift["demonstration_score"] = float(all_scores(model, demonstrations).mean())
-        # 4. What it has learned.
-        results = {
+        if data.demonstrations:
+            some = Random(config.seed).sample(data.train, min(len(data.train), 300))
+            others = [s for e in some for s in e.sequences]
+            shift = centre(model, data.demonstrations, others, config.micro_batch_tokens)
+            shift["demonstration_score"] = float(all_scores(model, data.demonstrations).mean())
+        valid = {
             name: evaluate(model, elements, config.micro_batch_tokens)
-            for name, elements in held_out.items()
+            for name, elements in data.held_out.items()
             if elements
         }
-    for name, measured in results.items():
-        require_finite_measure(run, f"loss on {name}", measured["loss"])
-    words = {name: verdict(measured) for name, measured in results.items()}
-    seen = {e.prompt for e in train}
-    known = {name: len(seen & {e.prompt for e in held_out[name]}) for name in results}
-    for name, number in known.items():
-        if number:
-            words[name] += (
-                f"; but {number:,} of its {results[name]['prompts']:,} prompts are among those trained on, so this is "
-                "no measure of new ones: leave them out of one of the two files"
-            )
-    save_model(model, tokenizer, run.folder / "model")
+    for name, measured in valid.items():
+        require_finite_measure(opened, f"loss on {name}", measured["loss"])
+    save_model(model, tokenizer, opened.folder / "model")
+    trained_on = {e.prompt for e in data.train}
+    known = {name: len(trained_on & {e.prompt for e in data.held_out[name]}) for name in valid}
+    words = {name: verdict(measured, known[name]) for name, measured in valid.items()}
     for name, text in words.items():
-        run.say(f"{name}: {text}")
+        opened.say(f"{name}: {text}")
     if not words:
-        run.say("nothing was held out, so nothing says whether it learned")
-    run.finish(
-        rankings=len(train), dropped=unused, valid=results,
-        prompts_trained_on=known, verdict=words, **shift,
-    )  # fmt: skip
+        opened.say("nothing was held out, so nothing says whether it learned")
+    opened.finish(
+        rankings=len(data.train), dropped=data.unused, valid=valid, prompts_trained_on=known, verdict=words, **shift
+    )
 
 
-def verdict(measures: Mapping[str, Any]) -> str:
-    """Whether a reward model has learned, in words, from what `evaluate` measures on rankings that it did not see."""
+def backward(model: PreTrainedModel, batch: Sequence[Element], max_tokens: int) -> tuple[float, float]:
+    """Add the gradient of the mean loss of a batch's rankings; returns that loss, and the share of pairs in order."""
+    loss = correct = pairs = 0.0
+    for group in micro_scores(model, batch, max_tokens):
+        scored = [(s, e.ranks.to(s.device)) for e, s in group]
+        part = torch.stack([ranking_loss(s, ranks) for s, ranks in scored]).sum() / len(batch)
+        part.backward()
+        loss += part.item()
+        counts = [ranking_accuracy(s.detach(), ranks) for s, ranks in scored]
+        correct, pairs = correct + sum(float(c) for c, _ in counts), pairs + sum(int(n) for _, n in counts)
+    return loss, correct / max(1.0, pairs)
+
+
+def verdict(measures: Mapping[str, Any], trained_on: int = 0) -> str:
+    """Whether a reward model has learned, in words, from what `evaluate` measures on rankings that it did not see.
+
+    `trained_on` is how many of their prompts it was trained on after all.
+    """
     share = f"{measures['accuracy']:.2f} [{measures['low']:.2f}, {measures['high']:.2f}] of "
     share += f"{measures['pairs']:,} pairs in order ({measures['prompts']:,} prompts)"
     if measures["low"] > 0.5:
-        return f"learned: {share}, where chance gives 0.50"
-    if measures["high"] < 0.5:
-        return f"worse than chance: {share}; look whether the ranks mean 1 for the best"
-    return f"not shown to be better than chance: {share}; it needs more rankings, or another learning rate"
+        text = f"learned: {share}, where chance gives 0.50"
+    elif measures["high"] < 0.5:
+        text = f"worse than chance: {share}; look whether the ranks mean 1 for the best"
+    else:
+        text = f"not shown to be better than chance: {share}; it needs more rankings, or another learning rate"
+    if not trained_on:
+        return text
+    return (
+        f"{text}; but {trained_on:,} of its {measures['prompts']:,} prompts are among those trained on, so this is no "
+        "measure of new ones: leave them out of one of the two files"
+    )

@@ -13,20 +13,20 @@ import torch
 from torch import nn
 
 from tutelage.runs import Run
-from tutelage.settings.stages import Training
+from tutelage.settings.training import AdamW
 from tutelage.training.guards import Watch
 
 T = TypeVar("T")
 
 
-def adamw(model: nn.Module, config: Training, learning_rate: float | None = None) -> torch.optim.AdamW:
-    """AdamW with the config's settings; the rate is set at each `update`."""
+def adamw(model: nn.Module, settings: AdamW) -> torch.optim.AdamW:
+    """AdamW with these settings; the rate is set at each `update`."""
     return torch.optim.AdamW(
         model.parameters(),
-        lr=learning_rate or config.learning_rate,
-        betas=config.adam_betas,
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
         fused=True,
     )
 

@@ -1,0 +1,98 @@
+"""The update that all algorithms share: inner epochs of minibatches over one rollout (paper, section 3.5, equation 2).
+
+All losses are sums over tokens divided by the update's count, so how passes are cut never changes a result. Policy loss
+and pretraining loss share a gradient; the value model has an optimizer of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from transformers import PreTrainedModel
+
+from tutelage.algorithms import Algorithm
+from tutelage.models.forward import spread
+from tutelage.models.packing import micro_batches
+from tutelage.models.texts import draw_rows, text_backward
+from tutelage.sampling.rollout import Rollout
+from tutelage.settings.online import OnlineConfig
+from tutelage.training.guards import Watch
+from tutelage.training.updates import adamw, shuffled, update
+
+
+class Learner:
+    """The models that are trained, with their optimizers.
+
+    `value_model` is None where the algorithm has none; `texts` (rows, length) is the pretraining mixture, None without
+    one.
+    """
+
+    def __init__(
+        self,
+        config: OnlineConfig,
+        algorithm: Algorithm,
+        policy: PreTrainedModel,
+        value_model: PreTrainedModel | None,
+        texts: torch.Tensor | None,
+    ) -> None:
+        self.config, self.algorithm, self.texts = config, algorithm, texts
+        self.policy, self.value_model = policy, value_model
+        self.optimizers = {name: adamw(model, config.optimizer) for name, model in self.models.items()}
+
+    @property
+    def models(self) -> dict[str, PreTrainedModel]:
+        """The models by name."""
+        return {"policy": self.policy} | ({"value_model": self.value_model} if self.value_model is not None else {})
+
+    def improve(self, rollout: Rollout, warmth: float, watch: Watch) -> dict[str, float]:
+        """Learn from a rollout, at this share of the learning rates; returns metrics: means per token or update."""
+        config, iteration = self.config, watch.step
+        for model in self.models.values():
+            model.eval()  # no dropout in RL: the ratio compares one policy with itself (Stiennon 2020)
+        per_token: Counter[str] = Counter()
+        per_update: Counter[str] = Counter()
+        tokens = updates = 0
+        for epoch in range(config.inner_epochs):
+            order = shuffled(range(len(rollout.sequences)), config.seed, iteration * config.inner_epochs + epoch)
+            for start in range(0, len(order), config.mini_batch_size):
+                minibatch = rollout.take(order[start : start + config.mini_batch_size])
+                count = int(minibatch.mask.sum())
+                self._backward(minibatch, count, per_token)
+                if self.texts is not None:
+                    number = max(1, round(config.ptx_per_episode * config.mini_batch_size))
+                    drawn = draw_rows(self.texts, number, config.seed, iteration * 10_007 + epoch * 1_009 + start)
+                    loss = text_backward(self.policy, drawn, config.micro_batch_tokens, config.ptx_coef)
+                    per_update.update({"loss/ptx": loss})
+                per_update.update({"grad_norm": self._step(warmth, watch)})
+                tokens, updates = tokens + count, updates + 1
+        return {k: v / tokens for k, v in per_token.items()} | {k: v / updates for k, v in per_update.items()}
+
+    def _backward(self, minibatch: Rollout, count: int, sums: Counter[str]) -> None:
+        """Add the gradients of a minibatch's losses; the losses' sums over tokens, and the metrics', go into `sums`."""
+        pad, temperature = self.policy.config.pad_token_id, self.config.sampler.temperature
+        for batch in micro_batches(minibatch.sequences, self.config.micro_batch_tokens, pad):
+            ids = batch.to(self.policy.device)
+            part = minibatch.take(batch.rows).to(self.policy.device)
+            predicts = ids.completion_mask(minibatch.prompt_lengths)
+            flat, entropy = self.policy.token_logprobs(ids, predicts, temperature, with_entropy=True)
+            logprobs = spread(batch.rows, predicts, flat, part.mask.shape[1])
+            loss, stats = self.algorithm.policy_loss(logprobs, part)
+            (loss / count).backward()
+            stats |= {"loss/policy": loss, "objective/entropy": entropy.sum()}
+            if self.value_model is not None:
+                flat = self.value_model.token_scores(ids, *predicts.nonzero(as_tuple=True))
+                values = spread(batch.rows, predicts, flat, part.mask.shape[1])
+                loss, value_stats = self.algorithm.value_loss(values, part)
+                (loss / count).backward()
+                stats |= value_stats
+            sums.update({name: float(value.detach()) for name, value in stats.items()})
+
+    def _step(self, warmth: float, watch: Watch) -> float:
+        """Step every model; returns the norm of the policy's gradient."""
+        rates = {"policy": self.config.optimizer.learning_rate, "value_model": self.algorithm.value_learning_rate}
+        norms = {
+            name: update(optimizer, self.models[name], self.config.optimizer.max_grad_norm, warmth * rates[name], watch)
+            for name, optimizer in self.optimizers.items()
+        }
+        return norms["policy"]

@@ -1,0 +1,1 @@
+"""Texts and ids in, scores out."""

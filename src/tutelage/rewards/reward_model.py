@@ -1,0 +1,47 @@
+"""A reward model as a reader of what policies write: the sampled ids where both read alike, else the texts in its own
+template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tutelage.data.records import Prompt
+from tutelage.models.architecture import context_length
+from tutelage.models.forward import all_scores
+from tutelage.models.loading import load_scalar
+from tutelage.models.tokens import encode_pairs, load_tokenizer, same_reading
+
+
+class RewardModel:
+    """The reward model in a folder, with its tokenizer.
+
+    Raises:
+        ValueError: as `load_scalar` does.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.tokenizer = load_tokenizer(folder)
+        self.model = load_scalar(folder, self.tokenizer)
+        self.context = context_length(self.model)
+
+    def reads(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether it reads this tokenizer's ids as they are: the tokens and the chat template are its own."""
+        return same_reading(tokenizer, self.tokenizer)
+
+    def encode(self, prompts: Sequence[Prompt], texts: Iterable[str], ended: Iterable[bool]) -> list[list[int]]:
+        """Ids of prompts with completions in its own template; `ended` says which completions were not cut off."""
+        triples = [(p.text, text, end) for p, text, end in zip(prompts, texts, ended, strict=True)]
+        return [a + b for a, b in encode_pairs(self.tokenizer, triples)]
+
+    def leaves_room(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[bool]:
+        """Whether each prompt, in its own template, leaves room for so many of its tokens."""
+        empty = self.encode(prompts, [""] * len(prompts), [True] * len(prompts))
+        return [len(ids) + max_new_tokens <= self.context for ids in empty]
+
+    def scores(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(n,) scores of whole sequences of ids."""
+        return all_scores(self.model, sequences)

@@ -1,0 +1,14 @@
+"""The engines that sample, by the name in the settings."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from tutelage.sampling import Sampler
+from tutelage.sampling.local import LocalSampler
+from tutelage.settings.sampler import LocalSampling
+
+
+def open_sampler(settings: LocalSampling, policy: PreTrainedModel, bf16: bool = False) -> Sampler:
+    """The engine that the settings name, sampling from a policy; in bf16 if asked and where that gains."""
+    return LocalSampler(policy, settings.batch_tokens, bf16)
