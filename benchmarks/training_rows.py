@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from results import Row
 from transformers import PreTrainedTokenizerBase
 from work import TURN, Shape, Work, first_tokens, make_models, words_of
 
+from tutelage.algorithms.learner import Learner
 from tutelage.data.datasets import read_demonstrations, read_rankings, write_jsonl
-from tutelage.models import loading
+from tutelage.models import precision
 from tutelage.models.loading import load_scalar
 from tutelage.models.precision import trains_in_bf16
 from tutelage.models.tokens import encode_pair, load_tokenizer
@@ -42,12 +42,12 @@ TRL_SETTINGS = {
 TOLERANCE = 1e-4  # between losses of both sides
 SLOW = {"checkpoint_seconds": 1e9}  # no checkpoint while measuring
 
-PARTS = {
-    "sample": "sampling",
-    "all_scores": "scores, reference and values",
-    "completion_logprobs": "scores, reference and values",
-    "completion_values": "scores, reference and values",
-    "improve": "update",
+PARTS: dict[tuple[Any, str], str] = {
+    (online, "sample"): "sampling",
+    (online, "scores_of"): "scores, reference and values",
+    (online, "completion_logprobs"): "scores, reference and values",
+    (online, "completion_values"): "scores, reference and values",
+    (Learner, "improve"): "update",
 }  # functions of the loop, and what to call their time
 
 
@@ -68,7 +68,7 @@ def seconds_of(lines: list[dict[str, float]]) -> list[float]:
 def in_fp32() -> Iterator[None]:
     """Our side in fp32, whatever the model."""
     with contextlib.ExitStack() as stack:
-        for module in (loading, local):
+        for module in (precision, local):
             stack.enter_context(mock.patch.object(module, "trains_in_bf16", return_value=False))
         yield
 
@@ -78,34 +78,40 @@ def timed_parts(spent: dict[str, list[float]]) -> Iterator[None]:
     """Record the seconds of each outermost call of the loop's parts."""
     inside = False
 
-    def call(function: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
-        nonlocal inside
-        if inside:
-            return function(*args, **kwargs)
-        inside, began = True, time.perf_counter()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            inside = False
-            spent[name].append(time.perf_counter() - began)
+    def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return function(*args, **kwargs)
+            inside, began = True, time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside = False
+                spent[name].append(time.perf_counter() - began)
+
+        return call
 
     with contextlib.ExitStack() as stack:
-        for name in filter(partial(hasattr, online), PARTS):
-            stack.enter_context(mock.patch.object(online, name, partial(call, getattr(online, name), name)))
+        for (owner, name), part in PARTS.items():
+            stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), f"{part}: {name}")))
         yield
 
 
-def ppo_config(folder: Path, output: Path, number: int, most: int, **more: Any) -> OnlineConfig:
+def ppo_config(
+    folder: Path, output: Path, number: int, most: int, temperature: float = 1.0, **more: Any
+) -> OnlineConfig:
     """TURN iterations of `number` episodes after one that warms up, completions of at most `most` tokens."""
     settings: dict[str, Any] = {
         "total_episodes": (1 + TURN) * number, "batch_size": number, "mini_batch_size": number,
-        "max_completion_length": most, "num_ppo_epochs": 1, "learning_rate": 1e-6, "value_learning_rate": 1e-6, **SLOW,
+        "optimizer": {"learning_rate": 1e-6}, "algorithm": {"value_learning_rate": 1e-6}, **SLOW,
     }  # fmt: skip
     return OnlineConfig(
         output=output / "run",
         model=str(folder / "policy"),
         reward_model=str(folder / "reward"),
         prompts=str(folder / "prompts.jsonl"),
+        sampler={"max_new_tokens": most, "temperature": temperature},
         **{**settings, **more},
     )
 
@@ -157,7 +163,7 @@ def ppo_row(folder: Path, work: Work, rounds: int, epochs: int, updates: int) ->
         peer, _ = fastest(stack, row, ("1.12", "trl_ppo.py"), folder, ways, lambda answer: work.number)
         if peer and not work.mean:
             same_iteration(row, folder, work)
-        loop = {"mini_batch_size": work.number // updates, "num_ppo_epochs": epochs}
+        loop = {"mini_batch_size": work.number // updates, "inner_epochs": epochs}
         for r in range(rounds):
             calls: dict[str, list[float]] = defaultdict(list)
             with tempfile.TemporaryDirectory(dir=folder) as output, timed_parts(calls):
@@ -167,7 +173,7 @@ def ppo_row(folder: Path, work: Work, rounds: int, epochs: int, updates: int) ->
             row.ours.append(TURN * work.number / seconds)
             lengths[0].extend(line["objective/length"] for line in lines[1:])
             for name, each in calls.items():  # once an iteration, the first to warm up; at the end come other weights
-                spent[PARTS[name]] += sum(each[1 : 1 + TURN]) / seconds / rounds
+                spent[name.split(":")[0]] += sum(each[1 : 1 + TURN]) / seconds / rounds
             if peer:
                 answers = [peer() for _ in range(TURN)]
                 row.peer.append(TURN * work.number / sum(answer[0] for answer in answers))

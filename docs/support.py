@@ -244,15 +244,16 @@ def train(folder: Path) -> None:
     held_out = {"same": str(folder / "rankings.jsonl")}
     reward.run(
         RewardConfig(
-            model=str(folder / "model"), rankings=str(folder / "rankings.jsonl"), valid=held_out, learning_rate=1e-3,
+            model=str(folder / "model"), rankings=str(folder / "rankings.jsonl"), valid=held_out,
+            optimizer={"learning_rate": 1e-3},
             output=folder / "reward",
         )
     )  # fmt: skip
     online.run(
         OnlineConfig(
-            model=str(folder / "model"), reward_model=str(folder / "reward/model"), learning_rate=1e-3,
+            model=str(folder / "model"), reward_model=str(folder / "reward/model"), optimizer={"learning_rate": 1e-3},
             prompts=str(folder / "prompts.jsonl"), total_episodes=4, batch_size=4, mini_batch_size=4,
-            max_completion_length=6, output=folder / "ppo",
+            sampler={"max_new_tokens": 6}, output=folder / "ppo",
         )
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from tutelage.runs import done
 from tutelage.sampling.completions import Writer, complete
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.reward import RewardConfig
+from tutelage.settings.sampler import LocalSampling
 from tutelage.settings.sft import SftConfig
 from tutelage.stages import online, reward, sft
 
@@ -31,7 +32,7 @@ def train(
             model=model,
             demonstrations=demonstrations,
             epochs=3,
-            learning_rate=learning_rate,
+            optimizer={"learning_rate": learning_rate},
             output=folder / "sft",
         )
     )
@@ -40,7 +41,7 @@ def train(
             model=str(folder / "sft" / "model"),
             rankings=rankings,
             demonstrations=demonstrations,
-            learning_rate=learning_rate,
+            optimizer={"learning_rate": learning_rate},
             output=folder / "reward",
         )
     )
@@ -54,9 +55,9 @@ def train(
             total_episodes=episodes,
             batch_size=128,
             mini_batch_size=32,
-            learning_rate=learning_rate / 5,
-            value_learning_rate=learning_rate,
-            max_completion_length=64,
+            optimizer={"learning_rate": learning_rate / 5},
+            algorithm={"value_learning_rate": learning_rate},
+            sampler={"max_new_tokens": 64},
             output=folder / "ppo",
         )
     )
@@ -68,8 +69,8 @@ def ask(model: Path, *questions: str) -> list[str]:
     tokenizer = load_tokenizer(model)
     writer = Writer("ppo", load_policy(model, tokenizer), tokenizer)
     prompts = [Prompt(id=q, text=(Message(role="user", content=q),)) for q in questions]
-    completions, _, _ = complete(writer, prompts, seed=0, temperature=1.0, max_new_tokens=64)
-    return [completion.text for completion in completions]
+    answers = complete(writer, prompts, seed=0, sampling=LocalSampling(max_new_tokens=64))
+    return [answer.completion.text for answer in answers]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +105,24 @@ def assert_run_of(folder: Path, stage: str, *inputs: str) -> None:
 # --- what models say, by transformers' own forward pass ---------------------------------------------------------------
 
 
+GROUPS = {
+    "optimizer": ("learning_rate", "weight_decay", "betas", "epsilon", "max_grad_norm", "warmup_steps"),
+    "algorithm": (
+        "value_learning_rate", "cliprange", "cliprange_value", "gamma", "lam", "vf_coef", "whiten_advantages",
+        "whiten_rewards",
+    ),
+    "sampler": ("temperature", "max_new_tokens"),
+}  # fmt: skip
+
+
+def grouped(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that tests name without their groups, as a stage's config takes them."""
+    groups = {group: {n: settings[n] for n in names if n in settings} for group, names in GROUPS.items()}
+    inside = {name for names in GROUPS.values() for name in names}
+    rest = {name: value for name, value in settings.items() if name not in inside}
+    return rest | {group: values for group, values in groups.items() if values}
+
+
 def log_table(policy: PreTrainedModel, prompt: list[int], completion: list[int], temperature: float = 1.0) -> Tensor:
     """(t, v): log-probabilities of all tokens where the completion's t tokens are predicted."""
     logits = policy(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
@@ -189,7 +207,7 @@ class AdamW:
         shrink = min(1.0, self.s["max_grad_norm"] / (norm + 1e-6))
         step = Step(rate, copies(self.parameters), [p.grad * shrink for p in self.parameters])
         self.t += 1
-        (b1, b2), epsilon = self.s["adam_betas"], self.s["adam_epsilon"]
+        (b1, b2), epsilon = self.s["betas"], self.s["epsilon"]
         for p, g, m, v in zip(self.parameters, step.gradients, self.m, self.v, strict=True):
             m.mul_(b1).add_((1 - b1) * g)
             v.mul_(b2).add_((1 - b2) * g**2)

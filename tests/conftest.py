@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from tutelage.models.cpu import attention
+from tutelage.models.forward import with_forward
 from tutelage.models.loading import load_policy, save_model
 from tutelage.models.tokens import load_tokenizer
 from tutelage.stages.pretrain import train_tokenizer
@@ -77,7 +78,7 @@ def tiny_model(kind: str, vocabulary: int, context: int = 128, seed: int = 0) ->
         torch.nn.init.normal_(model.transformer.wpe.weight)
     model.config.pad_token_id = 0
     model.set_attn_implementation(attention.NAME)
-    return model
+    return with_forward(model)
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from tutelage.data.records import Completion
 from tutelage.evaluation import answer
 from tutelage.lab.world import build, rank
 from tutelage.models.loading import new_scalar, save_model
+from tutelage.settings.collect import CollectConfig
 from tutelage.settings.common import StageConfig
 from tutelage.settings.evaluation import AnswerConfig
-from tutelage.settings.collect import CollectConfig
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.pretrain import PretrainConfig
 from tutelage.settings.reward import RewardConfig
@@ -69,8 +69,9 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
     often = {"checkpoint_seconds": 1e-9, "seed": 3, "output": output}
     rl = often | {
         "model": policy, "reward_model": rewards, "prompts": prompts, "total_episodes": 32, "batch_size": 8,
-        "mini_batch_size": 4, "max_completion_length": 8, "learning_rate": 1e-3, "value_learning_rate": 1e-3,
-        "sample_every": 1, "warmup_iterations": 1, "ema_decay": 0.0,
+        "mini_batch_size": 4, "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
+        "algorithm": {"value_learning_rate": 1e-3}, "sampler": {"max_new_tokens": 8}, "sample_every": 1,
+        "ema_decay": 0.0,
     }  # fmt: skip
     mixture = {"pretraining_texts": texts, "ptx_length": 16}
     match name:
@@ -80,13 +81,13 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
             return pretrain.run, PretrainConfig(**often, **small, **rows, texts=texts, valid_texts=texts)
         case "sft":
             return sft.run, SftConfig(
-                **often, model=policy, demonstrations=demos, epochs=3, batch_size=4, learning_rate=1e-3,
+                **often, model=policy, demonstrations=demos, epochs=3, batch_size=4, optimizer={"learning_rate": 1e-3},
                 pretraining_texts=texts, reward_model=rewards, max_completion_tokens=8,
             )  # fmt: skip
         case "reward":
             return reward.run, RewardConfig(
                 **often, model=policy, rankings=str(data / "rankings.jsonl"), demonstrations=demos, epochs=3,
-                batch_size=4, learning_rate=1e-3,
+                batch_size=4, optimizer={"learning_rate": 1e-3},
             )  # fmt: skip
         case "ppo":
             return online.run, OnlineConfig(**rl)
@@ -99,12 +100,14 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
         case "collect":
             policies = {"a": policy, "b": str(data / "other")}
             return collect.run, CollectConfig(
-                output=output, prompts=prompts, policies=policies, k="2..4", max_new_tokens=8, off_prompt=0.1
-            )
+                output=output, prompts=prompts, policies=policies, k="2..4", sampler={"max_new_tokens": 8},
+                off_prompt=0.1,
+            )  # fmt: skip
         case "answer":
             return answer.run, AnswerConfig(
                 output=output, models={"a": policy, "b": str(data / "other")}, prompts=prompts, texts=texts,
-                reward_model=rewards, reference="a", greedy=["b"], best_of="b", best_of_n=2, max_new_tokens=8,
+                reward_model=rewards, reference="a", greedy=["b"], best_of="b", best_of_n=2,
+                sampler={"max_new_tokens": 8},
             )  # fmt: skip
         case "world":
             sizes = {"documents": 200, "valid_documents": 20, "sft_prompts": 60, "reward_prompts": 30}

@@ -34,8 +34,8 @@ def mistake(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["sft", "--learning-rat", "1"], "unknown option '--learning-rat'; did you mean '--learning-rate'?"),
-        (["sft", "--learning-rat=1"], "unknown option '--learning-rat=1'; did you mean '--learning-rate'?"),
+        (["sft", "--learning-rat", "1"], "unknown option '--learning-rat'; did you mean '--optimizer.learning-rate'?"),
+        (["sft", "--learning-rat=1"], "unknown option '--learning-rat=1'; did you mean '--optimizer.learning-rate'?"),
         (["demo", "--sede", "3"], "unknown option '--sede'; did you mean '--seed'?"),
         (["--vresion"], "unknown option '--vresion'; did you mean '--version'?"),
         (["--"], "tutelage: "),
@@ -119,13 +119,14 @@ def test_a_folder_that_cannot_be_written(mistake: Callable[..., str], tmp_path: 
 
 def test_options_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("model: m\nrankings: r\noutput: o\nepochs: 2\nbatch_size: 4\n")
+    path.write_text("model: m\nrankings: r\noutput: o\nepochs: 2\nbatch_size: 4\noptimizer: {weight_decay: 0.5}\n")
     ran = []
     monkeypatch.setattr(type(STAGES["reward"]), "run", lambda self, config: ran.append(config))
-    argv = ["reward", "--config", str(path), "--epochs", "3", "--valid", "{a: x}", "--learning-rate", "1e-5"]
+    argv = ["reward", "--config", str(path), "--epochs", "3", "--valid", "{a: x}", "--optimizer.learning-rate", "1e-5"]
     assert main([*argv, "--overwrite", "--model", "07"]) == 0
     (config,) = ran
-    assert (config.epochs, config.batch_size, config.valid, config.learning_rate) == (3, 4, {"a": "x"}, 1e-5)
+    assert (config.epochs, config.batch_size, config.valid, config.optimizer.learning_rate) == (3, 4, {"a": "x"}, 1e-5)
+    assert config.optimizer.weight_decay == 0.5
     assert config.overwrite
     assert config.model == "07"
 
@@ -329,8 +330,8 @@ def test_what_overwrite_replaces_is_not_called_done(tmp_path: Path, capsys: pyte
 def test_lists_are_typed_with_commas(typed: str, read: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """As help shows their defaults."""
     seen: list[object] = []
-    monkeypatch.setattr("tutelage.recipe.Stage.run", lambda self, config: seen.append(config.adam_betas) or True)
-    assert main(["sft", "--model", "m", "--demonstrations", "d", "--output", "o", "--adam-betas", typed]) == 0
+    monkeypatch.setattr("tutelage.recipe.Stage.run", lambda self, config: seen.append(config.optimizer.betas) or True)
+    assert main(["sft", "--model", "m", "--demonstrations", "d", "--output", "o", "--optimizer.betas", typed]) == 0
     assert seen == [read]
 
 
@@ -340,7 +341,7 @@ def test_help_names_the_type_of_what_need_not_be_set(capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     assert "--kl-target FLOAT" in out
     assert "--pretraining-texts STR" in out
-    assert "--adam-betas A,B" in out
+    assert "--optimizer.betas A,B" in out
     assert "UNION" not in out
 
 

@@ -10,19 +10,27 @@ from pathlib import Path
 import pytest
 
 from tutelage.recipe import PACKAGE, RECIPES, STAGES, plan
-from tutelage.settings.common import StageConfig, make, nearest, to_plain
+from tutelage.settings.algorithms import PPO
+from tutelage.settings.common import StageConfig, make, names_of, nearest, to_plain
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.pretrain import PretrainConfig
 from tutelage.settings.reward import RewardConfig
 from tutelage.settings.sft import SftConfig
 from tutelage.settings.strict_yaml import read_yaml
+from tutelage.settings.training import AdamW
 
 SFT = {"model": "m", "demonstrations": "d", "output": "o"}
 
 
 def test_unknown_keys_name_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"r.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'\?"):
+    with pytest.raises(
+        ValueError, match=r"unknown key 'learning_rat'; did you mean 'optimizer.learning_rate'\?"
+    ):
         make(SftConfig, SFT | {"learning_rat": 1}, "r.yaml")
+    with pytest.raises(ValueError, match=r"unknown key 'optimizer.lr'; .*'?optimizer"):
+        make(SftConfig, SFT | {"optimizer": {"lr": 1}}, "r.yaml")
+    with pytest.raises(ValueError, match=r"unknown key 'temperature'; did you mean 'sampler.temperature'\?"):
+        make(OnlineConfig, {"temperature": 1}, "r.yaml")
     with pytest.raises(ValueError, match=r"unknown key 'zzzz'; known: .*batch_size, .*epochs"):
         make(SftConfig, SFT | {"zzzz": 1}, "r.yaml")
     with pytest.raises(ValueError, match=r"'a'(.|\n)*'b'"):
@@ -36,8 +44,10 @@ def test_unknown_keys_name_the_nearest() -> None:
         ({"epochs": "many"}, r"r.yaml: epochs='many': .*integer"),
         ({"epochs": 1.5}, r"r.yaml: epochs=1.5: "),
         ({"residual_dropout": 1.5}, r"r.yaml: residual_dropout=1.5: .*less than or equal to 1"),
-        ({"learning_rate": 0}, r"r.yaml: learning_rate=0: .*greater than 0"),
-        ({"adam_betas": [0.9]}, r"r.yaml: adam_betas.*"),
+        ({"optimizer": {"learning_rate": 0}}, r"r.yaml: optimizer.learning_rate=0: .*greater than 0"),
+        ({"optimizer.betas": [0.9]}, r"r.yaml: optimizer.betas.*"),
+        ({"optimizer": 3}, r"r.yaml: optimizer=3: "),
+        ({"optimizer": "sgd"}, r"r.yaml: optimizer.name='sgd': .*'adamw'"),
         ({"model": None}, r"r.yaml: model=None: .*string"),
     ],
 )
@@ -50,9 +60,10 @@ def test_bad_values_are_named(values: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_no_number_is_infinite(verb: str, value: float) -> None:
     kind = STAGES[verb].config_class()
-    for name, field in kind.model_fields.items():
+    for name in names_of(kind):
+        field = kind.model_fields.get(name)
         with pytest.raises(ValueError, match=rf"r.yaml: {name}(\.\w+)*="):
-            make(kind, {name: {"a": value} if "dict" in str(field.annotation) else value}, "r.yaml")
+            make(kind, {name: {"a": value} if field and "dict" in str(field.annotation) else value}, "r.yaml")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +78,7 @@ def test_no_number_is_infinite(verb: str, value: float) -> None:
         ({"total_tokens": 10**5000}, "r.yaml: total_tokens=int of absurd size: "),
         ({"seed": -1}, "r.yaml: seed=-1: "),
         ({"seed": 10**18}, "r.yaml: seed=1000000000000000000: "),
-        ({"adam_betas": [0.9, 1]}, r"r.yaml: adam_betas.1=1: .*less than 1"),
+        ({"optimizer": {"betas": [0.9, 1]}}, r"r.yaml: optimizer.betas.1=1: .*less than 1"),
         ({"texts": "x" * 300}, r"r.yaml: texts='x{76}\.\.\.: is too long for a file's name; give another path"),
         ({"output": "a\0b"}, r"r.yaml: output='a\\x00b': holds a character that no file's name can have"),
         ({"valid_texts": "\ud800"}, "r.yaml: valid_texts='.ud800': holds a character that no file's name can have"),
@@ -129,10 +140,24 @@ def test_a_missing_setting_says_what_it_is() -> None:
 
 def test_the_papers_numbers_are_the_defaults() -> None:
     sft = make(SftConfig, SFT, "")
-    assert (sft.epochs, sft.batch_size, sft.learning_rate, sft.adam_betas) == (16, 32, 9.65e-6, (0.9, 0.95))
+    assert (sft.epochs, sft.batch_size) == (16, 32)
+    assert (sft.optimizer.learning_rate, sft.optimizer.betas) == (9.65e-6, (0.9, 0.95))
     ppo = make(OnlineConfig, {"model": "m", "reward_model": "r", "prompts": "p", "output": "o"}, "")
-    assert (ppo.kl_coef, ppo.cliprange, ppo.gamma) == (0.02, 0.2, 1.0)
-    assert (ppo.batch_size, ppo.mini_batch_size, ppo.num_ppo_epochs, ppo.total_episodes) == (512, 64, 1, 256_000)
+    assert (ppo.kl_coef, ppo.algorithm.cliprange, ppo.algorithm.gamma) == (0.02, 0.2, 1.0)
+    assert (ppo.batch_size, ppo.mini_batch_size, ppo.inner_epochs, ppo.total_episodes) == (512, 64, 1, 256_000)
+
+
+def test_a_group_in_part_leaves_the_rest_as_the_stage_has_it() -> None:
+    """Of reinforcement learning Adam's epsilon is 1e-5; that of the class is 1e-8."""
+    files = {"model": "m", "reward_model": "r", "prompts": "p", "output": Path("o")}
+    for optimizer in ({"learning_rate": 1e-4}, AdamW(learning_rate=1e-4)):
+        config = OnlineConfig(**files, optimizer=optimizer)  # type: ignore[arg-type]
+        assert (config.optimizer.learning_rate, config.optimizer.epsilon) == (1e-4, 1e-5)
+        assert config.optimizer.warmup_steps == 10
+    assert OnlineConfig(**files, algorithm="ppo").algorithm == PPO()  # type: ignore[arg-type]
+    values = files | {"optimizer": {"weight_decay": 0.5}, "optimizer.learning_rate": 1e-3, "algorithm": "ppo"}
+    config = make(OnlineConfig, values | {"algorithm.lam": 0.5}, "r.yaml")
+    assert (config.optimizer.weight_decay, config.optimizer.learning_rate, config.algorithm.lam) == (0.5, 1e-3, 0.5)
 
 
 def test_a_config_is_frozen() -> None:

@@ -14,17 +14,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import SENTENCES, tiny_model
 from tutelage.data.datasets import write_jsonl
-from tutelage.data.records import Prompt, Request, Sample
+from tutelage.data.records import Completion, Prompt
 from tutelage.data.sources import DataError
 from tutelage.evaluation import answer, preference
 from tutelage.evaluation.compare import compare
+from tutelage.evaluation.scoring import readings
 from tutelage.evaluation.tax import document_losses
 from tutelage.models import precision
 from tutelage.models.forward import completion_logprobs
 from tutelage.models.loading import new_scalar, save_model
 from tutelage.models.precision import full_precision
-from tutelage.sampling.completions import require_fit
+from tutelage.rewards.reward_model import RewardModel
+from tutelage.sampling.completions import Answer, Writer
 from tutelage.settings.evaluation import AnswerConfig, EvaluateConfig
+from tutelage.settings.sampler import LocalSampling
 from tutelage.stages.pretrain import train_tokenizer
 from tutelage.stats.intervals import estimate, standard_error, wilson
 
@@ -79,19 +82,20 @@ def test_full_precision_ends_where_it_ends(model: PreTrainedModel, in_bf16: None
 
 def test_kl_is_of_fp32_and_its_error_of_prompts(tiny: Callable[[str], PreTrainedModel], in_bf16: None) -> None:
     policy, reference = tiny("llama").eval(), tiny("gpt2").eval()
-    sequences = [[5, 6, 7, 8], [5, 6, 9, 4], [9, 8, 7, 6]]
-    requests = [Request((a, b), 0, 2, (1,)) for a, b, *_ in sequences]
-    samples = [Sample(tuple(s[2:]), (0.0, 0.0), "length") for s in sequences]
+    sequences = [(5, 6, 7, 8), (5, 6, 9, 4), (9, 8, 7, 6)]
     gaps = []
     for ids in sequences:
         with torch.inference_mode():
             ours, theirs = (m(input_ids=torch.tensor([ids])).logits.log_softmax(-1)[0] for m in (policy, reference))
         gaps.append(sum(float(ours[t - 1, ids[t]] - theirs[t - 1, ids[t]]) for t in (2, 3)))
-    prompts = [Prompt(id=str(i), text=text) for i, text in enumerate("aab")]
-    mean, error = answer.kl_to(reference, policy, prompts, requests, samples)
+    answers = [
+        Answer(Prompt(id=str(i), text=text), Completion(text="x"), ids[:2], ids[2:])
+        for i, (text, ids) in enumerate(zip("aab", sequences, strict=True))
+    ]
+    mean, error = answer.kl_to(reference, policy, answers)
     assert mean == pytest.approx(sum(gaps) / 3, rel=1e-4)
     assert error == pytest.approx(standard_error(gaps, "aab"), rel=1e-4)
-    alone = answer.kl_to(reference, policy, prompts[:2], requests[:2], samples[:2])
+    alone = answer.kl_to(reference, policy, answers[:2])
     assert alone == (pytest.approx(sum(gaps[:2]) / 2, rel=1e-4), None)
 
 
@@ -110,7 +114,7 @@ def test_models_of_other_tokens_are_not_compared(
 
     def answered(b: Path, prompts: str = "plain", **more: Any) -> None:
         models = {"a": str(folders("llama")), "b": str(b)}
-        values = {"models": models, "prompts": str(tmp_path / f"{prompts}.jsonl"), "max_new_tokens": 4}
+        values = {"models": models, "prompts": str(tmp_path / f"{prompts}.jsonl"), "sampler": {"max_new_tokens": 4}}
         answer.run(AnswerConfig(output=tmp_path / "run", overwrite=True, **(values | more)))
 
     with pytest.raises(ValueError, match=r"reference: the tokenizers of 'b' and 'a' differ \(300 and 320 tokens\)"):
@@ -146,15 +150,15 @@ def test_a_prompt_that_comes_twice_is_answered_twice(
     seen: list[tuple[str, int]] = []
     real = answer.complete
 
-    def spy(writer: Any, prompts: list[Prompt], seed: int, **how: Any) -> Any:
-        seen.extend((p.id, k) for p, k in zip(prompts, how["copies"], strict=True))
-        return real(writer, prompts, seed, **how)
+    def spy(writer: Any, prompts: list[Prompt], seed: int, sampling: Any, copies: list[int]) -> Any:
+        seen.extend((p.id, k) for p, k in zip(prompts, copies, strict=True))
+        return real(writer, prompts, seed, sampling, copies)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answer, "complete", spy)
         config = AnswerConfig(
             models={"a": str(folders("llama"))}, prompts=str(tmp_path / "p.jsonl"), output=tmp_path / "run",
-            max_new_tokens=8, best_of="a", best_of_n=2, reward_model=reward_folder,
+            sampler={"max_new_tokens": 8}, best_of="a", best_of_n=2, reward_model=reward_folder,
         )  # fmt: skip
         answer.run(config)
     assert len(set(seen)) == len(seen) == 3 + 3 * 2
@@ -167,7 +171,7 @@ def test_compare_counts_a_prompt_that_comes_twice_once(
 ) -> None:
     write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a b c"}] * 3 + [{"prompt": "c d"}])
     models = [str(folders("llama")), str(folders("gpt2"))]
-    compare(models, str(tmp_path / "p.jsonl"), reward_folder, 10, 1.0, 4, 0)
+    compare(models, str(tmp_path / "p.jsonl"), reward_folder, 10, LocalSampling(max_new_tokens=4), 0)
     said = " ".join(capsys.readouterr().out.split())
     assert "n = 2 prompts" in said
     assert "[0.00, 0.00]" not in said
@@ -209,7 +213,7 @@ def test_scores_stay_within_the_reward_models_context(
     write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": " "}])
     config = AnswerConfig(
         models={"a": str(folders("gpt2"))}, prompts=str(tmp_path / "p.jsonl"), output=tmp_path / "run",
-        max_new_tokens=12, reward_model=str(tmp_path / "reward"), texts=str(tmp_path / "t.jsonl"),
+        sampler={"max_new_tokens": 12}, reward_model=str(tmp_path / "reward"), texts=str(tmp_path / "t.jsonl"),
         examples=str(tmp_path / "d.jsonl"),
     )  # fmt: skip
     answer.run(config)
@@ -221,12 +225,14 @@ def test_scores_stay_within_the_reward_models_context(
     }  # fmt: skip
     capsys.readouterr()
     models = [str(folders("llama")), str(folders("gpt2"))]
-    compare(models, str(tmp_path / "p.jsonl"), str(tmp_path / "reward"), 10, 1.0, 12, 0)
+    compare(models, str(tmp_path / "p.jsonl"), str(tmp_path / "reward"), 10, LocalSampling(max_new_tokens=12), 0)
     assert "prompts left out: 1 empty prompt; 1 too long" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match="no prompt leaves room for 30 tokens"):
-        compare(models, str(tmp_path / "p.jsonl"), str(tmp_path / "reward"), 10, 1.0, 30, 0)
+        compare(models, str(tmp_path / "p.jsonl"), str(tmp_path / "reward"), 10, LocalSampling(max_new_tokens=30), 0)
+    long = Answer(Prompt(id="p", text="a"), Completion(text="b"), (1,) * 12, (1,) * 13)
+    reward, writer = RewardModel(str(tmp_path / "reward")), Writer("a", tiny_model(kind, len(tokenizer)), tokenizer)
     with pytest.raises(ValueError, match="an answer and its prompt are 25 of its tokens, more than its context of 24"):
-        require_fit([[1] * 25], 24, "r")
+        readings(reward, writer, [long])
 
 
 def judged(tmp_path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -146,8 +146,9 @@ def test_what_it_cannot_do_is_left_to_transformers(family: Families, settings: d
 
 def test_without_kernels_everything_is_as_with_them() -> None:
     """Log-probabilities of rows, scores of trees."""
-    model = model_of(LlamaConfig)
+    model = forward.with_forward(model_of(LlamaConfig))
     model.score = torch.nn.Linear(32, 1)
+    forward.with_forward(model)
     groups = [[[5, 6, 7, 8], [5, 6, 9], [5, 6]], [[3, 4], [3, 5, 6, 7, 8]]]
     found = []
     for there in (True, False):
@@ -224,9 +225,7 @@ def test_bf16_products_have_few_shapes(tiny: Callable[[str], PreTrainedModel], m
         shapes.clear()
         policy.zero_grad()
         for batch in micro_batches(sequences, 60, 0):
-            logprobs, entropy = forward.selected_logprobs(
-                policy, batch, batch.completion_mask([2] * 5), with_entropy=True
-            )
+            logprobs, entropy = policy.token_logprobs(batch, batch.completion_mask([2] * 5), with_entropy=True)
             (logprobs.sum() + 0 * entropy.sum()).backward()
         found[step] = (logprobs.detach(), *(p.grad.clone() for p in policy.parameters() if p.grad is not None))
         assert (shapes == {64}) == (step == 64)

@@ -31,7 +31,7 @@ from transformers import (
 from conftest import KINDS, STORIES, tiny_config
 from tutelage.data.records import Request
 from tutelage.models.architecture import context_length
-from tutelage.models.forward import all_scores, completion_logprobs, completion_values, selected_logprobs
+from tutelage.models.forward import all_scores, completion_logprobs, completion_values
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import load_tokenizer
@@ -204,7 +204,7 @@ def test_capped_and_scaled_logits_are_the_models_own(
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.tensor(some_sequences(1, 320))
     (batch,) = micro_batches(ids.tolist(), 100, 0)
-    ours, entropy = selected_logprobs(policy, batch, batch.completion_mask([1]), 0.7, with_entropy=True)
+    ours, entropy = policy.token_logprobs(batch, batch.completion_mask([1]), 0.7, with_entropy=True)
     expected = (theirs(ids).logits[0, :-1] / 0.7).log_softmax(-1)
     assert_close(entropy, -(expected.exp() * expected).sum(-1), rtol=0, atol=1e-4)
     expected = expected.gather(1, ids[0, 1:, None])[:, 0]

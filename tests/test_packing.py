@@ -18,8 +18,8 @@ from tutelage.models.forward import (
     all_scores,
     completion_logprobs,
     completion_values,
+    final_scores,
     group_scores,
-    scores,
     spread,
     tree_scores,
 )
@@ -166,4 +166,4 @@ def test_trees_score_as_their_sequences_alone(
     flat = [s for group in groups[:2] for s in group]
     (rows,) = micro_batches(flat, 10_000, PAD)
     packed = gradient(tree_scores(model, tree)[tree.ends >= 0].sum())
-    assert_close(packed, gradient(scores(model, rows).sum()), atol=1e-4, rtol=1e-4)
+    assert_close(packed, gradient(final_scores(model, rows).sum()), atol=1e-4, rtol=1e-4)

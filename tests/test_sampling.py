@@ -27,6 +27,7 @@ from tutelage.sampling import local
 from tutelage.sampling.completions import Writer, complete
 from tutelage.sampling.local import LocalSampler, choose
 from tutelage.sampling.seeds import request_seed, uniforms
+from tutelage.settings.sampler import LocalSampling
 
 Stories = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Tiny = Callable[[str], PreTrainedModel]
@@ -478,12 +479,11 @@ def test_a_line_break_inside_a_token_ends_an_answer(tokenizer: PreTrainedTokeniz
     own = load_tokenizer(tmp_path)
     shown = (Demonstration(prompt=Prompt(id="a", text="What is one?:"), completion=" One."),)
     writer = Writer("base", load_policy(tmp_path, own), own, shown)
-    (completion,), (request,), (sample,) = complete(
-        writer, [Prompt(id="b", text="What is two?:")], 0, temperature=0, max_new_tokens=9
-    )
-    assert own.decode(request.prompt_ids) == "What is one?: One.\nWhat is two?:"
-    assert (completion.text, completion.finish) == (own.decode([word]) + ".", "stop")
-    assert sample.completion_ids == (word, stop)
+    sampling = LocalSampling(temperature=0, max_new_tokens=9)
+    (answer,) = complete(writer, [Prompt(id="b", text="What is two?:")], 0, sampling)
+    assert own.decode(answer.prompt_ids) == "What is one?: One.\nWhat is two?:"
+    assert (answer.completion.text, answer.completion.finish) == (own.decode([word]) + ".", "stop")
+    assert answer.completion_ids == (word, stop)
 
 
 def test_worked_examples_begin_once(stories: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:

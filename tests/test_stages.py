@@ -25,16 +25,24 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from byhand import grouped
 from conftest import SENTENCES, tiny_model
+from tutelage.algorithms import learner
+from tutelage.algorithms.learner import Learner
+from tutelage.algorithms.ppo import PPO
 from tutelage.data.candidates import read_candidates
 from tutelage.data.datasets import read_rankings, write_jsonl
-from tutelage.data.records import Completion, Message, Prompt, Ranking, Rollout
+from tutelage.data.records import Completion, Message, Prompt, Ranking, Request, Sample
+from tutelage.models.architecture import stop_ids
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
+from tutelage.models.texts import draw_rows, text_backward
 from tutelage.models.tokens import encode_pairs, load_tokenizer
+from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import DryRun, Run, done
 from tutelage.sampling.completions import number_copies
 from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.rollout import Episodes, Rollout, episodes_of
 from tutelage.settings.collect import CollectConfig
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.pretrain import PretrainConfig
@@ -85,8 +93,8 @@ def config(data: Path, folders: Callable[[str], Path], tmp_path: Path) -> Callab
     """A maker of small configs, each with an output of its own."""
     made = iter(range(1000))
     # A key's bias has no gradient but rounding, which Adam would blow up to a full step with a smaller epsilon.
-    common = {"adam_epsilon": 1e-5, "seed": 3}
-    kinds: dict[str, tuple[type[Training], dict[str, Any]]] = {
+    common = {"epsilon": 1e-5, "seed": 3}
+    kinds: dict[str, tuple[type[TrainingConfig], dict[str, Any]]] = {
         "pretrain": (
             PretrainConfig,
             {
@@ -113,10 +121,10 @@ def config(data: Path, folders: Callable[[str], Path], tmp_path: Path) -> Callab
             OnlineConfig,
             {
                 "model": folders("llama"), "reward_model": data / "reward_model", "prompts": data / "prompts.jsonl",
-                "total_episodes": 64, "batch_size": 16, "mini_batch_size": 8, "num_ppo_epochs": 2,
-                "learning_rate": 1e-3, "value_learning_rate": 1e-3, "max_completion_length": 12, "kl_target": 1.0,
+                "total_episodes": 64, "batch_size": 16, "mini_batch_size": 8, "inner_epochs": 2,
+                "learning_rate": 1e-3, "value_learning_rate": 1e-3, "max_new_tokens": 12, "kl_target": 1.0,
                 "kl_horizon": 40, "ema_decay": 0.5, "pretraining_texts": data / "texts.jsonl", "ptx_length": 16,
-                "ptx_per_episode": 1, "ptx_coef": 1.0, "warmup_iterations": 2, "sample_every": 1,
+                "ptx_per_episode": 1, "ptx_coef": 1.0, "warmup_steps": 2, "sample_every": 1,
             },
         ),
     }  # fmt: skip
@@ -126,7 +134,7 @@ def config(data: Path, folders: Callable[[str], Path], tmp_path: Path) -> Callab
         values = {k: str(v) if isinstance(v, Path) else v for k, v in (values | changes).items()}
         if isinstance(values.get("valid"), dict):
             values["valid"] = {k: str(v) for k, v in values["valid"].items()}
-        return kind(**{"output": tmp_path / f"{stage}{next(made)}", **common, **values})
+        return kind(**grouped({"output": tmp_path / f"{stage}{next(made)}", **common, **values}))
 
     return make
 
@@ -199,7 +207,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     due = iter([False, True] + 100 * [False])
     if when == "once":
         monkeypatch.setattr(Checkpoint, "due", lambda self: next(due))
-    monkeypatch.setattr(STAGES[stage], "update", update)
+    monkeypatch.setattr(learner if stage == "online" else STAGES[stage], "update", update)
     parts = config(stage, checkpoint_seconds=1e-9 if when == "each step" else 1e9)
     for _ in at:
         torch.manual_seed(Random().randrange(1 << 30))  # a new process has another generator
@@ -231,7 +239,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_it(
             next(model.parameters()).grad[0] = torch.nan  # what a nan loss leaves behind
         return real(optimizer, model, max_norm, rate, watch)
 
-    monkeypatch.setattr(STAGES[stage], "update", update)
+    monkeypatch.setattr(learner if stage == "online" else STAGES[stage], "update", update)
     c = config(stage, checkpoint_seconds=1e-9)
     with pytest.raises(ValueError, match=f"^{stage}: the gradient is nan at step 1; .*{c.output}.*learning_rate"):
         STAGES[stage].run(c)
@@ -256,7 +264,7 @@ BROKEN = {
     "sft, scored": ("mean_score", lambda _: torch.nan, "mean score on held-out prompts"),
     "reward": ("evaluate", lambda measured: measured | {"loss": torch.inf}, "loss on held_out"),
     "online": (
-        "all_scores",
+        "scores_of",
         lambda scores: scores * torch.nan if len(scores) == 24 else scores,  # of 24 prompts, not of 16 episodes
         "mean score of model/",
     ),
@@ -397,8 +405,13 @@ def test_an_sft_update_follows_the_mean_losses(config: Callable[..., Any], monke
         seen["gradient"] = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         raise KeyboardInterrupt
 
-    real = sft.text_nll
-    monkeypatch.setattr(sft, "text_nll", lambda model, rows: seen.update(rows=rows) or real(model, rows))
+    real = sft.draw_rows
+
+    def draw_rows(*args: Any) -> torch.Tensor:
+        seen["rows"] = real(*args)
+        return seen["rows"]
+
+    monkeypatch.setattr(sft, "draw_rows", draw_rows)
     monkeypatch.setattr(sft, "update", update)
     with pytest.raises(KeyboardInterrupt):
         sft.run(c)
@@ -648,7 +661,7 @@ def test_one_ranking_by_hand(tiny: Callable[[str], PreTrainedModel], folders: An
         reward.Element([[5, 6, 7, 8], [5, 6, 9]], torch.tensor([2, 1]), "p"),
         reward.Element([[9, 9], [9, 8, 7, 6, 5, 4], [9, 3]], torch.tensor([1, 2, 2]), "q"),
     ]
-    alone = [[float(reward.all_scores(model, [s])[0]) for s in e.sequences] for e in elements]
+    alone = [[float(all_scores(model, [s])[0]) for s in e.sequences] for e in elements]
     (group,) = reward.micro_scores(model, elements, 1000)
     assert [e for e, _ in group] == elements  # the shorter tree first, which is their order here
     for (_, scores), expected in zip(group, alone, strict=True):
@@ -718,7 +731,7 @@ def test_accuracy_takes_all_rankings_of_a_prompt_as_one(monkeypatch: pytest.Monk
 def test_collect_writes_distinct_candidates(data: Path, folders: Callable[[str], Path], tmp_path: Path) -> None:
     values = {
         "prompts": str(data / "prompts.jsonl"), "policies": {"a": str(folders("llama")), "b": str(folders("gpt2"))},
-        "k": "2..4", "max_new_tokens": 8, "few_shot": ["b"], "examples": str(data / "demos.jsonl"),
+        "k": "2..4", "sampler": {"max_new_tokens": 8}, "few_shot": ["b"], "examples": str(data / "demos.jsonl"),
         "shots": 1, "off_prompt": 0.2,
     }  # fmt: skip
     outputs = [tmp_path / "one", tmp_path / "two"]
@@ -767,7 +780,7 @@ def test_a_prompt_that_comes_twice_gets_samples_of_its_own(folders: Callable[[st
     def collected(rows: list[dict[str, str]], name: str) -> list[tuple[str, ...]]:
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
         values = {"prompts": str(tmp_path / f"{name}.jsonl"), "policy": str(folders("llama")), "k": "3"}
-        collect.run(CollectConfig(output=tmp_path / name, max_new_tokens=8, **values))
+        collect.run(CollectConfig(output=tmp_path / name, sampler={"max_new_tokens": 8}, **values))
         return [tuple(c.text for c in found) for _, found in read_candidates(tmp_path / name / "candidates.jsonl")]
 
     first, other, second = collected(twice, "twice")
@@ -822,13 +835,15 @@ def test_the_average_and_the_last_weights_are_kept_and_measured(
     start = load_file(Path(c.model) / "model.safetensors")
     assert 0 < distance(start, weight["model"]) < distance(start, weight["last"])
     judge, reference = load_scalar(c.reward_model, tokenizer), load_policy(c.model, tokenizer)
-    asked, printed = online.usable_prompts(c, 128, tokenizer)[0], capsys.readouterr().err
+    asked = online.usable_prompts(c, online.load_models(c, PPO(c.algorithm)))[0]
+    printed = capsys.readouterr().err
     for name, values in found["final"].items():
         policy = load_policy(c.output / name, tokenizer)
-        rollout = online.sample(policy, LocalSampler(policy), updates.shuffled(asked, c.seed, -1), 4, c)
+        order = updates.shuffled(asked, c.seed, -1)
+        rollout = online.sample(LocalSampler(policy), stop_ids(policy), order, 4, c)
         assert values["score"] == pytest.approx(float(all_scores(judge, rollout.sequences).mean()), abs=1e-4)
         assert values["length"] == pytest.approx(float(rollout.mask.sum(1).float().mean()))
-        before = online.completion_logprobs(reference, rollout.sequences, rollout.prompt_lengths, c.temperature)
+        before = online.completion_logprobs(reference, rollout.sequences, rollout.prompt_lengths, c.sampler.temperature)
         gap = torch.where(rollout.mask, rollout.logprobs - before, 0.0)
         assert values["kl"] == pytest.approx(float(gap.sum(1).mean()), abs=1e-3)
         means = "  ".join(f"{key} {values[key]:.3f}" for key in ("score", "kl", "length"))
@@ -865,19 +880,19 @@ def test_after_a_resume_the_reference_is_the_sft_policy(
 ) -> None:
     c = config("online", checkpoint_seconds=1e-9)
     start = load_file(Path(c.model) / "model.safetensors")
-    real_logprobs, real_improve, asked = online.completion_logprobs, online.improve, []
+    real_logprobs, real_improve, asked = online.completion_logprobs, Learner.improve, []
 
     def logprobs(model: PreTrainedModel, *args: Any) -> torch.Tensor:
         asked.append(distance(start, model.state_dict()))
         return real_logprobs(model, *args)
 
-    def improve(watch: Watch, *args: Any) -> Any:
+    def improve(self: Learner, rollout: Rollout, warmth: float, watch: Watch) -> Any:
         if watch.step == 2 and len(asked) == 3:
             raise KeyboardInterrupt
-        return real_improve(watch, *args)
+        return real_improve(self, rollout, warmth, watch)
 
     monkeypatch.setattr(online, "completion_logprobs", logprobs)
-    monkeypatch.setattr(online, "improve", improve)
+    monkeypatch.setattr(Learner, "improve", improve)
     with pytest.raises(KeyboardInterrupt):
         online.run(c)
     online.run(c)
@@ -890,24 +905,19 @@ def test_after_a_resume_the_reference_is_the_sft_policy(
 def test_the_score_lands_on_the_last_generated_token(
     config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    seen: dict[str, Any] = {}
+    seen: list[Rollout] = []
+    real = Learner.improve
 
-    def advantages(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, c: Any) -> Any:
-        seen["rewards"] = rewards
-        return real_advantages(rewards, values, mask, c)
+    def improve(self: Learner, rollout: Rollout, *rest: Any) -> Any:
+        seen.append(rollout)
+        return real(self, rollout, *rest)
 
-    def improve(watch: Any, c: Any, models: Any, optimizers: Any, rollout: Any, *rest: Any) -> Any:
-        seen["rollout"] = rollout
-        return real_improve(watch, c, models, optimizers, rollout, *rest)
-
-    real_advantages, real_improve = online.ppo.advantages, online.improve
-    monkeypatch.setattr(online.ppo, "advantages", advantages)
-    monkeypatch.setattr(online, "improve", improve)
+    monkeypatch.setattr(Learner, "improve", improve)
     # Make the end token likely, so that some completions end and some are cut off.
     c = config("online", total_episodes=16, kl_coef=0.0, kl_target=None, missing_eos_penalty=2.5, temperature=3.0)
     online.run(c)
-    rollout, rewards = seen["rollout"], seen["rewards"]
-    finals = []
+    (rollout,) = seen
+    rewards, finals = rollout.rewards, []
     for i, sequence in enumerate(rollout.sequences):
         length = len(sequence) - rollout.prompt_lengths[i]
         assert int(rollout.mask[i].sum()) == length
@@ -916,7 +926,7 @@ def test_the_score_lands_on_the_last_generated_token(
         expected[length - 1] = rollout.scores[i] - (0 if finals[-1] else 2.5)
         assert_close(rewards[i], expected)
     model = load_scalar(c.reward_model, tokenizer)
-    assert_close(rollout.scores, online.all_scores(model, rollout.sequences), rtol=0, atol=1e-5)
+    assert_close(rollout.scores, all_scores(model, rollout.sequences), rtol=0, atol=1e-5)
     (row,) = log(c.output)
     assert row["objective/ended"] == pytest.approx(sum(finals) / 16)
     assert row["objective/length"] == pytest.approx(float(rollout.mask.sum() / 16))
@@ -933,21 +943,21 @@ def test_a_reward_model_reads_its_own_template(
     other = load_tokenizer(folders("llama"))
     other.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
     save_model(new_scalar(folders("llama"), other, 0), other, tmp_path / "reward")
-    c = config(
-        "online", reward_model=tmp_path / "reward", total_episodes=16, pretraining_texts=None, max_completion_length=80
-    )
+    c = config("online", reward_model=tmp_path / "reward", total_episodes=16, pretraining_texts=None, max_new_tokens=80)
     read: list[list[int]] = []
     some_ended: list[bool] = []
-    real, real_readings = online.all_scores, online.readings
-    monkeypatch.setattr(online, "all_scores", lambda model, ids: read.extend(ids) or real(model, ids))
+    real_scores, real_encode = RewardModel.scores, RewardModel.encode
 
-    def readings(rollout: Rollout, ended: torch.Tensor, *others: Any) -> list[list[int]]:
-        assert ended.tolist() == [ids[-1] == other.eos_token_id for ids in rollout.sequences]
-        assert others[-1] == 128  # the reward model's context
-        some_ended.append(bool(ended.any()) and not ended.all())
-        return real_readings(rollout, ended, *others)
+    def scores(self: RewardModel, sequences: Any) -> torch.Tensor:
+        read.extend(sequences)
+        return real_scores(self, sequences)
 
-    monkeypatch.setattr(online, "readings", readings)
+    def encode(self: RewardModel, prompts: Any, texts: Any, ended: Any) -> list[list[int]]:
+        some_ended.append(any(ended) and not all(ended))
+        return real_encode(self, prompts, texts, ended)
+
+    monkeypatch.setattr(RewardModel, "scores", scores)
+    monkeypatch.setattr(RewardModel, "encode", encode)
     online.run(c)
     texts = [other.decode(ids) for ids in read]
     assert len(texts) == 16 + 2 * 24  # an iteration, and both sets of weights at the end
@@ -957,18 +967,30 @@ def test_a_reward_model_reads_its_own_template(
         sft.run(config("sft", reward_model=tmp_path / "reward"))
 
 
-def test_what_goes_on_a_string_is_read_with_the_space_at_the_seam(folders: Callable[[str], Path]) -> None:
+def one_episode(prompt: Prompt, ids: list[int], more: list[int]) -> Episodes:
+    """An episode of these ids that was cut off."""
+    return episodes_of(
+        [prompt],
+        [Request(tuple(ids), 0, len(more), ())],
+        [Sample(tuple(more), (0.0,) * len(more), "length")],
+    )
+
+
+def test_what_goes_on_a_string_is_read_with_the_space_at_the_seam(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Of a prompt that is a string the completion goes on as it is; of a conversation it is the words of a turn."""
     tokenizer, reader = load_tokenizer(folders("llama")), load_tokenizer(folders("llama"))
     reader.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<assistant>"
+    save_model(new_scalar(folders("llama"), reader, 0), reader, tmp_path)
     ids = tokenizer.encode("Name a colour", add_special_tokens=False)
     more = tokenizer.encode(" of the sky", add_special_tokens=False)
-    empty = torch.empty(0)
-    rollout = Rollout([[*ids, *more]], [len(ids)], empty, empty, ref_logprobs=empty, scores=empty)
     for text, answer in (("Name a colour", " of the sky"), ((Message(role="user", content="?"),), "of the sky")):
-        prompts = [(Prompt(id="p", text=text), tuple(ids))]
-        found = online.readings(rollout, torch.tensor([False]), prompts, tokenizer, reader, 128)
-        assert found == [a + b for a, b in encode_pairs(reader, [(text, answer, False)])]
+        episodes = one_episode(Prompt(id="p", text=text), ids, more)
+        assert episodes.texts(tokenizer) == [answer]
+        reward = RewardModel(str(tmp_path))
+        expected = [a + b for a, b in encode_pairs(reader, [(text, answer, False)])]
+        assert reward.encode(episodes.prompts, episodes.texts(tokenizer), [False]) == expected
 
 
 def test_prompts_that_are_too_long_for_the_reward_models_template_are_dropped(
@@ -1013,24 +1035,24 @@ def test_without_an_average_the_last_weights_are_the_model(config: Callable[...,
 def test_samples_of_a_string_keep_the_space_at_the_seam(folders: Callable[[str], Path], tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folders("llama"))
     ids, more = (tokenizer.encode(text, add_special_tokens=False) for text in ("Name a colour", " of the sky"))
-    empty = torch.empty(0)
-    rollout = Rollout([[*ids, *more]], [len(ids)], empty, empty, ref_logprobs=empty, scores=torch.tensor([0.5]))
-    prompts = [(Prompt(id="p", text="Name a colour"), tuple(ids))]
-    online.keep_samples(Run("online", tmp_path), 4, prompts, rollout, tokenizer)
+    episodes, empty = one_episode(Prompt(id="p", text="Name a colour"), ids, more), torch.zeros(1, len(more))
+    rollout = Rollout(
+        **vars(episodes), scores=torch.tensor([0.5]), ref_logprobs=empty, values=None, rewards=empty, advantages=empty,
+        returns=None,
+    )  # fmt: skip
+    online.keep_samples(Run("online", tmp_path), 4, rollout, tokenizer)
     assert log(tmp_path, "samples.jsonl") == [
         {"iteration": 4, "prompt": "p", "completion": " of the sky", "score": 0.5}
     ]
 
 
-def test_the_mixtures_rows_are_a_function_of_seed_and_draw(
-    config: Callable[..., Any], folders: Callable[[str], Path]
-) -> None:
+def test_the_mixtures_rows_are_a_function_of_seed_and_draw(folders: Callable[[str], Path]) -> None:
     policy = load_policy(folders("llama"), load_tokenizer(folders("llama")))
     rows = torch.randint(5, 200, (60, 16), generator=torch.Generator().manual_seed(0))
     losses = []
     for seed, draw in ((3, 7), (3, 7), (3, 8), (4, 7)):
         torch.manual_seed(len(losses))  # what the process has drawn before does not matter
-        losses.append(online.ptx_backward(policy, rows, config("online", seed=seed), draw))
+        losses.append(text_backward(policy, draw_rows(rows, 8, seed, draw), 1000))
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
 
@@ -1071,20 +1093,18 @@ def test_the_end_of_a_turn_is_an_end(config: Callable[..., Any], tmp_path: Path)
     write_jsonl(prompts, [{"prompt": [{"role": "user", "content": f"Say {w}."}]} for w in ("a", "b", "c")])
     c = config(
         "online", model=policy_folder, reward_model=tmp_path / "reward", prompts=prompts, total_episodes=16,
-        pretraining_texts=None, max_completion_length=4,
+        pretraining_texts=None, max_new_tokens=4,
     )  # fmt: skip
     online.run(c)
     (row,) = log(c.output)
     assert (row["objective/ended"], row["objective/length"]) == (1, 1)
-    ids = online.encode_pairs(load_tokenizer(policy_folder), [((Message(role="user", content="Say a."),), "b", True)])
+    ids = encode_pairs(load_tokenizer(policy_folder), [((Message(role="user", content="Say a."),), "b", True)])
     assert ids[0][1][-1] == turn  # which is what training on text ends with, too
 
 
 def test_the_first_ratio_is_one(config: Callable[..., Any]) -> None:
     """Before any update the policy is the one that sampled: ratios 1, nothing clipped, at any temperature."""
-    c = config(
-        "online", total_episodes=16, mini_batch_size=16, num_ppo_epochs=1, temperature=0.7, pretraining_texts=None
-    )
+    c = config("online", total_episodes=16, mini_batch_size=16, inner_epochs=1, temperature=0.7, pretraining_texts=None)
     online.run(c)
     (row,) = log(c.output)
     assert row["val/ratio"] == pytest.approx(1, abs=1e-5)
@@ -1096,8 +1116,8 @@ def test_the_first_ratio_is_one(config: Callable[..., Any]) -> None:
 
 def test_practice_raises_the_score(config: Callable[..., Any]) -> None:
     c = config(
-        "online", total_episodes=128 * 16, batch_size=128, mini_batch_size=32, num_ppo_epochs=1, learning_rate=3e-3,
-        kl_coef=0.0, kl_target=None, pretraining_texts=None, missing_eos_penalty=0.0, max_completion_length=2,
+        "online", total_episodes=128 * 16, batch_size=128, mini_batch_size=32, inner_epochs=1, learning_rate=3e-3,
+        kl_coef=0.0, kl_target=None, pretraining_texts=None, missing_eos_penalty=0.0, max_new_tokens=2,
     )  # fmt: skip
     online.run(c)
     scores = [row["objective/scores"] for row in log(c.output)]
@@ -1131,14 +1151,14 @@ def test_a_reward_model_with_other_tokens_is_refused(
 def test_minibatches_come_in_another_order_each_pass(
     config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, asked = online.shuffled, []
+    real, asked = learner.shuffled, []
 
     def shuffled(items: Any, seed: int, epoch: int) -> Any:
         if items == range(16):
             asked.append((seed, epoch))
         return real(items, seed, epoch)
 
-    monkeypatch.setattr(online, "shuffled", shuffled)
+    monkeypatch.setattr(learner, "shuffled", shuffled)
     online.run(config("online", total_episodes=32))
     assert asked == [(3, 0), (3, 1), (3, 2), (3, 3)]
 
@@ -1165,7 +1185,7 @@ def test_a_reward_model_is_measured_in_full_precision(
     model = AutoModelForSequenceClassification.from_pretrained(c.output / "model").eval()
     tokenizer = load_tokenizer(c.output / "model")
     read = sft.read_demonstrations(str(c.demonstrations)).records
-    sequences = [p + a for p, a in online.encode_pairs(tokenizer, [(d.prompt.text, d.completion, True) for d in read])]
+    sequences = [p + a for p, a in encode_pairs(tokenizer, [(d.prompt.text, d.completion, True) for d in read])]
     with torch.no_grad():
         scores = [float(model(torch.tensor([ids])).logits) for ids in sequences]
     results = done(c.output)

@@ -25,7 +25,7 @@ from tutelage.settings.sft import SftConfig
 from tutelage.stages import reward, sft
 
 COMMON: dict[str, Any] = {
-    "learning_rate": 0.03, "weight_decay": 0.1, "adam_betas": (0.8, 0.9), "adam_epsilon": 0.01, "max_grad_norm": 1e6,
+    "learning_rate": 0.03, "weight_decay": 0.1, "betas": (0.8, 0.9), "epsilon": 0.01, "max_grad_norm": 1e6,
 }  # fmt: skip
 RANKINGS: list[dict[str, Any]] = [
     {"prompt": "c d", "completions": [" a", " b i", " j"], "ranks": [2, 1, 1]},  # two pairs, and a tie
@@ -90,7 +90,7 @@ def test_reward_training(kind: str, micro_batch_tokens: int, max_grad_norm: floa
             RewardConfig(
                 output=tmp_path / "out", model=str(policy), rankings=rankings, valid={"held_out": rankings},
                 demonstrations=write(tmp_path / "demonstrations.jsonl", DEMONSTRATIONS), epochs=2, batch_size=2,
-                warmup_steps=3, micro_batch_tokens=micro_batch_tokens, seed=3, **s,
+                micro_batch_tokens=micro_batch_tokens, seed=3, **byhand.grouped(s | {"warmup_steps": 3}),
             )
         )  # fmt: skip
     byhand.assert_run_of(tmp_path / "out", "reward", "model", "rankings", "valid.held_out", "demonstrations")
@@ -169,7 +169,7 @@ def reward_config(policy: Path, output: Path, **changes: Any) -> RewardConfig:
     """Three steps of one ranking each; files lie beside the output."""
     rankings = write(output.with_name("rankings.jsonl"), RANKINGS)
     values = {"rankings": rankings, "valid": {"held_out": rankings}, "batch_size": 1, "seed": 3, **COMMON, **changes}
-    return RewardConfig(output=output, model=str(policy), **values)
+    return RewardConfig(output=output, model=str(policy), **byhand.grouped(values))
 
 
 def test_reward_training_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_supervised_fine_tuning(kind: str, micro_batch_tokens: int, share: float
         sft.run(
             SftConfig(
                 output=tmp_path / "out", model=str(base), demonstrations=file, valid_demonstrations=file, epochs=3,
-                batch_size=3, micro_batch_tokens=micro_batch_tokens, **mixture, **COMMON,
+                batch_size=3, micro_batch_tokens=micro_batch_tokens, **mixture, **byhand.grouped(COMMON),
             )
         )  # fmt: skip
     policy, rows = byhand.policy_of(base), byhand.metrics(tmp_path / "out")
@@ -350,7 +350,7 @@ def test_sft_saves_its_best_epoch(by_score: bool, tmp_path: Path, monkeypatch: p
     demonstrations = write(tmp_path / "demonstrations.jsonl", DEMONSTRATIONS)
     config = SftConfig(
         output=tmp_path / "out", model=str(base), demonstrations=demonstrations, epochs=4, batch_size=3,
-        max_completion_tokens=5, **values, **COMMON,
+        max_completion_tokens=5, **values, **byhand.grouped(COMMON),
     )  # fmt: skip
     with byhand.steps_taken() as steps:
         sft.run(config)

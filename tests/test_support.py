@@ -31,7 +31,7 @@ from conftest import SENTENCES, tiny_model
 from tutelage.data.records import Request
 from tutelage.models import memory
 from tutelage.models.architecture import context_length, set_dropout, stop_ids, window
-from tutelage.models.forward import group_scores, reads_trees, scores_by_group, selected_logprobs
+from tutelage.models.forward import group_scores, reads_trees, scores_by_group, with_forward
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.packing import micro_batches
 from tutelage.models.tokens import load_tokenizer
@@ -276,12 +276,12 @@ def test_no_dropout_but_what_is_asked_for(
     mask = batch.completion_mask([3])
 
     def noise(policy: PreTrainedModel) -> float:
-        one, two = (selected_logprobs(policy.train(), batch, mask)[0] for _ in range(2))
+        one, two = (policy.train().token_logprobs(batch, mask)[0] for _ in range(2))
         return float((one - two).abs().max().detach())
 
     policy = load_policy(tmp_path, tokenizer)
     assert noise(policy) == 0
-    assert noise(AutoModelForCausalLM.from_pretrained(tmp_path)) > 0.01  # it is in the config
+    assert noise(with_forward(AutoModelForCausalLM.from_pretrained(tmp_path))) > 0.01  # it is in the config
     assert noise(with_scalar_body(tmp_path, tokenizer)) == 0
     assert set_dropout(policy, 0.2) == (kind != "llama")
     assert (noise(policy) > 0.01) == (kind != "llama")

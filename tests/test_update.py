@@ -34,9 +34,9 @@ OFFSETS = [[[0.3, -0.2, 0.1], [-0.3, 0.05, 0.2, -0.1, 0.25]], [[-0.25], [0.15, -
 TEXT = "a b c d e f g h"  # with its end-of-text one row of nine tokens, and the only one
 
 EVERYTHING = {
-    "total_episodes": 4, "batch_size": 2, "mini_batch_size": 2, "num_ppo_epochs": 2, "learning_rate": 0.02,
-    "value_learning_rate": 0.05, "weight_decay": 0.1, "adam_betas": (0.8, 0.9), "adam_epsilon": 0.01,
-    "max_grad_norm": 1e6, "warmup_iterations": 4, "max_completion_length": 5, "temperature": 0.8, "kl_coef": 0.5,
+    "total_episodes": 4, "batch_size": 2, "mini_batch_size": 2, "inner_epochs": 2, "learning_rate": 0.02,
+    "value_learning_rate": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.9), "epsilon": 0.01,
+    "max_grad_norm": 1e6, "warmup_steps": 4, "max_new_tokens": 5, "temperature": 0.8, "kl_coef": 0.5,
     "kl_target": 0.5, "kl_horizon": 10, "gamma": 0.9, "lam": 0.7, "cliprange": 0.15, "cliprange_value": 0.02,
     "vf_coef": 0.6, "whiten_advantages": True, "whiten_rewards": True, "missing_eos_penalty": 0.75, "ema_decay": 0.6,
     "ptx_coef": 1.7, "ptx_length": 9, "ptx_per_episode": 1.0, "micro_batch_tokens": 1,
@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clipped gradients": {"max_grad_norm": 0.05, "whiten_rewards": False, "kl_target": None, "micro_batch_tokens": 999},
     "plain": {
         "ptx_coef": None, "whiten_advantages": False, "whiten_rewards": False, "ema_decay": 0.0, "temperature": 1.0,
-        "warmup_iterations": 0, "kl_target": None, "missing_eos_penalty": 0.0,
+        "warmup_steps": 0, "kl_target": None, "missing_eos_penalty": 0.0,
     },
 }  # fmt: skip
 
@@ -90,7 +90,7 @@ class Paper:
         s = self.s
         self.episodes = [(ids(p), ids(c)) for p, c in zip(PROMPTS, SCRIPT[i], strict=True)]
         logged = self.sample(i) | self.credit()
-        warm = min(1.0, 0.1 + 0.9 * i / s["warmup_iterations"]) if s["warmup_iterations"] else 1.0
+        warm = min(1.0, 0.1 + 0.9 * i / s["warmup_steps"]) if s["warmup_steps"] else 1.0
         self.sums: Any = Counter(dict.fromkeys(PER_TOKEN, 0.0))
         updates: list[dict[str, float]] = []
         for order in orders:
@@ -208,7 +208,7 @@ def settings(s: dict[str, Any], folders: dict[str, Path], output: Path, texts: S
     else:
         values["pretraining_texts"] = byhand.write(output.with_name("texts.jsonl"), [{"text": text} for text in texts])
     prompts = byhand.write(output.with_name("prompts.jsonl"), [{"prompt": p} for p in PROMPTS])
-    return OnlineConfig(**{"output": output, "prompts": prompts, "seed": 3, **values})
+    return OnlineConfig(**byhand.grouped({"output": output, "prompts": prompts, "seed": 3, **values}))
 
 
 def follow_script(
@@ -357,7 +357,7 @@ def test_a_run_goes_on_where_it_was_interrupted(
 def test_rows_of_text_are_drawn(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five rows for two episodes at 2.5 an episode: the gradient is that of the mean over what was drawn."""
     texts = (TEXT, "j i j i j i j i")
-    s = EVERYTHING | {"total_episodes": 2, "num_ppo_epochs": 1, "ptx_per_episode": 2.5, "micro_batch_tokens": 18}
+    s = EVERYTHING | {"total_episodes": 2, "inner_epochs": 1, "ptx_per_episode": 2.5, "micro_batch_tokens": 18}
     papers = [Paper(folders, s, [texts[0]] * k + [texts[1]] * (5 - k)) for k in range(6)]
     for paper in papers:
         paper.iteration(0, [(0, 1)])
@@ -372,8 +372,8 @@ def test_rows_of_text_are_drawn(folders: dict[str, Path], tmp_path: Path, monkey
 
 
 SLOW = EVERYTHING | {
-    "learning_rate": 1e-12, "value_learning_rate": 1e-12, "num_ppo_epochs": 1, "max_completion_length": 3,
-    "ema_decay": 0.0, "kl_target": None, "warmup_iterations": 0,
+    "learning_rate": 1e-12, "value_learning_rate": 1e-12, "inner_epochs": 1, "max_new_tokens": 3,
+    "ema_decay": 0.0, "kl_target": None, "warmup_steps": 0,
 }  # fmt: skip
 
 
@@ -437,9 +437,9 @@ def test_what_is_sampled_depends_on_the_seed_alone(
 @pytest.mark.parametrize(
     ("changes", "longest"),
     [
-        ({"max_completion_length": 5}, 6),  # the models' contexts are 16 and, the smaller one, 11 tokens
-        ({"max_completion_length": 3}, 8),
-        ({"max_completion_length": 3, "max_prompt_tokens": 7}, 7),
+        ({"max_new_tokens": 5}, 6),  # the models' contexts are 16 and, the smaller one, 11 tokens
+        ({"max_new_tokens": 3}, 8),
+        ({"max_new_tokens": 3, "max_prompt_tokens": 7}, 7),
     ],
 )
 def test_prompts_leave_room_for_a_completion(

@@ -150,13 +150,16 @@ def files(folder: Path) -> dict[str, str]:
     return {name: str(folder / f"{name}.jsonl") for name in rows}
 
 
-def one_iteration(folder: Path, model: Path, scorer: Path, data: dict[str, str], **more: Any) -> dict[str, float]:
+def one_iteration(
+    folder: Path, model: Path, scorer: Path, data: dict[str, str], temperature: float = 1.0, **more: Any
+) -> dict[str, float]:
     settings: dict[str, Any] = {
         "model": str(model), "reward_model": str(scorer), "prompts": data["prompts"], "total_episodes": 16,
-        "batch_size": 16, "mini_batch_size": 8, "max_completion_length": 16, "learning_rate": 1e-4,
+        "batch_size": 16, "mini_batch_size": 8, "optimizer": {"learning_rate": 1e-4},
         "pretraining_texts": data["texts"], "ptx_coef": 0.5, "ptx_per_episode": 0.25, "ptx_length": 32,
     }  # fmt: skip
-    online.run(OnlineConfig(**settings | more, output=folder))
+    sampler = {"max_new_tokens": 16, "temperature": temperature}
+    online.run(OnlineConfig(**(settings | more), sampler=sampler, output=folder))
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
 
 
@@ -168,8 +171,8 @@ def test_one_reward_step_and_one_iteration_of_ppo_ptx(kind: str, folders: Any, o
         on(device, bf16)
         where = tmp_path / name
         fit = RewardConfig(
-            model=str(folders(kind)), rankings=data["rankings"], valid={"same": data["rankings"]}, learning_rate=1e-4,
-            output=where / "reward",
+            model=str(folders(kind)), rankings=data["rankings"], valid={"same": data["rankings"]},
+            optimizer={"learning_rate": 1e-4}, output=where / "reward",
         )  # fmt: skip
         reward.run(fit)
         rows[name] = json.loads((where / "reward/metrics.jsonl").read_text().splitlines()[0])

@@ -40,7 +40,7 @@ def test_peoples_rankings_reach_a_reward_model(workspace: Workspace, tmp_path: P
     trained = read_rankings(tmp_path / "out" / "rankings.jsonl").records
     assert trained
     assert all(workers.index(str(r.labeler)) % 4 for r in trained)  # a held-out worker's answer is in no training file
-    settings = {"learning_rate": 1e-3, "batch_size": 4, "model": str(STORIES)}
+    settings = {"optimizer": {"learning_rate": 1e-3}, "batch_size": 4, "model": str(STORIES)}
     run = RewardConfig(output=tmp_path / "reward", rankings=str(tmp_path / "out" / "rankings.jsonl"), **settings)
     reward.run(run)
     done = json.loads((tmp_path / "reward" / "done.json").read_text())
