@@ -23,9 +23,7 @@ SFT = {"model": "m", "demonstrations": "d", "output": "o"}
 
 
 def test_unknown_keys_name_the_nearest() -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown key 'learning_rat'; did you mean 'optimizer.learning_rate'\?"
-    ):
+    with pytest.raises(ValueError, match=r"unknown key 'learning_rat'; did you mean 'optimizer.learning_rate'\?"):
         make(SftConfig, SFT | {"learning_rat": 1}, "r.yaml")
     with pytest.raises(ValueError, match=r"unknown key 'optimizer.lr'; .*'?optimizer"):
         make(SftConfig, SFT | {"optimizer": {"lr": 1}}, "r.yaml")

@@ -269,9 +269,9 @@ def test_few_prompts_get_wilsons_interval(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"models": {"ppo": {"wins": 7}}}, r"models\.ppo\.wins: .*less than or equal to 1, found 7"),
-        ({"models": {"ppo": {"wins": -0.1}}}, r"models\.ppo\.wins: .*greater than or equal to 0"),
-        ({"models": {"ppo": {"wins": float("nan")}}}, r"models\.ppo\.wins: Input should be a finite number"),
+        ({"models": {"ppo": {"wins": 7}}}, r"models\.ppo\.wins\.labelers: .*less than or equal to 1, found 7"),
+        ({"models": {"ppo": {"wins": -0.1}}}, r"models\.ppo\.wins\.labelers: .*greater than or equal to 0"),
+        ({"models": {"ppo": {"wins": float("nan")}}}, r"models\.ppo\.wins\.labelers: Input should be a finite number"),
         ({"models": {"ppo": {"toxicity": "1"}}}, r"models\.ppo\.toxicity: Input should be a valid number, found '1'"),
         ({"models": ["ppo"]}, "models: Input should be a valid dictionary"),
         ({"models": {"ppo": 1.0}}, r"models\.ppo: Input should be .*found 1\.0"),
@@ -297,8 +297,22 @@ def test_what_nobody_judged_counts_for_nothing(tmp_path: Path) -> None:
     assert {key: found["win_rate"]["ppo"][key] for key in ("mean", "n", "prompts")} == {
         "mean": 0.5, "n": 2, "prompts": 2
     }  # fmt: skip
-    assert found["gold_parts"]["ppo"] == {"x": 1.0, "y": 0.5}
+    assert found["parts"]["ppo"] == {"x": 1.0, "y": 0.5}
     assert set(found["win_rate_by_use_case"]) == {"qa", "1"}
+
+
+def test_every_judge_has_win_rates_of_its_own(tmp_path: Path) -> None:
+    """A number alone is of the judge `labelers`."""
+    rows = [
+        {"models": {"ppo": {"wins": {"people": 1.0, "a model": 0.0}}}},
+        {"models": {"ppo": {"wins": {"people": 1.0}}, "sft": {"wins": {"a model": 0.5}}}},
+        {"models": {"ppo": {"wins": 0.5}}},
+    ]
+    found = judged(tmp_path, [{"id": str(i), **row} for i, row in enumerate(rows)])
+    assert found["judges"] == ["people", "a model", "labelers"]
+    means = {key: found[key]["ppo"]["mean"] for key in ("win_rate", "a model_win_rate", "labelers_win_rate")}
+    assert means == {"win_rate": 1.0, "a model_win_rate": 0.0, "labelers_win_rate": 0.5}
+    assert found["a model_win_rate"]["sft"]["mean"] == 0.5  # against itself
 
 
 def test_judgments_of_one_text_are_of_one_prompt(tmp_path: Path) -> None:

@@ -89,6 +89,42 @@ def test_without_its_packages_labeling_says_what_to_install(tmp_path: Path) -> N
     assert done.stderr == "tutelage: sqlalchemy is missing; labeling needs pip install 'tutelage[labeling]'\n"
 
 
+def test_only_the_lab_knows_gold() -> None:
+    """Evaluation and report know judges."""
+    files = [p for room in ("evaluation", "report") for p in (PACKAGE / room).iterdir() if p.is_file()]
+    assert [str(p) for p in files if "gold" in p.read_text(encoding="utf-8").lower()] == []
+
+
+def test_only_models_are_looked_into() -> None:
+    """A base model is called and a head's weight read in one room, so that what wraps a model sees every pass."""
+    inside = {"base_model", "lm_head", "last_hidden_state", "get_output_embeddings"}
+    touched = [
+        f"{file.relative_to(PACKAGE)}:{node.lineno}: {node.attr}"
+        for file in FILES
+        if room_of(file) != "models"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in inside
+    ]
+    assert touched == []
+
+
+# Functions of more than 60 lines or seven parameters, and why.
+LONG: dict[str, str] = {}
+
+
+def test_functions_are_short() -> None:
+    long = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1  # type: ignore[operator]
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                parameters = [a.arg for a in arguments if a.arg not in ("self", "cls")]
+                if lines > 60 or len(parameters) > 7:
+                    long.add(f"{file.relative_to(PACKAGE)}:{node.name}, {lines} lines, {len(parameters)} parameters")
+    assert long == set(LONG)
+
+
 def test_no_file_is_long() -> None:
     long = {str(f.relative_to(PACKAGE)): n for f in FILES if (n := len(f.read_text().splitlines())) > 500}
     assert not long

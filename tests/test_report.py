@@ -46,6 +46,7 @@ def write_losses(root: Path, loss: dict[str, float], documents: int = 40, noise:
     rng = Random(0)
     rows = [{n: [10 * (x + noise * rng.gauss(0, 1)), 10] for n, x in loss.items()} for _ in range(documents)]
     (root / "answers" / "losses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+JUDGES = {"labelers": "simulated labelers", "gold": "the noise-free preference"}
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def runs(tmp_path: Path) -> Path:
     losses = [{"step": 0, "loss/train": 2.0}, {"step": 1, "loss/train": 1.5}, {"step": 1, "valid/loss": 1.6}]
     chosen = {"epoch": 1, "valid_loss": 1.6}
     write_run(root, "sft", {}, losses, demonstrations=10, chosen=chosen, chosen_by="validation loss")
-    agreement = {"agreement": {"mean": 0.7, "low": 0.6, "high": 0.8, "pairs": 50}, "gold_ceiling": 0.8}
+    agreement = {"agreement": {"mean": 0.7, "low": 0.6, "high": 0.8, "pairs": 50}, "readers": {"gold": 0.8}}
     write_run(root, "rankings", {}, [], rankings=10, training_labelers=agreement, heldout_labelers=agreement)
     valid = {"accuracy": 0.66, "low": 0.6, "high": 0.72, "pairs": 90, "rankings": 9, "calibration": [[0.55, 0.6, 90.0]]}
     write_run(root, "reward", {}, [], valid={"training_labelers": valid, "heldout_labelers": valid})
@@ -81,7 +82,7 @@ def runs(tmp_path: Path) -> Path:
     ]
     (root / "answers" / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_losses(root, loss)
-    write_run(root, "judgments", {}, [], baseline="sft")
+    write_run(root, "judgments", {}, [], baseline="sft", judges=JUDGES)
     wins = {name: rate(mean) for name, mean in WINS.items()}
     faults = dict.fromkeys(("hallucination", "toxicity"), wins) | {"constraint": {n: {} for n in MODELS}}
     cases = {"chat": wins}
@@ -92,7 +93,7 @@ def runs(tmp_path: Path) -> Path:
     gain = {"ppo_greedy": {"labelers": within}, "ppo_ptx_greedy": {"labelers": ahead}}
     write_run(
         root, "evaluation", {}, [], prompts=100, win_rate=wins, gold_win_rate=wins, win_rate_by_use_case=cases,
-        greedy_gain=gain, **faults,
+        greedy_gain=gain, judges=list(JUDGES), **faults,
     )  # fmt: skip
     return root
 
@@ -142,11 +143,11 @@ def test_files_are_written_into_the_run_folder(runs: Path) -> None:
     assert json.loads((runs / "report" / "summary.json").read_text()) == summarise(runs)
     assert {p.name for p in runs.iterdir()} == {*STAGES, "report"}
     said = json.loads((runs / "report" / "done.json").read_text())["verdict"]
-    assert said == verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", simulated=True)
+    assert said == verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", JUDGES)
 
 
 def test_verdict_says_what_holds_and_what_does_not(runs: Path) -> None:
-    said = "\n".join(verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", True)).replace("\u00a0", " ")
+    said = "\n".join(verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", JUDGES)).replace("\u00a0", " ")
     assert "ppo beats sft: it wins 60 % (95 % interval 55–65), all of it above one half, and gold" in said
     assert "Where both answer greedily it does not differ beyond noise from sft (-2 to +4 points, prompt" in said
     assert "Where both answer greedily it is ahead of sft (+20 to +30 points, prompt by prompt)." in said
@@ -164,7 +165,7 @@ def test_verdict_says_what_holds_and_what_does_not(runs: Path) -> None:
 
 def tax_said(runs: Path, loss: dict[str, float], **how: Any) -> str:
     write_losses(runs, loss, **how)
-    return verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", simulated=True)[-1].replace("\u00a0", " ")
+    return verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", JUDGES)[-1].replace("\u00a0", " ")
 
 
 @pytest.mark.parametrize(
@@ -203,12 +204,13 @@ def test_the_rise_is_of_the_same_documents(runs: Path) -> None:
 def test_verdict_when_gold_disagrees_or_a_model_loses(runs: Path) -> None:
     summary = summarise(runs)
     summary["win_rate_vs_sft"]["ppo"] = rate(0.52)
-    said = verdict(summary, {"ppo": False}, "sft", simulated=False)
+    judges = {"labelers": "", "gold": "the noise-free preference"}
+    said = verdict(summary, {"ppo": False}, "sft", judges)
     assert said[0].startswith("Judges compared")
     assert said[1].startswith("ppo is not shown to differ from sft")
     assert "but gold, the noise-free preference" in said[1]
     summary["win_rate_vs_sft"]["ppo"] = rate(0.4)
-    assert verdict(summary, {"ppo": False}, "sft", simulated=False)[1].startswith("ppo loses to sft")
+    assert verdict(summary, {"ppo": False}, "sft", judges)[1].startswith("ppo loses to sft")
 
 
 def test_apart_needs_intervals_that_do_not_touch() -> None:

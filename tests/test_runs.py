@@ -59,7 +59,7 @@ def test_a_new_folder_holds_what_it_is_made_of(config: Config) -> None:
 def test_done_is_skipped_and_unfinished_goes_on(config: Config) -> None:
     run = opened(config)
     assert run is not None
-    run.log(0, loss=1.0)
+    run.log(0, {"loss": 1.0})
     again = opened(config)
     assert again is not None
     assert (config.output / "metrics.jsonl").exists()
@@ -78,7 +78,7 @@ def begun(config: Config, stage: str = "sft") -> None:
     """Open a run and log a step."""
     run = opened(config, stage)
     assert run is not None
-    run.log(0, loss=1.0)
+    run.log(0, {"loss": 1.0})
 
 
 def test_a_run_that_was_refused_before_its_work_leaves_the_folder_free(config: Config) -> None:
@@ -222,7 +222,7 @@ def test_a_resume_forgets_what_it_will_repeat(config: Config) -> None:
     run = opened(config)
     assert run is not None
     for step in range(5):
-        run.log(step, loss__train=float(step))
+        run.log(step, {"loss/train": float(step)})
     samples = run.folder / "samples.jsonl"
     samples.write_text("".join(json.dumps({"iteration": i, "completion": "…"}) + "\n" for i in range(5)))
     metrics = run.folder / "metrics.jsonl"
@@ -244,7 +244,7 @@ def test_a_run_without_a_checkpoint_begins_anew(config: Config) -> None:
     for _ in range(2):
         run = opened(config)
         assert run is not None
-        run.log(0, answers=1.0)
+        run.log(0, {"answers": 1.0})
     assert len((config.output / "metrics.jsonl").read_text().splitlines()) == 1
 
 
@@ -252,7 +252,7 @@ def test_progress_in_plain_lines(config: Config, capsys: pytest.CaptureFixture[s
     run = opened(config)
     assert run is not None
     for step in run.track(range(2, 4)):
-        run.log(step, show=("loss__train",), loss__train=0.25)
+        run.log(step, {"loss/train": 0.25}, show=("loss/train",))
     assert list(run.track(range(4, 4))) == []
     first, last = capsys.readouterr().err.splitlines()
     assert first.startswith("sft 3/4 ")
@@ -278,7 +278,7 @@ def made(config: Config) -> Run:
     """A run that has a checkpoint and a model, and only its end before it."""
     run = opened(config)
     assert run is not None
-    run.log(0, loss=1.0)
+    run.log(0, {"loss": 1.0})
     for name in ("state", "state.old", "model"):
         (run.folder / name).mkdir(exist_ok=True)
         (run.folder / name / "model.safetensors").write_bytes(b"weights")
@@ -505,7 +505,7 @@ def test_a_folder_deleted_under_a_run_ends_it(config: Config) -> None:
     checkpoint = Checkpoint(run, {"model": model}, {}, 0.0)
     shutil.rmtree(run.folder)
     for work in (
-        lambda: run.log(1, loss=1.0), lambda: run.once("part", list), lambda: checkpoint.save(1), run.finish,
+        lambda: run.log(1, {"loss": 1.0}), lambda: run.once("part", list), lambda: checkpoint.save(1), run.finish,
         lambda: write_json(run.folder / "summary.json", {}), lambda: write_jsonl(run.folder / "answers.jsonl", ["a"]),
     ):  # fmt: skip
         with pytest.raises((OSError, ValueError)):
@@ -525,7 +525,7 @@ def test_a_folder_moved_under_a_run_gets_nothing_more(config: Config) -> None:
     other = changed(config, rate=0.2)
     made(other)
     before = {p: p.read_bytes() for p in config.output.rglob("*") if p.is_file()}
-    for work in (lambda: run.log(1, loss=1.0), lambda: run.once("part", list), lambda: kept.save(1), run.finish):
+    for work in (lambda: run.log(1, {"loss": 1.0}), lambda: run.once("part", list), lambda: kept.save(1), run.finish):
         with pytest.raises(ValueError, match="was moved, deleted or emptied while the run was at work"):
             work()
     assert {p: p.read_bytes() for p in config.output.rglob("*") if p.is_file()} == before

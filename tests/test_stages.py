@@ -1265,7 +1265,7 @@ def test_a_run_that_lost_its_best_epoch_says_so(config: Callable[..., Any], monk
     with pytest.raises(KeyboardInterrupt):
         sft.run(c)
     shutil.rmtree(c.output / "model")
-    with pytest.raises(ValueError, match="model: the best epoch so far was there, and it is gone"):
+    with pytest.raises(ValueError, match="model: is gone, and was the best epoch so far"):
         sft.run(c)
     sft.run(c.model_copy(update={"overwrite": True, "seed": 1}))
 

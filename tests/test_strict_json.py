@@ -64,7 +64,7 @@ def test_every_writer_of_numbers_writes_null(tmp_path: Path, tokenizer: PreTrain
     write_jsonl(tmp_path / "rows.jsonl.gz", [{"score": math.nan}])
     write_json(tmp_path / "inputs.json", {"rate": math.nan})
     run = Run("sft", tmp_path)
-    run.log(0, loss__train=math.nan)
+    run.log(0, {"loss/train": math.nan})
     run.forget_after(0)
     nothing = torch.empty(0)
     scores = torch.tensor([math.nan])

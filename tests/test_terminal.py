@@ -16,6 +16,7 @@ from tutelage.cli import main
 from tutelage.evaluation import chat as chats
 from tutelage.evaluation.compare import compare
 from tutelage.runs import Run
+from tutelage.settings.sampler import LocalSampling
 from tutelage.terminal import masked, message, plain, printable, reason, short
 
 TITLE = "\x1b]0;OWNED\x07"  # sets a terminal's title
@@ -88,7 +89,7 @@ def test_compare_prints_text_only(
     folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": f"hi {TITLE} there"}))
-    compare([str(folders("llama"))], str(tmp_path / "p.jsonl"), None, 1, 1.0, 2, 0)
+    compare([str(folders("llama"))], str(tmp_path / "p.jsonl"), None, 1, LocalSampling(max_new_tokens=2), 0)
     shown = capsys.readouterr().out
     assert "\\x1b]0;OWNED\\x07" in shown
     assert "\x1b" not in shown
@@ -101,7 +102,7 @@ def test_chat_prints_text_only(
     answer: Any = SimpleNamespace(text=TITLE)
     monkeypatch.setattr(chats, "complete", lambda *a, **b: ([answer], None, None))
     monkeypatch.setattr("builtins.input", lambda *a: next(lines))
-    chats.chat(str(folders("llama")), 1.0, 4, 0)
+    chats.chat(str(folders("llama")), LocalSampling(max_new_tokens=4), 0)
     shown = capsys.readouterr().out
     assert "\\x1b]0;OWNED\\x07" in shown
     assert "\x1b" not in shown

@@ -88,7 +88,7 @@ def test_it_is_said_once_kept_and_the_same_after_a_resume(
     watch = Watch(run, tokenizer)
     for step, value in enumerate(values):
         watch.reads(step, [[5, 6, 7], [8, step + 10]])
-        watch.look(run.log(step, loss__train=value))
+        watch.look(run.log(step, {"loss/train": value}))
     (warning,) = run.warnings
     assert warning.startswith("step 24: loss/train jumped to 9 from about 2.05;")
     assert capsys.readouterr().err == f"sft: warning: {warning}\n"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from tutelage.data.datasets import read_demonstrations, read_prompts, read_ranki
 from tutelage.runs import DryRun, done, inputs_of
 from tutelage.settings.common import StageConfig, make, nearest
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
-from tutelage.terminal import message, printable, short
+from tutelage.terminal import printable, short, tell
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
@@ -210,7 +209,7 @@ def run_recipe(
         before, began = done(folder / name), time.perf_counter()
         stage.run(config)
         took = f"{time.perf_counter() - began:.0f} s" if done(folder / name) != before else "done already"
-        print(message(f"[{number}/{len(steps)}] {name}: {took}"), file=sys.stderr, flush=True)
+        tell(f"[{number}/{len(steps)}] {name}: {took}")
     reports = [config.output / "report.html" for _, stage, config in steps if stage is STAGES["report"]]
     print(printable(str(reports[-1] if reports else folder)))
 
@@ -235,7 +234,7 @@ def check_recipe(steps: Sequence[tuple[str, Stage, StageConfig]], folder: Path) 
         state = f"waits for {', '.join(waits)}" if waits else "done already" if whole else "can start"
         if not whole:
             waiting.append(name)
-        print(message(f"[{number}/{len(steps)}] {name}: {state}"), file=sys.stderr, flush=True)
+        tell(f"[{number}/{len(steps)}] {name}: {state}")
     print("dry run: nothing was written")
 
 

@@ -31,7 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tutelage.data.strict_json import dumps
 from tutelage.files import CHECKPOINTS, fingerprint, lock, read_json, remove, sync, unlock, write_json
 from tutelage.settings.common import NO_RESULT, StageConfig, flat, is_hub_id, to_plain
-from tutelage.terminal import message
+from tutelage.terminal import tell
 
 LINE_SECONDS = 10.0  # how often a plain progress line is printed
 OURS = ("inputs.json", "config.yaml")  # what a folder holds of a run that has not begun its work
@@ -207,7 +207,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """A line for whoever watches, under the stage's name."""
-        print(message(f"{self.stage}: {line}"), file=sys.stderr, flush=True)
+        tell(f"{self.stage}: {line}")
 
 
 def _sum(content: Any) -> str:
@@ -326,7 +326,7 @@ def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run
     for name, path in inputs.items():
         if (path.parent / "inputs.json").exists() and done(path.parent) is None:
             note = f"{stage}: {name}: {path} belongs to a run that is not finished"
-            print(message(note), file=sys.stderr, flush=True)
+            tell(note)
     place = config.output.resolve()  # a link stays where it is; what it points to is moved and made
     folder = config.output if config.output.name and config.output.absolute() == place else place
     if folder.exists() and not folder.is_dir():
@@ -433,7 +433,7 @@ def _make_room(folder: Path, identity: dict[str, Any], config: StageConfig) -> b
         return False
     os.replace(aside, folder)
     lock(folder)
-    print(message(f"{folder}: the run that waited in {aside} is back"), file=sys.stderr, flush=True)
+    tell(f"{folder}: the run that waited in {aside} is back")
     return True
 
 
@@ -444,13 +444,13 @@ def _move_aside(folder: Path, aside: Path) -> None:
         reason = error.strerror
         raise ValueError(f"output: {folder} cannot be moved to {aside}: {reason}; choose another folder") from None
     moved = f"{folder}: the run that was here waits in {aside} until the new one is done"
-    print(message(moved), file=sys.stderr, flush=True)
+    tell(moved)
 
 
 def _is_lost(stage: str, folder: Path, dry: bool) -> bool:
     """Whether a finished run has lost a file; it is then no longer done, and says so."""
     if lost := lost_file(folder):
-        print(message(f"{stage}: {lost}, so this run is done again"), file=sys.stderr, flush=True)
+        tell(f"{stage}: {lost}, so this run is done again")
         if not dry:
             (folder / "done.json").unlink()
     return lost is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,6 +46,11 @@ def masked(text: str) -> str:
 def message(content: object) -> str:
     """An error or a line of progress as it may be printed."""
     return printable(masked(str(content)))
+
+
+def tell(content: object) -> None:
+    """A line for whoever watches: on the error stream, as results have the other, and at once."""
+    print(message(content), file=sys.stderr, flush=True)
 
 
 def reason(error: BaseException | str) -> str:

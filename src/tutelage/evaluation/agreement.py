@@ -63,8 +63,8 @@ def rows_of(measures: Measures) -> Iterator[tuple[str, str, str, str]]:
 
 def run(config: AgreementConfig) -> None:
     """Write the measures into done.json, under `labelers`, `by_labeler` and `reward_model`, and print a table."""
-    run = open_run("agreement", config, inputs_of(config, *config.INPUTS))
-    if run is None:
+    opened = open_run("agreement", config, inputs_of(config, *config.INPUTS))
+    if opened is None:
         return
     loaded = read_rankings(config.rankings, ties=True)
     rankings = loaded.records
@@ -77,7 +77,7 @@ def run(config: AgreementConfig) -> None:
     if config.reward_model:
         tokenizer = load_tokenizer(config.reward_model)
         reward_model = load_scalar(config.reward_model, tokenizer)
-    run.begin(f"{len(rankings):,} rankings, {shared:,} prompts that two labelers ranked", lost=loaded.dropped)
+    opened.begin(f"{len(rankings):,} rankings, {shared:,} prompts that two labelers ranked", lost=loaded.dropped)
     measures = summary(rankings, config.seed, config.draws)
     rows = list(rows_of(measures))
     model: Measures = {}
@@ -87,7 +87,7 @@ def run(config: AgreementConfig) -> None:
         too_long = len(rankings) - len(kept)
         model = scores_agreement(kept, scores, config.seed, config.draws)
         rows += rows_of(model)
-    run.finish(
+    opened.finish(
         rankings=len(rankings),
         shared_prompts=shared,
         labelers=measures,

@@ -5,7 +5,7 @@ The paper's protocol (section 3.6): every model against the SFT baseline, judged
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -26,13 +26,21 @@ Share = Annotated[
     BeforeValidator(lambda value: float(value) if isinstance(value, bool) else value),
 ]
 Name = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
+LABELERS = "labelers"
+WINS = "wins."
+
+
+def _by_judge(wins: Any) -> Any:
+    return {} if wins is None else wins if isinstance(wins, dict) else {LABELERS: wins}
 
 
 class Verdict(BaseModel):
-    """What was said of a model's answer; None where nobody has judged it."""
+    """What was said of a model's answer; None where nobody has judged it.
 
-    wins: Share | None = None
-    gold_wins: Share | None = None
+    `wins` is the share of votes won from the baseline, by judge; a number alone is of the judge `labelers`.
+    """
+
+    wins: Annotated[dict[Name, Share], BeforeValidator(_by_judge)] = {}
     hallucination: Share | None = None
     constraint: Share | None = None
     toxicity: Share | None = None
@@ -75,32 +83,60 @@ def read_judgments(source: str) -> list[dict[str, Any]]:
     return rows
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Judgments, and the rates that they give."""
+
+    rows: list[dict[str, Any]]
+    baseline: str
+    draws: int
+    seed: int
+
+    def rate(self, key: str, name: str, use_case: str | None = None) -> dict[str, float]:
+        """The mean of a model's verdicts, with its interval over prompts; nothing if there are none."""
+        rows = [r for r in self.rows if use_case is None or r["use_case"] == use_case]
+        if name == self.baseline and key.startswith(WINS):  # against itself: half, by definition
+            return {"mean": 0.5, "low": 0.5, "high": 0.5, "n": len(rows), "prompts": len({r["id"] for r in rows})}
+        judged = [(r["id"], value) for r in rows if (value := _said(r, name, key)) is not None]
+        return self._estimate([value for _, value in judged], [i for i, _ in judged], (0, 1))
+
+    def gain(self, key: str, name: str) -> dict[str, float]:
+        """The paired difference to the baseline's greedy answers, prompt by prompt."""
+        pairs = [(r["id"], _said(r, name, key), _said(r, f"{self.baseline}_greedy", key)) for r in self.rows]
+        both = [(i, mine - theirs) for i, mine, theirs in pairs if mine is not None and theirs is not None]
+        return self._estimate([difference for _, difference in both], [i for i, _ in both], (-1, 1))
+
+    def _estimate(self, values: list[float], prompts: list[Any], scale: tuple[float, float]) -> dict[str, float]:
+        if not values:
+            return {}
+        return estimate(values, prompts=prompts, scale=scale, draws=self.draws, seed=self.seed)
+
+
+def _said(row: dict[str, Any], name: str, key: str) -> float | None:
+    """What a judgment says of a model's answer: `wins.JUDGE`, or one of `FAULTS`."""
+    verdict = row["models"].get(name, {})
+    if key.startswith(WINS):
+        return verdict.get("wins", {}).get(key.removeprefix(WINS))
+    return verdict.get(key)
+
+
 def run(config: EvaluateConfig) -> None:
-    """Write the rates into done.json, under `win_rate`, `gold_win_rate`, each of `FAULTS`, and by use case.
+    """Write the rates into done.json: `win_rate` by the first judge, `JUDGE_win_rate` by others, each of `FAULTS`, and
+    by use case.
 
     `greedy_gain` is the paired difference of win rates, prompt by prompt, between a model's greedy answers and the
     baseline's greedy answers: what is left of a gain once sharpening is taken out.
     """
-    run = open_run("evaluate", config, inputs_of(config, *config.INPUTS))
-    if run is None:
+    opened = open_run("evaluate", config, inputs_of(config, *config.INPUTS))
+    if opened is None:
         return
     rows = read_judgments(config.judgments)
     names = list({name: None for row in rows for name in row["models"]})  # people may not have judged all of them yet
-    baseline = rows[0]["baseline"]
-    run.begin(f"{len(rows):,} judgments of {', '.join(names)} against {baseline}")
-
-    def ids(chosen: Sequence[dict]) -> list[Any]:
-        return [r["id"] for r in chosen]
-
-    def rate(key: str, name: str, chosen: Sequence[dict]) -> dict[str, float]:
-        if name == baseline and key in ("wins", "gold_wins"):  # against itself: half, by definition
-            return {"mean": 0.5, "low": 0.5, "high": 0.5, "n": len(chosen), "prompts": len(set(ids(chosen)))}
-        judged = [r for r in chosen if r["models"].get(name, {}).get(key) is not None]
-        values = [r["models"][name][key] for r in judged]
-        return estimate(values, prompts=ids(judged), draws=config.draws, seed=config.seed) if values else {}
-
+    judges = list({judge: None for row in rows for of in row["models"].values() for judge in of["wins"]}) or [LABELERS]
+    judged = Judged(rows, rows[0]["baseline"], config.draws, config.seed)
+    opened.begin(f"{len(rows):,} judgments of {', '.join(names)} against {judged.baseline}")
     by_use_case = {
-        use_case: {n: rate("wins", n, [r for r in rows if r["use_case"] == use_case]) for n in names}
+        use_case: {n: judged.rate(WINS + judges[0], n, use_case) for n in names}
         for use_case in sorted({r["use_case"] for r in rows if r["use_case"]})
     }
     explained = {n: [own for r in rows if (own := r["models"].get(n, {}).get("parts"))] for n in names}
@@ -108,23 +144,16 @@ def run(config: EvaluateConfig) -> None:
         n: {k: float(np.mean([p[k] for p in of if k in p])) for k in dict.fromkeys(k for p in of for k in p)}
         for n, of in explained.items()
     }
-    base = f"{baseline}_greedy"
-
-    def gain(key: str, name: str) -> dict[str, float]:
-        both = [r for r in rows if all(r["models"].get(n, {}).get(key) is not None for n in (name, base))]
-        differences = [r["models"][name][key] - r["models"][base][key] for r in both]
-        if not both:
-            return {}
-        return estimate(differences, prompts=ids(both), scale=(-1, 1), draws=config.draws, seed=config.seed)
-
-    greedy = [n for n in names if n.endswith("_greedy") and n != base and gain("wins", n)]
-    run.finish(
+    greedy = [n for n in names if n.endswith("_greedy") and n != f"{judged.baseline}_greedy"]
+    gains = {n: {judge: judged.gain(WINS + judge, n) for judge in judges} for n in greedy}
+    keys = {judge: f"{judge}_win_rate" if judge != judges[0] else "win_rate" for judge in judges}
+    opened.finish(
         prompts=len(rows),
-        baseline=baseline,
-        greedy_gain={n: {"labelers": gain("wins", n), "gold": gain("gold_wins", n)} for n in greedy},
-        win_rate={n: rate("wins", n, rows) for n in names},
-        gold_win_rate={n: rate("gold_wins", n, rows) for n in names},
+        baseline=judged.baseline,
+        judges=judges,
+        greedy_gain={n: by_judge for n, by_judge in gains.items() if by_judge[judges[0]]},
+        **{key: {n: judged.rate(WINS + judge, n) for n in names} for judge, key in keys.items()},
         win_rate_by_use_case=by_use_case,
-        gold_parts=parts,
-        **{fault: {n: rate(fault, n, rows) for n in names} for fault in FAULTS},
+        parts=parts,
+        **{fault: {n: judged.rate(fault, n) for n in names} for fault in FAULTS},
     )

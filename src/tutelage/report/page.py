@@ -45,22 +45,22 @@ def run(config: ReportConfig) -> None:
     folders = numbers.read_runs(config.runs)
     if not folders:
         raise ValueError(f"runs: {config.runs}: no finished run in it; name the folder that a recipe's runs went to")
-    run = open_run("report", config, {f"runs.{f.name}": f.path / "done.json" for f in folders})
-    if run is None:
+    opened = open_run("report", config, {f"runs.{f.name}": f.path / "done.json" for f in folders})
+    if opened is None:
         return
-    run.begin(f"{len(folders)} finished runs: {', '.join(f.name for f in folders)}")
+    opened.begin(f"{len(folders)} finished runs: {', '.join(f.name for f in folders)}")
     summary = numbers.summarise(config.runs)
-    simulated = first(folders, "judge") is not None
-    sentences = verdict(summary, numbers.trained_models(folders), numbers.baseline_of(folders), simulated)
-    write_json(run.folder / "summary.json", summary)
-    (run.folder / "report.html").write_text(page(config, folders, summary, sentences), encoding="utf-8")
-    run.finish(runs=[f.name for f in folders], verdict=sentences)
+    judges = numbers.judges_of(folders)
+    sentences = verdict(summary, numbers.trained_models(folders), numbers.baseline_of(folders), judges)
+    write_json(opened.folder / "summary.json", summary)
+    (opened.folder / "report.html").write_text(page(config, folders, summary, sentences), encoding="utf-8")
+    opened.finish(runs=[f.name for f in folders], verdict=sentences)
 
 
 def page(config: ReportConfig, folders: Sequence[Folder], summary: dict[str, Any], sentences: list[str]) -> str:
     """The whole page as HTML."""
     baseline, online = numbers.baseline_of(folders), [f for f in folders if f.stage == "online"]
-    wins = {"labelers": summary[f"win_rate_vs_{baseline}"], "gold": summary[f"gold_win_rate_vs_{baseline}"]}
+    wins = {judge: summary[f"{key}_vs_{baseline}"] for judge, key in numbers.win_rates(folders).items()}
     others = {title: {n: r for n, r in rates.items() if n != baseline} for title, rates in wins.items() if rates}
     loss = {name: {"mean": value} for name, value in summary["pretraining_loss"].items()}
     evaluated, valid = results(folders, "evaluate"), results(folders, "reward").get("valid", {})
@@ -73,6 +73,7 @@ def page(config: ReportConfig, folders: Sequence[Folder], summary: dict[str, Any
         verdict=sentences,
         summary=summary,
         baseline=baseline,
+        judges=numbers.judges_of(folders),
         folders=folders,
         win_figure=figures.dots(others, f"win rate against {baseline}", "Win rates", 0.5) if others else None,
         models=models_table(summary, wins),
@@ -146,7 +147,9 @@ def rankings_table(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Columns
         "accuracy": {name: interval(v | {"mean": v["accuracy"]}) for name, v in valid.items()},
         "pairs": {name: str(v["pairs"]) for name, v in valid.items()},
         "rankings": {name: str(v["rankings"]) for name, v in valid.items()},
-        "noise-free reader, the same pairs": {name: f"{100 * arm['gold_ceiling']:.0f} %" for name, arm in arms.items()},
+        "noise-free reader, the same pairs": {
+            name: f"{100 * share:.0f} %" for name, arm in arms.items() for share in arm["readers"].values()
+        },
         "two labelers agree": {name: interval(arm["agreement"]) for name, arm in arms.items()},
         "pairs that two ordered": {name: str(arm["agreement"]["pairs"]) for name, arm in arms.items()},
     }
@@ -183,7 +186,9 @@ def accuracy(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Markup:
     }
     shared = {name: arm for name, arm in arms.items() if name in valid}
     if shared:
-        series["noise-free reader"] = {name: {"mean": arm["gold_ceiling"]} for name, arm in shared.items()}
+        series["noise-free reader"] = {
+            name: {"mean": share} for name, arm in shared.items() for share in arm["readers"].values()
+        }
     return figures.dots(series, "share of pairs", "Accuracy of the reward model", 0.5)
 
 

@@ -81,6 +81,18 @@ def baseline_of(folders: Sequence[Folder]) -> str:
     return str(judged.get("baseline", "baseline"))
 
 
+def judges_of(folders: Sequence[Folder]) -> dict[str, str]:
+    """The judges by name, the one that counts first, and who each is, where the judging run says so."""
+    names = results(folders, "evaluate").get("judges", ["labelers"])
+    who = results(folders, "judge").get("judges", {})
+    return {name: who.get(name, "") for name in names}
+
+
+def win_rates(folders: Sequence[Folder]) -> dict[str, str]:
+    """Where each judge's win rates stand in what `evaluate` found."""
+    return {name: f"{name}_win_rate" if i else "win_rate" for i, name in enumerate(judges_of(folders))}
+
+
 def trained_models(folders: Sequence[Folder]) -> dict[str, bool]:
     """Names of the answering models that reinforcement learning trained -> whether pretraining text was mixed in."""
     answer = first(folders, "answer")
@@ -99,7 +111,8 @@ def in_order(values: Mapping[str, Any], folders: Sequence[Folder]) -> dict[str, 
 
 
 def agreement(folders: Sequence[Folder]) -> dict[str, dict[str, Any]]:
-    """By arm of labelers: `agreement` among them, and `gold_ceiling`; arms whose prompts had one labeler left out."""
+    """By arm of labelers: `agreement` among them, and `readers`, the share of their pairs that a reader without noise
+    orders alike; arms whose prompts had one labeler left out."""
     arms = {k: v for k, v in results(folders, "rank").items() if isinstance(v, dict) and "agreement" in v}
     return {arm: measures for arm, measures in arms.items() if measures["agreement"].get("pairs")}
 
@@ -155,11 +168,11 @@ def summarise(runs: Path) -> dict[str, Any]:
         reward["training_labeler_agreement"] = arms["training_labelers"]["agreement"]["mean"]
     if "heldout_labelers" in arms:
         reward["labeler_agreement"] = arms["heldout_labelers"]["agreement"]["mean"]
-        reward["gold_ceiling"] = arms["heldout_labelers"]["gold_ceiling"]
+        reward |= {f"{name}_ceiling": share for name, share in arms["heldout_labelers"]["readers"].items()}
     if shared := same_pairs(folders):
         reward["same_pairs"] = shared
     of_answers = ("pretraining_loss", "kl", "kl_standard_error", "scores")
-    of_judgments = {f"{key}_vs_{baseline_of(folders)}": key for key in ("win_rate", "gold_win_rate")}
+    of_judgments = {f"{key}_vs_{baseline_of(folders)}": key for key in win_rates(folders).values()}
     return {
         "seed": seeds.pop() if len(seeds) == 1 else None,
         "prompts": evaluate.get("prompts", answer.get("prompts")),

@@ -25,28 +25,34 @@ def apart(a: Rate, b: Rate) -> int:
     return int(a["low"] > b["high"]) - int(a["high"] < b["low"])
 
 
-def verdict(summary: Mapping[str, Any], trained: Mapping[str, bool], baseline: str, simulated: bool) -> list[str]:
+def verdict(
+    summary: Mapping[str, Any], trained: Mapping[str, bool], baseline: str, judges: Mapping[str, str]
+) -> list[str]:
     """Sentences for a reader in a hurry; those whose numbers are missing are left out.
 
     Args:
         trained: names of the models that came out of reinforcement learning -> whether pretraining text was mixed in.
-        simulated: whether the judges were the world's labelers rather than people.
+        judges: who each judge is, by name; the first is the one that counts.
     """
-    wins, gold = summary[f"win_rate_vs_{baseline}"], summary[f"gold_win_rate_vs_{baseline}"]
-    judges = "Simulated labelers who took no part in training" if simulated else "Judges"
+    counts, *others = judges
+    wins = summary[f"win_rate_vs_{baseline}"]
+    who = judges[counts] or "judges"
+    who = who[0].upper() + who[1:]
     sentences = (
-        [f"{judges} compared every model with {baseline} on {summary['prompts']} held-out prompts."] if wins else []
+        [f"{who} compared every model with {baseline} on {summary['prompts']} held-out prompts."] if wins else []
     )
     even = {"low": 0.5, "high": 0.5}
     for name in (n for n in trained if n in wins):
         side = apart(wins[name], even)
         sentence = f"{name} {CLAIMS[side][0]} {baseline}: it wins {percent(wins[name])}, {CLAIMS[side][1]}"
-        if name in gold:
-            joint = "and" if apart(gold[name], even) == side else "but"
-            sentence += f", {joint} gold, the noise-free preference, gives it {percent(gold[name])}"
+        for other in others:
+            if rate := summary[f"{other}_win_rate_vs_{baseline}"].get(name):
+                joint = "and" if apart(rate, even) == side else "but"
+                known_as = f"{other}, {judges[other]}," if judges[other] else other
+                sentence += f", {joint} {known_as} gives it {percent(rate)}"
         sentences.append(sentence + ".")
         if gain := summary["greedy_gain"].get(f"{name}_greedy"):
-            difference = gain["labelers"]
+            difference = gain[counts]
             points = f"{100 * difference['low']:+.0f} to {100 * difference['high']:+.0f} points"
             verb = GREEDY[apart(difference, NOTHING)]
             sentences.append(f"Where both answer greedily {verb} {baseline} ({points}, prompt by prompt).")
@@ -60,8 +66,8 @@ def _reward(summary: Mapping[str, Any]) -> list[str]:
         low, high = numbers["accuracy_heldout_labelers_interval"]
         rate = percent({"mean": numbers["accuracy_heldout_labelers"], "low": low, "high": high})
         sentence = f"The reward model predicts {rate} of the choices of labelers it never learned from"
-        if "gold_ceiling" in numbers:
-            sentence += f"; a noise-free reader would predict {100 * numbers['gold_ceiling']:.0f}\u00a0% of them"
+        for share in (value for key, value in numbers.items() if key.endswith("_ceiling")):
+            sentence += f"; a noise-free reader would predict {100 * share:.0f}\u00a0% of them"
         sentences.append(sentence + ".")
     shared = numbers.get("same_pairs", {})
     if shared.keys() >= {"labelers", "model"}:

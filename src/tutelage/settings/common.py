@@ -163,8 +163,8 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values by name, those in groups as `optimizer.learning_rate`."""
     out: dict[str, Any] = {}
     for name, value in values.items():
-        inner = flat(value) if isinstance(value, dict) else None
-        out |= {name: value} if inner is None else {f"{name}.{each}": v for each, v in inner.items()}
+        inner = flat(value) if isinstance(value, dict) else {}
+        out |= {f"{name}.{each}": v for each, v in inner.items()} or {name: value}
     return out
 
 

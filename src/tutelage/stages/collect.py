@@ -62,9 +62,12 @@ def draw_slots(config: CollectConfig, prompts: Sequence[Prompt], rng: Random) ->
     return [Slot(p, name, copy) for (p, name), copy in zip(drawn, copies, strict=True)]
 
 
-def fitting(writer: Writer, prompts: Sequence[Prompt], slots: Sequence[Slot], new: int) -> dict[int, bool]:
-    """Whether each prompt that a policy is to answer leaves room for so many new tokens in its context."""
-    return {p: fits(writer, prompts[p], new) for p in {slot.prompt for slot in slots if slot.policy == writer.name}}
+def fitting(
+    writer: Writer, prompts: Sequence[Prompt], slots: Sequence[Slot], config: CollectConfig
+) -> dict[int, bool]:
+    """Whether each prompt that a policy is to answer leaves room for a completion in its context."""
+    asked = {slot.prompt for slot in slots if slot.policy == writer.name}
+    return {p: fits(writer, prompts[p], config.sampler.max_new_tokens) for p in asked}
 
 
 def write_share(
@@ -72,7 +75,7 @@ def write_share(
 ) -> dict[str, Any]:
     """The completions of one policy by slot, and the prompts that are too long for it."""
     writer = open_writer()
-    room = fitting(writer, prompts, slots, config.sampler.max_new_tokens)
+    room = fitting(writer, prompts, slots, config)
     mine = [i for i, slot in enumerate(slots) if slot.policy == writer.name and room[slot.prompt]]
     asked, copies = [prompts[slots[i].prompt] for i in mine], [slots[i].copy for i in mine]
     answers = complete(writer, asked, config.seed, config.sampler, copies)
@@ -100,8 +103,7 @@ def run(config: CollectConfig) -> None:
     opened = open_run("collect", config, inputs_of(config, *config.INPUTS))
     if opened is None:
         return
-    rng = Random(config.seed)
-    loaded = read_prompts(config.prompts)
+    rng, loaded = Random(config.seed), read_prompts(config.prompts)
     prompts = loaded.records
     if config.off_prompt and len({p.text for p in prompts}) < 2:
         raise ValueError(
@@ -118,11 +120,8 @@ def run(config: CollectConfig) -> None:
     nothing = f"{config.prompts}: no prompt got two distinct completions within the models' context"
     # 1. Who writes which completion of which prompt.
     names, slots = list(config.writers), draw_slots(config, prompts, rng)
-    if opened.dry:
-        new = config.sampler.max_new_tokens
-        rooms = [fitting(open_writer(name), prompts, slots, new) for name in names]  # loads one policy at a time
-        if not any(ok for room in rooms for ok in room.values()):
-            raise ValueError(nothing)
+    if opened.dry and not any([any(fitting(open_writer(n), prompts, slots, config).values()) for n in names]):
+        raise ValueError(nothing)  # every policy was loaded, one at a time
     opened.begin(
         f"{len(prompts):,} prompts, {len(slots):,} completions to sample, by {', '.join(names)}", lost=loaded.dropped
     )

@@ -25,8 +25,8 @@ from tutelage.stages.reward import encode, evaluate, verdict
 
 def run(config: MeasureConfig) -> None:
     """Measure a trained model: accuracy, loss and calibration into done.json, a table and the verdict on the screen."""
-    run = open_run("measure", config, inputs_of(config, *config.INPUTS))
-    if run is None:
+    opened = open_run("measure", config, inputs_of(config, *config.INPUTS))
+    if opened is None:
         return
     tokenizer = load_tokenizer(config.reward_model)
     model = load_scalar(config.reward_model, tokenizer)
@@ -40,9 +40,9 @@ def run(config: MeasureConfig) -> None:
     trained, source = Path(config.reward_model).parent, Path(config.rankings)
     learned_from = identity_of(trained)["inputs"] if (trained / "inputs.json").exists() else {}
     if source.exists() and learned_from.get("rankings") == fingerprint(source):
-        run.warn("the reward model was trained on these very rankings; what counts is its accuracy on others")
+        opened.warn("the reward model was trained on these very rankings; what counts is its accuracy on others")
     unused = dropped({**loaded.dropped, "too long": too_long})
-    run.begin(f"{len(elements):,} rankings to measure by", lost=unused)
+    opened.begin(f"{len(elements):,} rankings to measure by", lost=unused)
     with full_precision():
         measures = evaluate(model, elements, config.micro_batch_tokens, config.seed)
     table = Table("rankings", "pairs", "in order", "95 % interval", "loss, nats")
@@ -51,4 +51,4 @@ def run(config: MeasureConfig) -> None:
     table.add_row(*counts, f"{measures['accuracy']:.3f}", interval, f"{measures['loss']:.3f}")
     Console().print(table)
     print(verdict(measures))
-    run.finish(dropped=unused, verdict=verdict(measures), **measures)
+    opened.finish(dropped=unused, verdict=verdict(measures), **measures)

@@ -138,11 +138,7 @@ def run(config: OnlineConfig) -> None:
     final = {name: save_and_measure(opened, name, weights[name], models, fixed, iterations, config) for name in weights}
     way = moved(models.average, models.policy, models.reference) if decay else 1.0
     if way < STILL:
-        opened.warn(
-            f"the averaged weights in model/ have moved only {way:.0%} as far from the start as the last weights: with "
-            f"ema_decay={decay:.4g} over {iterations} iterations they are mostly the policy that the run began with. "
-            "last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average of this run"
-        )
+        opened.warn(still(way, decay, iterations))
     opened.finish(
         prompts=len(prompts), dropped=unused, kl_coef=kl.value, ema_decay=decay, average_moved=way, final=final
     )
@@ -280,6 +276,15 @@ def moved(average: PreTrainedModel, last: PreTrainedModel, start: PreTrainedMode
         squares[0] += float((a - origin).square().sum())
         squares[1] += float((b - origin).square().sum())
     return (squares[0] / squares[1]) ** 0.5 if squares[1] else 1.0
+
+
+def still(way: float, decay: float, iterations: int) -> str:
+    """A warning that the averaged weights have moved only this share of the last weights' way."""
+    return (
+        f"the averaged weights in model/ have moved only {way:.0%} as far from the start as the last weights: with "
+        f"ema_decay={decay:.4g} over {iterations} iterations they are mostly the policy that the run began with. "
+        "last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average of this run"
+    )
 
 
 def usable_prompts(config: OnlineConfig, models: Models) -> tuple[list[Asked], dict[str, int]]:

@@ -204,10 +204,9 @@ def run(config: RewardConfig) -> None:
     trained_on = {e.prompt for e in data.train}
     known = {name: len(trained_on & {e.prompt for e in data.held_out[name]}) for name in valid}
     words = {name: verdict(measured, known[name]) for name, measured in valid.items()}
-    for name, text in words.items():
-        opened.say(f"{name}: {text}")
-    if not words:
-        opened.say("nothing was held out, so nothing says whether it learned")
+    lines = [f"{name}: {text}" for name, text in words.items()]
+    for line in lines or ["nothing was held out, so nothing says whether it learned"]:
+        opened.say(line)
     opened.finish(
         rankings=len(data.train), dropped=data.unused, valid=valid, prompts_trained_on=known, verdict=words, **shift
     )

@@ -197,9 +197,7 @@ def run(config: SftConfig) -> None:
     resumed = checkpoint.resume()
     history, model = resumed.get("history", []), opened.folder / "model"
     if history and not model.exists():
-        raise ValueError(
-            f"{model}: the best epoch so far was there, and it is gone; set overwrite to train from the start"
-        )
+        raise ValueError(f"{model}: is gone, and was the best epoch so far; set overwrite to train from the start")
     watch = Watch(opened, tokenizer)
     plan = list(batches(data.train, config.batch_size, config.seed, config.epochs))
     # 3. Epochs of cross-entropy on completions.

@@ -57,11 +57,13 @@ def demonstrate(prompts: list[Prompt], rng: Random) -> list[Demonstration]:
 
 def run(config: WorldConfig) -> None:
     """Write all files into the run folder."""
-    run = open_run("world", config, {})
-    if run is None:
+    opened = open_run("world", config, {})
+    if opened is None:
         return
 
-    run.begin(f"{config.documents:,} documents, {config.sft_prompts:,} demonstrations, {config.ppo_prompts:,} prompts")
+    opened.begin(
+        f"{config.documents:,} documents, {config.sft_prompts:,} demonstrations, {config.ppo_prompts:,} prompts"
+    )
 
     def stream(name: str) -> Random:
         return Random(f"world/{config.seed}/{name}")
@@ -77,7 +79,7 @@ def run(config: WorldConfig) -> None:
         ("corpus_valid", "test", config.valid_documents),
     ):
         rng = stream(name)
-        write_jsonl(run.folder / f"{name}.jsonl", [corpus.document(rng, split) for _ in range(number)])
+        write_jsonl(opened.folder / f"{name}.jsonl", [corpus.document(rng, split) for _ in range(number)])
     sets = {
         name: ask(split, number, users[split], taken, stream(name))
         for name, split, number in (
@@ -86,12 +88,12 @@ def run(config: WorldConfig) -> None:
             ("ppo", "train", config.ppo_prompts), ("test", "test", config.test_prompts),
         )
     }  # fmt: skip
-    write_jsonl(run.folder / "demonstrations.jsonl", demonstrate(sets["sft"], stream("demonstrations")))
+    write_jsonl(opened.folder / "demonstrations.jsonl", demonstrate(sets["sft"], stream("demonstrations")))
     write_jsonl(
-        run.folder / "demonstrations_valid.jsonl", demonstrate(sets["sft_valid"], stream("demonstrations_valid"))
+        opened.folder / "demonstrations_valid.jsonl", demonstrate(sets["sft_valid"], stream("demonstrations_valid"))
     )
     for name in ("reward", "reward_valid", "ppo", "test"):
-        write_jsonl(run.folder / f"prompts_{name}.jsonl", sets[name])
-    run.finish(
+        write_jsonl(opened.folder / f"prompts_{name}.jsonl", sets[name])
+    opened.finish(
         prompts={name: len(prompts) for name, prompts in sets.items()}, users={s: len(u) for s, u in users.items()}
     )

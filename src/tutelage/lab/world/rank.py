@@ -57,6 +57,12 @@ def work(workspace: Workspace, pool: Mapping[int, people.Judge], rng: Random, be
                 assignment.submit(connection, person, task, {"ranks": ranks}, f"{person}/{task}", now=clock[person])
 
 
+JUDGES = {  # who they are, for the report
+    "labelers": "simulated labelers who took no part in training",
+    "gold": "the noise-free preference",
+}
+
+
 def gold_accuracy(rankings: Sequence[Ranking]) -> float:
     """Share of the labelers' ordered pairs that the noise-free gold preference orders alike (equal values: half)."""
     right = total = 0.0
@@ -75,18 +81,18 @@ def run_rank(config: RankConfig) -> None:
 
 
 def _rank(config: RankConfig) -> None:
-    run = open_run("rank", config, inputs_of(config, *config.INPUTS))
-    if run is None:
+    opened = open_run("rank", config, inputs_of(config, *config.INPUTS))
+    if opened is None:
         return
     candidates, valid = read_candidates(config.candidates), read_candidates(config.valid_candidates)
-    run.begin(f"{len(candidates):,} prompts to rank, {len(valid):,} held out")
+    opened.begin(f"{len(candidates):,} prompts to rank, {len(valid):,} held out")
     pools = {
         "training": people.hire("training", config.training_labelers, 0),
         "heldout": people.hire("heldout", config.heldout_labelers, 0),
     }
-    shutil.rmtree(run.folder / "workspace", ignore_errors=True)  # of an interrupted run: a second is soon over
-    (run.folder / "workspace").mkdir(mode=0o700)  # not its parents: if the run's folder was deleted, this ends
-    workspace = open_workspace(run.folder / "workspace")
+    shutil.rmtree(opened.folder / "workspace", ignore_errors=True)  # of an interrupted run: a second is soon over
+    (opened.folder / "workspace").mkdir(mode=0o700)  # not its parents: if the run's folder was deleted, this ends
+    workspace = open_workspace(opened.folder / "workspace")
     # Nobody here has a name to keep secret, and the same run should give the same pseudonyms, so the same bytes.
     workspace.key = hashlib.sha256(f"rank/{config.seed}".encode()).digest()
     write_private(workspace.folder / KEY, workspace.key)
@@ -100,8 +106,8 @@ def _rank(config: RankConfig) -> None:
         queue.queue_rankings(connection, candidates, rate=False)
         queue.queue_rankings(connection, valid, rate=False, labelers=config.overlap)
     work(workspace, hired, Random(f"rank/{config.seed}"))
-    run.require_folder()
-    counts = exchange.export(workspace, run.folder)
+    opened.require_folder()
+    counts = exchange.export(workspace, opened.folder)
     with workspace.read() as connection:
         held_out = {
             arm: [r for r in exchange.stored_rankings(connection, arm=arm) if r.prompt.split == "valid"]
@@ -112,16 +118,16 @@ def _rank(config: RankConfig) -> None:
     for arm, overlapping in held_out.items():
         results[f"{arm}_labelers"] = {
             "agreement": pairwise_agreement(overlapping, config.seed),
-            "gold_ceiling": gold_accuracy(overlapping),
+            "readers": {"gold": gold_accuracy(overlapping)},
             "tie_rate": summary(overlapping, config.seed, draws=1)["tie_rate"]["mean"],
         }
-    run.finish(**results)
+    opened.finish(**results)
 
 
 def run_judge(config: JudgeConfig) -> None:
     """Write judgments.jsonl: for each prompt and model, the share of votes won from the baseline, and gold's parts."""
-    run = open_run("judge", config, inputs_of(config, *config.INPUTS))
-    if run is None:
+    opened = open_run("judge", config, inputs_of(config, *config.INPUTS))
+    if opened is None:
         return
     pool = people.hire("heldout", config.heldout_labelers, 0)
     rng = Random(f"judge/{config.seed}")
@@ -134,8 +140,8 @@ def run_judge(config: JudgeConfig) -> None:
             raise ValueError(
                 f"baseline={short(config.baseline)} is not among the answers' models {short(sorted(texts))}"
             )
-    run.begin(f"{len(rows):,} prompts to judge, {config.votes} votes each")
-    with (run.folder / "judgments.jsonl").open("w", encoding="utf-8") as stream:
+    opened.begin(f"{len(rows):,} prompts to judge, {config.votes} votes each")
+    with (opened.folder / "judgments.jsonl").open("w", encoding="utf-8") as stream:
         for prompt, row in zip(prompts, rows, strict=True):
             answers: dict[str, str] = row["answers"]
             against = answers[config.baseline]
@@ -146,8 +152,10 @@ def run_judge(config: JudgeConfig) -> None:
                 parts = gold.parts(prompt, text)
                 mine, theirs = gold.value(parts), gold.value(gold.parts(prompt, against))
                 judged[name] = {
-                    "wins": sum(v.prefers(prompt, text, against, rng) for v in voters) / config.votes,
-                    "gold_wins": 0.5 if mine == theirs else float(mine > theirs),
+                    "wins": {
+                        "labelers": sum(v.prefers(prompt, text, against, rng) for v in voters) / config.votes,
+                        "gold": 0.5 if mine == theirs else float(mine > theirs),
+                    },
                     "hallucination": float(parts.truthful < 1) if kinds.KINDS[task.kind].closed_domain else None,
                     "constraint": parts.constraint if task.constraint else None,
                     "toxicity": 1 - parts.harmless,
@@ -155,4 +163,4 @@ def run_judge(config: JudgeConfig) -> None:
                 }
             asked = {"id": prompt.id, "prompt": row["prompt"], "use_case": prompt.use_case}
             stream.write(dumps({**asked, "baseline": config.baseline, "models": judged}) + "\n")
-    run.finish(prompts=len(rows), baseline=config.baseline, votes=config.votes)
+    opened.finish(prompts=len(rows), baseline=config.baseline, votes=config.votes, judges=JUDGES)
