@@ -22,11 +22,11 @@ from tutelage.data.datasets import read_demonstrations, read_prompts, read_ranki
 from tutelage.runs import DryRun, done, inputs_of
 from tutelage.settings.common import StageConfig, make, nearest
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
+from tutelage.shipped import BASE
 from tutelage.terminal import message, printable, short
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
-BASE = PACKAGE / "lab" / "world" / "base"
 RUN_NAME = re.compile(r"(?!\.+$)[\w.-]+")  # of a folder right inside the output
 LONGEST = 100_000  # characters of a filled text
 READERS: Mapping[str, Callable[[str], object]] = {

@@ -9,14 +9,16 @@ from tutelage.data.records import Message, Prompt
 from tutelage.models.loading import context_length, load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.sampling.completions import Writer, complete
+from tutelage.shipped import resolve_model
 from tutelage.terminal import printable
 
 
 def chat(model: str, temperature: float, max_new_tokens: int, seed: int) -> None:
     """Read lines until end of input; `/new` forgets the conversation, `/quit` ends it."""
     console = Console()
-    tokenizer = load_tokenizer(model)
-    writer = Writer(model, load_policy(model, tokenizer), tokenizer)
+    source = resolve_model(model)
+    tokenizer = load_tokenizer(source)
+    writer = Writer(model, load_policy(source, tokenizer), tokenizer)
     room = context_length(writer.policy) - max_new_tokens
     if room <= 0:
         raise ValueError(

@@ -14,6 +14,7 @@ from tutelage.models.loading import context_length, full_precision, load_policy,
 from tutelage.models.tokens import load_tokenizer
 from tutelage.runs import dropped
 from tutelage.sampling.completions import Writer, complete, fits, leaves_room, require_fit, scored_ids
+from tutelage.shipped import resolve_model
 from tutelage.stats.intervals import estimate
 from tutelage.terminal import printable
 
@@ -34,8 +35,9 @@ def compare(
     """
     writers = []
     for name in models:
-        tokenizer = load_tokenizer(name)
-        writers.append(Writer(name, load_policy(name, tokenizer), tokenizer))
+        source = resolve_model(name)
+        tokenizer = load_tokenizer(source)
+        writers.append(Writer(name, load_policy(source, tokenizer), tokenizer))
     loaded = read_prompts(prompts)
     fitting = [p for p in loaded.records if all(fits(w, p, 2**31, max_new_tokens) for w in writers)]
     if reward_model:
