@@ -1,16 +1,8 @@
 """Policy + requests -> samples. `local.LocalSampler` samples here; other engines stand behind the same protocol."""
 
-from __future__ import annotations
+from tutelage.sampling.completions import Writer, complete, scored_ids
+from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.protocol import Sampler
+from tutelage.sampling.seeds import request_seed
 
-from collections.abc import Sequence
-from typing import Protocol
-
-from tutelage.data.records import Request, Sample
-
-
-class Sampler(Protocol):
-    """Anything that answers requests."""
-
-    def sample(self, requests: Sequence[Request]) -> list[Sample]:
-        """One sample per request, in the order of the requests; each depends on its own request only."""
-        ...
+__all__ = ["LocalSampler", "Sampler", "Writer", "complete", "request_seed", "scored_ids"]

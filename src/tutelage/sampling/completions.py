@@ -21,8 +21,8 @@ from tutelage.models.tokens import (
     render_turn,
     same_reading,
 )
-from tutelage.sampling import Sampler
 from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.protocol import Sampler
 from tutelage.sampling.seeds import request_seed
 
 
