@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from pathlib import Path
 
@@ -42,15 +41,11 @@ def test_base_names_the_shipped_model_but_for_a_folder_of_that_name(
     assert resolve_model("base") == "base"
 
 
-def test_chat_and_compare_know_it_by_name(
+def test_compare_knows_it_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdin", io.StringIO("List three animals.\n/quit\n"))
-    assert main(["chat", "base", "--max-new-tokens", "4"]) == 0
-    out = capsys.readouterr().out
-    assert "base · temperature 1" in out
-    assert "you  model " in out
     (tmp_path / "p.jsonl").write_text('{"prompt": "Tom sees"}\n')
-    assert main(["compare", "base", str(BASE), "--prompts", "p.jsonl", "--max-new-tokens", "4"]) == 0
-    assert "Tom sees" in capsys.readouterr().out
+    assert main(["compare", "base", "--prompts", "p.jsonl", "--max-new-tokens", "4"]) == 0
+    header = capsys.readouterr().out.splitlines()[1]
+    assert header.split() == ["┃", "prompt", "┃", "base", "┃"]
