@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import AfterValidator, BaseModel
 
-from tutelage.cli import main
+from tutelage.cli import Parser, add_settings, main, settings
 from tutelage.recipe import BASE, STAGES, plan
 
 
@@ -129,6 +130,20 @@ def test_options_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert config.optimizer.weight_decay == 0.5
     assert config.overwrite
     assert config.model == "07"
+
+
+def test_texts_that_may_be_missing_are_taken_as_typed() -> None:
+    """Else YAML would read a model's name as a number."""
+
+    class Probe(BaseModel):
+        text: str | None = None
+        checked: typing.Annotated[str, AfterValidator(str.upper)] | None = None
+        path: Path | None = None
+
+    parser = Parser()
+    add_settings(parser, Probe)
+    probe = settings(Probe, parser.parse_args(["--text", "07", "--checked", "1e5", "--path", "null"]))
+    assert (probe.text, probe.checked, probe.path) == ("07", "1E5", Path("null"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -423,6 +424,13 @@ def test_nan_in_any_form_stays_one() -> None:
     assert kernels.logprobs(logits, None, torch.zeros(4, dtype=torch.long), 1.0, True)[0].isnan().all()
 
 
-def test_every_function_has_a_signature() -> None:
+def test_every_function_that_is_exported_is_called() -> None:
     called = set(re.findall(r'_call\(\s*"(\w+)"', Path(kernels.__file__).read_text()))
-    assert set(build.SIGNATURES) == called
+    assert set(build.signatures()) == called
+
+
+@pytest.mark.parametrize("wrong", [(3,), (3, None, 4), (None, torch.ones(4)), (torch.ones(4), torch.ones(4))])
+def test_a_call_unlike_the_definition_in_c_is_refused(wrong: tuple[object, ...]) -> None:
+    """An argument too few, or a number where a tensor goes, or the reverse: swiglu takes gate, up, count and output."""
+    with pytest.raises((ValueError, ctypes.ArgumentError)):
+        kernels._call("swiglu", (torch.float32,), torch.ones(4), torch.ones(4), *wrong)

@@ -46,6 +46,8 @@ def write_losses(root: Path, loss: dict[str, float], documents: int = 40, noise:
     rng = Random(0)
     rows = [{n: [10 * (x + noise * rng.gauss(0, 1)), 10] for n, x in loss.items()} for _ in range(documents)]
     (root / "answers" / "losses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 JUDGES = {"labelers": "simulated labelers", "gold": "the noise-free preference"}
 
 

@@ -257,5 +257,5 @@ def test_what_stages_write_is_read_by_the_next(smoke: Path) -> None:
 def test_chat_talks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lines = iter(["List two animals.", "/new", "[bold]x[/bold]", "/quit"])
     monkeypatch.setattr("rich.console.Console.input", lambda *_, **__: next(lines))
-    assert main(["chat", str(ROOT / "src" / "tutelage" / "world" / "base"), "--max-new-tokens", "6"]) == 0
+    assert main(["chat", "base", "--max-new-tokens", "6"]) == 0
     assert capsys.readouterr().out.count("model") >= 2

@@ -21,11 +21,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tutelage import __version__
-from tutelage.recipe import BASE, RECIPES, STAGES, recipe_path, run_recipe
+from tutelage.recipe import RECIPES, STAGES, recipe_path, run_recipe
 from tutelage.runs import done
 from tutelage.settings.common import C, Count, Number, Seed, groups_of, make, nearest, put
 from tutelage.settings.sampler import LocalSampling
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
+from tutelage.shipped import BASE
 from tutelage.terminal import message, printable, short
 
 LABELING = {"sqlalchemy", "alembic", "fastapi", "uvicorn", "multipart", "pwdlib", "markdown_it", "nh3"}  # an extra's
@@ -105,9 +106,10 @@ def _shown(default: Any) -> str:
 
 
 def _set(annotation: Any) -> Any:
-    """A setting's type where it is set: without the None of those that need not be."""
+    """A setting's type where it is set: without the None of those that need not be, and what Annotated adds."""
     optional = typing.get_origin(annotation) in (types.UnionType, typing.Union)  # the latter of annotated types
-    return typing.get_args(annotation)[0] if optional else annotation
+    kind = typing.get_args(annotation)[0] if optional else annotation
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
 
 
 def _metavar(annotation: Any) -> str:
@@ -117,8 +119,6 @@ def _metavar(annotation: Any) -> str:
         return "{" + ",".join(map(str, typing.get_args(annotation))) + "}"
     if origin in (list, tuple):
         return "A,B"
-    if origin is typing.Annotated:
-        return _metavar(typing.get_args(annotation)[0])
     return str(getattr(origin or annotation, "__name__", "value")).upper()
 
 
@@ -132,8 +132,9 @@ def settings(kind: type[C], arguments: argparse.Namespace) -> C:
             put(values, name, _mapping(name, given))
         elif given is not None:
             # A path or name is taken as typed, a list as a,b; all else is a YAML value, as in a recipe.
-            text = field.annotation in (str, Path) or field.annotation == (str | None)
-            if typing.get_origin(_set(field.annotation)) in (list, tuple) and not given.lstrip().startswith("["):
+            annotation = _set(field.annotation)
+            text = annotation in (str, Path)
+            if typing.get_origin(annotation) in (list, tuple) and not given.lstrip().startswith("["):
                 given = f"[{given}]"
             put(values, name, given if text or not isinstance(given, str) else _yaml(name, given))
     return make(kind, values, source)
@@ -190,7 +191,7 @@ def build(verb: str | None) -> Parser:
         _label_commands(label.add_subparsers(dest="act", metavar="COMMAND", parser_class=Parser, required=True))
 
     chat = verbs.add_parser("chat", help="talk to a model in the terminal")
-    chat.add_argument("model", help="model folder or hub id")
+    chat.add_argument("model", help="model folder, hub id, or `base`, the shipped model")
     chat.add_argument("--temperature", type=_checked(Number), default=1.0, help="0 is greedy (default: 1)")
     chat.add_argument(
         "--max-new-tokens", type=_checked(Count), default=128, help="most tokens of an answer (default: 128)"
@@ -198,7 +199,7 @@ def build(verb: str | None) -> Parser:
     chat.add_argument("--seed", type=_checked(Seed), default=0, help="seed of the first answer (default: 0)")
 
     compare = verbs.add_parser("compare", help="answers of several models to the same prompts, side by side")
-    compare.add_argument("models", nargs="+", help="model folders or hub ids")
+    compare.add_argument("models", nargs="+", help="model folders, hub ids, or `base`, the shipped model")
     compare.add_argument("--prompts", required=True, help="prompts in any accepted format")
     compare.add_argument("--reward-model", help="score every answer, and count wins against the first model")
     compare.add_argument("--limit", type=_checked(Count), default=10, help="prompts to show (default: 10)")

@@ -21,11 +21,11 @@ from tutelage.data.datasets import read_demonstrations, read_prompts, read_ranki
 from tutelage.runs import DryRun, done, inputs_of
 from tutelage.settings.common import StageConfig, make, nearest
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
+from tutelage.shipped import BASE
 from tutelage.terminal import printable, short, tell
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
-BASE = PACKAGE / "lab" / "world" / "base"
 RUN_NAME = re.compile(r"(?!\.+$)[\w.-]+")  # of a folder right inside the output
 LONGEST = 100_000  # characters of a filled text
 READERS: Mapping[str, Callable[[str], object]] = {
@@ -45,11 +45,15 @@ class Stage:
         module, name = self.config.split(":")
         return getattr(importlib.import_module(f"tutelage.{module}"), name)
 
+    def load(self) -> Callable[[StageConfig], object]:
+        """Its function, and with it all packages that it needs."""
+        module, name = self.function.split(":")
+        return getattr(importlib.import_module(f"tutelage.{module}"), name)
+
     def run(self, config: StageConfig) -> bool:
         """Run the stage. Whether it is done by then: a dry run ends before the first step, if there is one left."""
-        module, name = self.function.split(":")
         try:
-            getattr(importlib.import_module(f"tutelage.{module}"), name)(config)
+            self.load()(config)
         except DryRun:
             return False
         return True
@@ -202,6 +206,8 @@ def run_recipe(
     as far as its inputs are there, and names the stages that it waits for.
     """
     steps = plan(recipe, folder, seed, overwrite, base, given)
+    for _, stage, _ in steps:
+        stage.load()  # a package that is missing is met before the first step, not after an hour
     if dry_run:
         check_recipe(steps, folder)
         return

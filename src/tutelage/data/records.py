@@ -16,8 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from tutelage.terminal import short
 
 if TYPE_CHECKING:
-    import torch
-
     Json = Any  # whoever reads it knows what it is
 else:
     from pydantic import JsonValue as Json
@@ -192,19 +190,3 @@ class Sample:
     completion_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: Literal["stop", "length"]
-
-
-@dataclass
-class Rollout:
-    """The tensors of one online iteration: n episodes, their completions right-padded to t tokens.
-
-    `mask` (n, t) is 1 on generated tokens; logprobs, ref_logprobs, values (n, t); scores (n,).
-    """
-
-    sequences: list[list[int]]
-    prompt_lengths: list[int]
-    mask: torch.Tensor
-    logprobs: torch.Tensor
-    ref_logprobs: torch.Tensor
-    scores: torch.Tensor
-    values: torch.Tensor | None = None

@@ -11,14 +11,16 @@ from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.sampling.completions import Writer, complete
 from tutelage.settings.sampler import LocalSampling
+from tutelage.shipped import resolve_model
 from tutelage.terminal import printable
 
 
 def chat(model: str, sampling: LocalSampling, seed: int) -> None:
     """Read lines until end of input; `/new` forgets the conversation, `/quit` ends it."""
     console = Console()
-    tokenizer = load_tokenizer(model)
-    writer = Writer(model, load_policy(model, tokenizer), tokenizer)
+    source = resolve_model(model)
+    tokenizer = load_tokenizer(source)
+    writer = Writer(model, load_policy(source, tokenizer), tokenizer)
     room = context_length(writer.policy) - sampling.max_new_tokens
     if room <= 0:
         raise ValueError(

@@ -17,6 +17,7 @@ from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import dropped
 from tutelage.sampling.completions import Writer, complete, fits
 from tutelage.settings.sampler import LocalSampling
+from tutelage.shipped import resolve_model
 from tutelage.stats.intervals import estimate
 from tutelage.terminal import printable
 
@@ -31,8 +32,9 @@ def compare(
     """
     writers = []
     for name in models:
-        tokenizer = load_tokenizer(name)
-        writers.append(Writer(name, load_policy(name, tokenizer), tokenizer))
+        source = resolve_model(name)
+        tokenizer = load_tokenizer(source)
+        writers.append(Writer(name, load_policy(source, tokenizer), tokenizer))
     loaded, new = read_prompts(prompts), sampling.max_new_tokens
     fitting = [p for p in loaded.records if all(fits(w, p, new) for w in writers)]
     reward = RewardModel(reward_model) if reward_model else None

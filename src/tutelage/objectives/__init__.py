@@ -4,3 +4,16 @@ are in nats. Masks are True where a token counts, and whatever stands elsewhere 
 value nor a gradient. Losses are *sums*: the caller divides by a global count, so micro-batches and ranks never change
 the result. Cited throughout: Ouyang et al. 2022 (InstructGPT), Stiennon et al. 2020, Ziegler et al. 2019, Schulman et
 al. 2016 (GAE) and 2017 (PPO), and Schulman 2020, the blog post "Approximating KL divergence"."""
+
+from tutelage.objectives.advantages import explained_variance, gae, kl_shaped_rewards
+from tutelage.objectives.kl import AdaptiveKL, FixedKL, KLController, k1, k2, k3
+from tutelage.objectives.masked import keep, masked_mean, masked_var, whiten
+from tutelage.objectives.policy import clipped_policy_loss, clipped_value_loss
+from tutelage.objectives.reward import ranking_accuracy, ranking_loss
+from tutelage.objectives.sft import nll_sum
+
+__all__ = [
+    "AdaptiveKL", "FixedKL", "KLController", "clipped_policy_loss", "clipped_value_loss", "explained_variance", "gae",
+    "k1", "k2", "k3", "keep", "kl_shaped_rewards", "masked_mean", "masked_var", "nll_sum", "ranking_accuracy",
+    "ranking_loss", "whiten",
+]  # fmt: skip

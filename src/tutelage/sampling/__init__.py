@@ -1,16 +1,13 @@
 """Policy + requests -> samples. `local.LocalSampler` samples here; other engines stand behind the same protocol."""
 
-from __future__ import annotations
+from tutelage.sampling.completions import Answer, Writer, complete
+from tutelage.sampling.engines import open_sampler
+from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.protocol import Sampler
+from tutelage.sampling.rollout import Episodes, Rollout, episodes_of
+from tutelage.sampling.seeds import request_seed
 
-from collections.abc import Sequence
-from typing import Protocol
-
-from tutelage.data.records import Request, Sample
-
-
-class Sampler(Protocol):
-    """Anything that answers requests."""
-
-    def sample(self, requests: Sequence[Request]) -> list[Sample]:
-        """One sample per request, in the order of the requests; each depends on its own request only."""
-        ...
+__all__ = [
+    "Answer", "Episodes", "LocalSampler", "Rollout", "Sampler", "Writer", "complete", "episodes_of", "open_sampler",
+    "request_seed",
+]  # fmt: skip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from tutelage.sampling import Sampler
 from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.protocol import Sampler
 from tutelage.settings.sampler import LocalSampling
 
 

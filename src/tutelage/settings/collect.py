@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, model_validator
 
-from tutelage.settings.common import Count, Fraction, Number, Source, StageConfig
+from tutelage.settings.common import Count, Fraction, Model, Number, Source, StageConfig
 from tutelage.settings.sampler import LocalSampling
 from tutelage.terminal import short
 
@@ -28,9 +28,9 @@ class CollectConfig(StageConfig):
 
     prompts: Source
     """Prompts, in any accepted format."""
-    policy: Source | None = None
+    policy: Model | None = None
     """Model folder of the one policy that writes; for several give `policies`."""
-    policies: dict[str, str] = {}
+    policies: dict[str, Model] = {}
     """Name and model folder of each policy."""
     weights: dict[str, Number] = {}
     """How often a policy writes a completion, relative to the others; 1 where not named."""

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from tutelage.shipped import resolve_model
 from tutelage.terminal import plain, short
 
 Count = Annotated[int, Field(gt=0, le=10**12)]  # the limit stops a slip of the keyboard, not a large run
@@ -28,6 +29,7 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Source = str  # a path or a hub id
+Model = Annotated[str, AfterValidator(resolve_model)]  # likewise, or `base` for the shipped one
 
 
 class Settings(BaseModel):

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
-from tutelage.settings.common import Count, StageConfig
+from tutelage.settings.common import Count, Model, StageConfig
 from tutelage.settings.sampler import LocalSampling
 from tutelage.terminal import listed, short
 
@@ -23,7 +23,7 @@ class AnswerConfig(StageConfig):
 
     prompts: str
     """Prompts that no model was trained on."""
-    models: dict[str, str]
+    models: dict[str, Model]
     """Name and folder of each model."""
     prompted: dict[str, str] = {}
     """New name -> model that is asked after worked examples, as `{prompted: base}`."""
@@ -37,7 +37,7 @@ class AnswerConfig(StageConfig):
     """Model whose best of `best_of_n` samples by the reward model is one more row, `best_of_N`."""
     best_of_n: Count = 8
     """Samples of it."""
-    reward_model: str | None = None
+    reward_model: Model | None = None
     """Scores every answer, and picks the best of n."""
     reference: str | None = None
     """Model (by name) that KL is measured from."""
@@ -89,7 +89,7 @@ class AgreementConfig(StageConfig):
 
     rankings: str
     """Rankings with a `labeler` each, several for a prompt; one arm of labelers a file."""
-    reward_model: str | None = None
+    reward_model: Model | None = None
     """Scores the ranked completions, to be compared with the labelers."""
     draws: Count = 1000
     """Bootstrap resamples of prompts."""

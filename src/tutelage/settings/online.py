@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic import model_validator
 
 from tutelage.settings.algorithms import PPO
-from tutelage.settings.common import Count, Fraction, Number, Positive, Source
+from tutelage.settings.common import Count, Fraction, Model, Number, Positive, Source
 from tutelage.settings.sampler import LocalSampling
 from tutelage.settings.training import AdamW, Length, TrainingConfig
 
@@ -24,9 +24,9 @@ class OnlineConfig(TrainingConfig):
         "model": "model", "reward_model": "model", "prompts": "prompts", "pretraining_texts": "texts",
     }  # fmt: skip
 
-    model: Source
+    model: Model
     """The SFT policy: where the policy starts, and the reference of the KL penalty."""
-    reward_model: Source
+    reward_model: Model
     """Scores completions; the value model starts from it."""
     prompts: Source
     """Prompts to practise on."""

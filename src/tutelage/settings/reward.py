@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from tutelage.settings.common import Count, Share, Source, StageConfig
+from tutelage.settings.common import Count, Model, Share, Source, StageConfig
 from tutelage.settings.training import AdamW, TrainingConfig
 
 
@@ -20,7 +20,7 @@ class RewardConfig(TrainingConfig):
         "model": "model", "rankings": "rankings", "valid": "rankings", "demonstrations": "demonstrations",
     }  # fmt: skip
 
-    model: Source
+    model: Model
     """The SFT policy whose weights start the reward model."""
     rankings: Source
     """Rankings: `prompt`, `completions`, `ranks`; or chosen and rejected pairs."""
@@ -45,7 +45,7 @@ class MeasureConfig(StageConfig):
 
     INPUTS: ClassVar[Mapping[str, str]] = {"reward_model": "model", "rankings": "rankings"}
 
-    reward_model: Source
+    reward_model: Model
     """Model folder or hub id of the reward model."""
     rankings: Source
     """Rankings or pairs that it did not learn from, in any accepted format."""

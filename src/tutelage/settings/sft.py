@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from tutelage.settings.common import Count, Fraction, Source
+from tutelage.settings.common import Count, Fraction, Model, Source
 from tutelage.settings.training import AdamW, TrainingConfig
 
 
@@ -21,13 +21,13 @@ class SftConfig(TrainingConfig):
         "reward_model": "model", "pretraining_texts": "texts",
     }  # fmt: skip
 
-    model: Source
+    model: Model
     """Base model: a Hugging Face folder or hub id."""
     demonstrations: Source
     """Prompts with completions, in any accepted format."""
     valid_demonstrations: Source | None = None
     """Held-out demonstrations; without them those of a tenth of the prompts are held out."""
-    reward_model: Source | None = None
+    reward_model: Model | None = None
     """If given, the checkpoint is chosen by its mean score on completions to held-out prompts (the paper's way),
     else by validation loss."""
     epochs: Count = 16

@@ -62,9 +62,7 @@ def draw_slots(config: CollectConfig, prompts: Sequence[Prompt], rng: Random) ->
     return [Slot(p, name, copy) for (p, name), copy in zip(drawn, copies, strict=True)]
 
 
-def fitting(
-    writer: Writer, prompts: Sequence[Prompt], slots: Sequence[Slot], config: CollectConfig
-) -> dict[int, bool]:
+def fitting(writer: Writer, prompts: Sequence[Prompt], slots: Sequence[Slot], config: CollectConfig) -> dict[int, bool]:
     """Whether each prompt that a policy is to answer leaves room for a completion in its context."""
     asked = {slot.prompt for slot in slots if slot.policy == writer.name}
     return {p: fits(writer, prompts[p], config.sampler.max_new_tokens) for p in asked}
@@ -120,7 +118,7 @@ def run(config: CollectConfig) -> None:
     nothing = f"{config.prompts}: no prompt got two distinct completions within the models' context"
     # 1. Who writes which completion of which prompt.
     names, slots = list(config.writers), draw_slots(config, prompts, rng)
-    if opened.dry and not any([any(fitting(open_writer(n), prompts, slots, config).values()) for n in names]):
+    if opened.dry and not sum(sum(fitting(open_writer(n), prompts, slots, config).values()) for n in names):
         raise ValueError(nothing)  # every policy was loaded, one at a time
     opened.begin(
         f"{len(prompts):,} prompts, {len(slots):,} completions to sample, by {', '.join(names)}", lost=loaded.dropped

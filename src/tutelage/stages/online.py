@@ -33,8 +33,8 @@ from tutelage.objectives.kl import AdaptiveKL, FixedKL, k1
 from tutelage.objectives.masked import keep, masked_mean
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import Run, dropped, inputs_of, open_run
-from tutelage.sampling import Sampler
 from tutelage.sampling.engines import open_sampler
+from tutelage.sampling.protocol import Sampler
 from tutelage.sampling.rollout import Episodes, Rollout, episodes_of
 from tutelage.sampling.seeds import request_seed
 from tutelage.settings.online import OnlineConfig

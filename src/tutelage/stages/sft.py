@@ -24,8 +24,8 @@ from tutelage.models.tokens import encode_pairs, load_tokenizer, require_same_to
 from tutelage.objectives.sft import nll_sum
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import Run, dropped, inputs_of, open_run
-from tutelage.sampling import Sampler
 from tutelage.sampling.engines import open_sampler
+from tutelage.sampling.protocol import Sampler
 from tutelage.sampling.seeds import request_seed
 from tutelage.settings.sampler import LocalSampling
 from tutelage.settings.sft import SftConfig

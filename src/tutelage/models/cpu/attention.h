@@ -53,6 +53,9 @@ static inline void rotate_back(const float* y, const float* cos, const float* si
 // tokens cut into parts at bounds[first[t]], …, bounds[first[t + 1] - 1]: its first part is what the others go on from.
 // A token sees itself and what is before it in its part, and all of the first part. A row is a tree of one part.
 // Work goes by tree and key head; scores are held for a few queries at a time, and made again in the backward pass.
+//
+// Products read and write buffers of the thread, in fp32, whose rows have room for whole tiles: pd for the channels of a
+// token, ld for the keys of a channel, wide for the scores of a query, shared keys first and then those of its own part.
 
 constexpr i64 QUERIES = 48;
 
@@ -143,12 +146,15 @@ static void attention(const T* q, const T* k, const T* v, const float* cos, cons
             const i64 pd = up(d, COLUMNS), ld = up(n, COLUMNS) + COLUMNS, wide = up(n, COLUMNS) + 2 * COLUMNS;
             const float *c = cos ? cos + from * d : nullptr, *s = sin ? sin + from * d : nullptr;
             static thread_local Scratch scratch;
-            float* columns = scratch.of(d * ld + (2 * n + 2 * QUERIES) * pd + QUERIES * wide);
-            float *keys = columns + d * ld, *values = keys + n * pd, *queries = values + n * pd;
-            float *sums = queries + QUERIES * pd, *scores = sums + QUERIES * pd;
-            if (d < pd) std::fill(values, scores, 0.0f);  // the padding of rows enters products
-            gather(k + (from * kv_heads + g) * d, kv_heads * d, c, s, n, d, keys, pd, columns, ld);
-            gather(v + (from * kv_heads + g) * d, kv_heads * d, nullptr, nullptr, n, d, values, pd, nullptr, ld);
+            float* key_columns = scratch.of(d * ld + (2 * n + 2 * QUERIES) * pd + QUERIES * wide);  // (d, ld) Kᵀ, rotated
+            float* key_rows = key_columns + d * ld;  // (n, pd) K: gather makes key_columns from it
+            float* value_rows = key_rows + n * pd;   // (n, pd) V
+            float* queries = value_rows + n * pd;    // (QUERIES, pd) those at hand, rotated and scaled
+            float* sums = queries + QUERIES * pd;    // (QUERIES, pd) Σ e^(score - top) value of each
+            float* scores = sums + QUERIES * pd;     // (QUERIES, wide) of each with the keys it sees, then e^(score - top)
+            if (d < pd) std::fill(value_rows, scores, 0.0f);  // the padding of rows enters products
+            gather(k + (from * kv_heads + g) * d, kv_heads * d, c, s, n, d, key_rows, pd, key_columns, ld);
+            gather(v + (from * kv_heads + g) * d, kv_heads * d, nullptr, nullptr, n, d, value_rows, pd, nullptr, ld);
             for (i64 p = 0; p < parts; p++)
                 for (i64 h = g * (heads / kv_heads); h < (g + 1) * (heads / kv_heads); h++)
                     for (i64 b = cut[p] - from; b < cut[p + 1] - from; b += QUERIES) {
@@ -160,7 +166,7 @@ static void attention(const T* q, const T* k, const T* v, const float* cos, cons
                             rotate(q + ((from + b + i) * heads + h) * d, c ? c + (b + i) * d : nullptr,
                                    s ? s + (b + i) * d : nullptr, d, scale, queries + i * pd);
                         }
-                        against_keys(seen, d, queries, pd, columns, ld, scores, wide);
+                        against_keys(seen, d, queries, pd, key_columns, ld, scores, wide);
                         hide(seen, -INFINITY, scores, wide);
                         float total[QUERIES];
                         for (i64 i = 0; i < m; i++) {
@@ -177,13 +183,26 @@ static void attention(const T* q, const T* k, const T* v, const float* cos, cons
                             total[i] = sum(added);
                             lse[(from + b + i) * heads + h] = top + std::log(total[i]);
                         }
-                        over_keys(seen, d, scores, wide, values, pd, sums, pd);
+                        over_keys(seen, d, scores, wide, value_rows, pd, sums, pd);
                         for (i64 i = 0; i < m; i++)
                             rotate_back(sums + i * pd, nullptr, nullptr, d, 1 / total[i], out + ((from + b + i) * heads + h) * d);
                     }
         }
 }
 
+// ---- the gradient of attention ---------------------------------------------------------------------------------------
+//
+// Q is rotated and scaled, S = Q Kᵀ, P = softmax(S), O = P V. From dO, the gradient of the output, follow
+//     dP = dO Vᵀ    dS = P (dP - Σ P dP)    dQ = dS K    dK = Σ dSᵀ Q    dV = Σ Pᵀ dO.
+// Σ P dP is over the keys of a query. dK and dV are sums over all queries that see the key: those of every part of the tree
+// if the key is in its first part, and those of every head that uses the key head. So a thread takes a whole tree and key
+// head, and no other thread adds to the same dK and dV. It works on up to QUERIES queries of one part and head at a time:
+//   1. Rotate and scale Q, and widen dO to fp32.
+//   2. Compute S again, since to store it would take memory for every pair of tokens. Then P = e^(S - lse) replaces it;
+//      lse = log Σ e^S, one number per query, is what the forward pass stores instead.
+//   3. Compute dP. Then dS replaces it.
+//   4. Compute dQ, which no other queries change, rotate it back and write it. Add to dK and dV.
+// After the last queries it rotates dK back, and writes dK and dV.
 template <class T>
 static void attention_backward(const T* q, const T* k, const T* v, const float* cos, const float* sin, const i64* bounds,
                                const i64* first, i64 trees, i64 heads, i64 kv_heads, i64 d, float scale,
@@ -195,14 +214,25 @@ static void attention_backward(const T* q, const T* k, const T* v, const float* 
             const i64 pd = up(d, COLUMNS), ld = up(n, COLUMNS) + COLUMNS, wide = up(n, COLUMNS) + 2 * COLUMNS;
             const float *c = cos ? cos + from * d : nullptr, *s = sin ? sin + from * d : nullptr;
             static thread_local Scratch scratch;
-            float* keys = scratch.of(2 * d * ld + (4 * n + 3 * QUERIES) * pd + 2 * QUERIES * wide);
-            float *values = keys + n * pd, *key_grads = values + n * pd, *value_grads = key_grads + n * pd;
-            float *queries = value_grads + n * pd, *grads = queries + QUERIES * pd, *query_grads = grads + QUERIES * pd;
-            float *key_columns = query_grads + QUERIES * pd, *value_columns = key_columns + d * ld;
-            float *weights = value_columns + d * ld, *score_grads = weights + QUERIES * wide;
-            std::fill(d < pd ? keys : key_grads, d < pd ? key_columns : queries, 0.0f);
-            gather(k + (from * kv_heads + g) * d, kv_heads * d, c, s, n, d, keys, pd, key_columns, ld);
-            gather(v + (from * kv_heads + g) * d, kv_heads * d, nullptr, nullptr, n, d, values, pd, value_columns, ld);
+            // Of the tree, (n, pd), a token per row:
+            float* key_rows = scratch.of(2 * d * ld + (4 * n + 3 * QUERIES) * pd + 2 * QUERIES * wide);  // K, rotated: for dQ
+            float* value_rows = key_rows + n * pd;    // V: gather makes value_columns from it
+            float* key_grads = value_rows + n * pd;   // sum of dK so far, before it is rotated back
+            float* value_grads = key_grads + n * pd;  // sum of dV so far
+            // Of the queries at hand, (QUERIES, pd), a query per row:
+            float* queries = value_grads + n * pd;          // Q, rotated and scaled: for S and dK
+            float* out_grads = queries + QUERIES * pd;      // dO: for dP and dV
+            float* query_grads = out_grads + QUERIES * pd;  // dQ, before it is rotated back
+            // Of the tree, (d, ld), a channel per row, since a product runs down the rows of its right factor:
+            float* key_columns = query_grads + QUERIES * pd;  // Kᵀ, rotated: for S
+            float* value_columns = key_columns + d * ld;      // Vᵀ: for dP
+            // Of the queries at hand with the keys they see, (QUERIES, wide), a query per row:
+            float* weights = value_columns + d * ld;        // S, then P: for dV
+            float* score_grads = weights + QUERIES * wide;  // dP, then dS: for dQ and dK
+            // Sums start at 0. If rows are padded, products read the padding too, so it must hold numbers.
+            std::fill(d < pd ? key_rows : key_grads, d < pd ? key_columns : queries, 0.0f);
+            gather(k + (from * kv_heads + g) * d, kv_heads * d, c, s, n, d, key_rows, pd, key_columns, ld);
+            gather(v + (from * kv_heads + g) * d, kv_heads * d, nullptr, nullptr, n, d, value_rows, pd, value_columns, ld);
             for (i64 p = 0; p < parts; p++)
                 for (i64 h = g * (heads / kv_heads); h < (g + 1) * (heads / kv_heads); h++)
                     for (i64 b = cut[p] - from; b < cut[p + 1] - from; b += QUERIES) {
@@ -214,28 +244,28 @@ static void attention_backward(const T* q, const T* k, const T* v, const float* 
                             fetch(dout + at + AHEAD * heads * d, d);
                             fetch_to_write(dq + at, d);
                             rotate(q + at, c ? c + (b + i) * d : nullptr, s ? s + (b + i) * d : nullptr, d, scale, queries + i * pd);
-                            rotate(dout + at, nullptr, nullptr, d, 1, grads + i * pd);
+                            rotate(dout + at, nullptr, nullptr, d, 1, out_grads + i * pd);
                         }
                         against_keys(seen, d, queries, pd, key_columns, ld, weights, wide);
                         hide(seen, -INFINITY, weights, wide);
-                        against_keys(seen, d, grads, pd, value_columns, ld, score_grads, wide);
+                        against_keys(seen, d, out_grads, pd, value_columns, ld, score_grads, wide);
                         hide(seen, 0, score_grads, wide);  // left-out tiles hold what was there before, and 0 times NaN is NaN
-                        for (i64 i = 0; i < m; i++) {  // p = softmax; ds = p (dp - Σ p dp)
+                        for (i64 i = 0; i < m; i++) {
                             const i64 width = seen.width(i);
-                            const float top = lse[(from + b + i) * heads + h];
-                            float *w = weights + i * wide, *z = score_grads + i * wide;
+                            const float log_sum = lse[(from + b + i) * heads + h];
+                            float *weight = weights + i * wide, *grad = score_grads + i * wide;
                             vec dots = {};
                             for (i64 j = 0; j < width; j += W) {
-                                vec e = exponential(load(w + j) - top);
-                                store(w + j, e);
-                                dots += e * load(z + j);
+                                vec e = exponential(load(weight + j) - log_sum);
+                                store(weight + j, e);
+                                dots += e * load(grad + j);
                             }
-                            float dot = sum(dots);
-                            for (i64 j = 0; j < width; j += W) store(z + j, load(w + j) * (load(z + j) - dot));
+                            const float dot = sum(dots);
+                            for (i64 j = 0; j < width; j += W) store(grad + j, load(weight + j) * (load(grad + j) - dot));
                         }
-                        over_keys(seen, d, score_grads, wide, keys, pd, query_grads, pd);
+                        over_keys(seen, d, score_grads, wide, key_rows, pd, query_grads, pd);
                         back_to_keys(seen, d, score_grads, wide, queries, pd, key_grads, pd);
-                        back_to_keys(seen, d, weights, wide, grads, pd, value_grads, pd);
+                        back_to_keys(seen, d, weights, wide, out_grads, pd, value_grads, pd);
                         for (i64 i = 0; i < m; i++)
                             rotate_back(query_grads + i * pd, c ? c + (b + i) * d : nullptr, s ? s + (b + i) * d : nullptr,
                                         d, scale, dq + ((from + b + i) * heads + h) * d);

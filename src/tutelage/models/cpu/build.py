@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,29 +17,15 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tutelage.cache import cache_folder
 
 SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.h", "numbers.h")]
 # Not -ffast-math: NaN must stay NaN, so that a broken gradient is seen.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC")
-# Arguments of each function. Tensors (or None): T of its dtype, U of its second dtype, F in fp32, I int64, B bool;
-# numbers: i a whole one, f a float, d a double.
-SIGNATURES = {
-    "rms_norm": "TTFiifTUF",
-    "rms_norm_backward": "TFFTUiiTFi",
-    "swiglu": "TTiT",
-    "swiglu_backward": "TTTiTT",
-    "attention": "TTTFFIIiiiifTF",
-    "attention_backward": "TTTFFIIiiiifFTTTT",
-    "remember": "TTFFIIIiiiiTT",
-    "recall": "TFFIIIITTiiiiifT",
-    "logprobs": "TFIiifFFF",
-    "logprobs_backward": "TFIiifFF",
-    "draw": "TFIIiidfIFB",
-}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-NUMBERS = {"i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
+NUMBERS: dict[str, Any] = {"i64": ctypes.c_int64, "float": ctypes.c_float, "double": ctypes.c_double}
 
 
 @cache
@@ -58,12 +45,24 @@ def library() -> ctypes.CDLL | None:
         print(f"kernels were not compiled, so this runs slower: {reason}", file=sys.stderr)
         return None
     _keep_freed_memory()
-    for name, signature in SIGNATURES.items():
-        norm = name.startswith("rms_norm")
-        for suffix in ("f32_f32", "f32_bf16", "bf16_bf16") if norm else ("f32", "bf16"):
-            function = getattr(found, f"{name}_{suffix}")
-            function.argtypes, function.restype = [NUMBERS.get(letter, ctypes.c_void_p) for letter in signature], None
     return found
+
+
+@cache
+def signatures() -> dict[str, list[str]]:
+    """The types of each exported function's parameters, without const, as its definition names them: `T*`, `i64`."""
+    code = "\n".join(source.read_text(encoding="utf-8") for source in SOURCES)
+    defined = dict(re.findall(r"^static void (\w+)\((.*?)\) \{", code, re.MULTILINE | re.DOTALL))
+    exported = re.findall(r"^EXPORT(?:_OF_TWO)?\((\w+)\)$", code, re.MULTILINE)
+    return {name: re.findall(r"(?:const )?(\S+) \w+(?:,\s*|$)", defined[name]) for name in exported}
+
+
+@cache
+def function(name: str, suffix: str) -> Any:
+    """An exported function for the dtypes that the suffix names. It takes addresses, or None, and numbers."""
+    kernels, types = library(), (NUMBERS.get(kind, ctypes.c_void_p) for kind in signatures()[name])
+    assert kernels is not None, "callers ask `kernels.available` first"
+    return ctypes.CFUNCTYPE(None, *types)(ctypes.c_size_t.in_dll(kernels, f"{name}_{suffix}").value)
 
 
 def _keep_freed_memory() -> None:

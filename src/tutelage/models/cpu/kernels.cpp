@@ -1,6 +1,6 @@
 // What a processor does between the matrix products of a transformer, each piece in one pass over memory: normalisation,
 // attention with rotary positions over rows and trees, attention beside a cache, the gated activation, log-probabilities,
-// and the draw of a token. Called from __init__.py, which says what each is for; tests compare each with torch.
+// and the draw of a token. Called from kernels.py, which says what each is for; tests compare each with torch.
 //
 // Attention is in attention.h. Arithmetic is in fp32 (sums that choose a token in fp64); T is what lies in memory, float
 // or bf16. Compiled for the machine at hand by build.py. Threads are OpenMP's, the ones that torch uses.
@@ -210,42 +210,20 @@ static void draw(const T* logits, const float* temperature, const i64* seeds, co
     }
 }
 
-// ---- names that Python calls ----------------------------------------------------------------------------------------------
+// ---- what Python calls: pointers, by name and dtypes; build.py reads the parameters where each function is defined ---------
 
-#define FOR(T, SUFFIX) \
-    extern "C" void swiglu_##SUFFIX(const T* g, const T* u, i64 n, T* h) { swiglu(g, u, n, h); } \
-    extern "C" void swiglu_backward_##SUFFIX(const T* g, const T* u, const T* dh, i64 n, T* dg, T* du) { \
-        swiglu_backward(g, u, dh, n, dg, du); } \
-    extern "C" void attention_##SUFFIX(const T* q, const T* k, const T* v, const float* cos, const float* sin, \
-        const i64* bounds, const i64* first, i64 trees, i64 heads, i64 kv_heads, i64 d, float scale, T* out, float* lse) { \
-        attention(q, k, v, cos, sin, bounds, first, trees, heads, kv_heads, d, scale, out, lse); } \
-    extern "C" void attention_backward_##SUFFIX(const T* q, const T* k, const T* v, const float* cos, const float* sin, \
-        const i64* bounds, const i64* first, i64 trees, i64 heads, i64 kv_heads, i64 d, float scale, const float* lse, \
-        const T* dout, T* dq, T* dk, T* dv) { \
-        attention_backward(q, k, v, cos, sin, bounds, first, trees, heads, kv_heads, d, scale, lse, dout, dq, dk, dv); } \
-    extern "C" void remember_##SUFFIX(const T* k, const T* v, const float* cos, const float* sin, const i64* source, \
-        const i64* place, const i64* slot, i64 n, i64 kv_heads, i64 d, i64 slots, T* keys, T* values) { \
-        remember(k, v, cos, sin, source, place, slot, n, kv_heads, d, slots, keys, values); } \
-    extern "C" void recall_##SUFFIX(const T* q, const float* cos, const float* sin, const i64* home, const i64* shared, \
-        const i64* place, const i64* length, const T* keys, const T* values, i64 b, i64 heads, i64 kv_heads, i64 d, \
-        i64 slots, float scale, T* out) { \
-        recall(q, cos, sin, home, shared, place, length, keys, values, b, heads, kv_heads, d, slots, scale, out); } \
-    extern "C" void logprobs_##SUFFIX(const T* logits, const float* bias, const i64* targets, i64 n, i64 v, \
-        float temperature, float* found, float* lse, float* entropy) { \
-        logprobs(logits, bias, targets, n, v, temperature, found, lse, entropy); } \
-    extern "C" void logprobs_backward_##SUFFIX(T* logits, const float* bias, const i64* targets, i64 n, i64 v, \
-        float temperature, const float* lse, const float* grad) { \
-        logprobs_backward(logits, bias, targets, n, v, temperature, lse, grad); } \
-    extern "C" void draw_##SUFFIX(const T* logits, const float* temperature, const i64* seeds, const i64* steps, i64 b, \
-        i64 v, double near_tie, float near_logit, i64* chosen, float* logprob, bool* near) { \
-        draw(logits, temperature, seeds, steps, b, v, near_tie, near_logit, chosen, logprob, near); }
-FOR(float, f32)
-FOR(bf16, bf16)
-#define NORM(X, Y, SUFFIX) \
-    extern "C" void rms_norm_##SUFFIX(const X* x, const X* more, const float* w, i64 n, i64 d, float eps, X* total, Y* y, \
-        float* scale) { rms_norm(x, more, w, n, d, eps, total, y, scale); } \
-    extern "C" void rms_norm_backward_##SUFFIX(const X* t, const float* w, const float* scale, const X* dt, const Y* dy, \
-        i64 n, i64 d, X* dx, float* dw, i64 blocks) { rms_norm_backward(t, w, scale, dt, dy, n, d, dx, dw, blocks); }
-NORM(float, float, f32_f32)
-NORM(float, bf16, f32_bf16)
-NORM(bf16, bf16, bf16_bf16)
+#define POINTER(NAME, SUFFIX, ...) extern "C" { void* NAME##_##SUFFIX = (void*)NAME<__VA_ARGS__>; }
+#define EXPORT(NAME) POINTER(NAME, f32, float) POINTER(NAME, bf16, bf16)
+#define EXPORT_OF_TWO(NAME) \
+    POINTER(NAME, f32_f32, float, float) POINTER(NAME, f32_bf16, float, bf16) POINTER(NAME, bf16_bf16, bf16, bf16)
+EXPORT_OF_TWO(rms_norm)
+EXPORT_OF_TWO(rms_norm_backward)
+EXPORT(swiglu)
+EXPORT(swiglu_backward)
+EXPORT(attention)
+EXPORT(attention_backward)
+EXPORT(remember)
+EXPORT(recall)
+EXPORT(logprobs)
+EXPORT(logprobs_backward)
+EXPORT(draw)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tutelage.models.cpu.build import SIGNATURES, library
+from tutelage.models.cpu.build import function, library, signatures
 
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
-OTHERS = {"F": torch.float32, "I": torch.int64, "B": torch.bool}
+POINTERS = {"float*": torch.float32, "i64*": torch.int64, "bool*": torch.bool}
 LANES = 16  # as in attention.h: keys of a cache lie in blocks of so many slots
 
 
@@ -27,16 +27,17 @@ def available() -> bool:
 
 
 def _call(name: str, dtypes: Sequence[torch.dtype], *arguments: Any) -> None:
-    wanted = {**OTHERS, "T": dtypes[0], "U": dtypes[-1]}
-    given = []
-    for kind, x in zip(SIGNATURES[name], arguments, strict=True):
-        if isinstance(x, Tensor):
+    """A kernel for such dtypes: of its templates' parameters T and X are the first, Y is the last."""
+    wanted = {**POINTERS, "T*": dtypes[0], "X*": dtypes[0], "Y*": dtypes[-1]}
+    passed = []
+    for kind, x in zip(signatures()[name], arguments, strict=True):
+        if kind in wanted and x is not None:
             assert x.dtype is wanted[kind], (name, kind, x.dtype)
             assert x.is_contiguous(), (name, x.stride())
             assert x.is_cpu, (name, x.device)
             x = x.data_ptr()
-        given.append(x)
-    getattr(library(), f"{name}_{'_'.join(SUFFIX[dtype] for dtype in dtypes)}")(*given)
+        passed.append(x)
+    function(name, "_".join(SUFFIX[dtype] for dtype in dtypes))(*passed)
 
 
 class _Forgetful:
