@@ -130,7 +130,7 @@ def test_readme_commands_run(
     Path("other_rankings.jsonl").write_bytes(heldout.read_bytes())
     small = {
         "sft": ["--epochs", "1", "--max-completion-tokens", "40"],
-        "collect": ["--max-new-tokens", "8"],
+        "collect": ["--sampler.max-new-tokens", "8"],
         "reward": [],
         "measure": [],
         "online": [
@@ -140,7 +140,7 @@ def test_readme_commands_run(
             "16",
             "--mini-batch-size",
             "16",
-            "--max-completion-length",
+            "--sampler.max-new-tokens",
             "8",
         ],
         "compare": ["--limit", "3", "--max-new-tokens", "8"],
@@ -218,8 +218,9 @@ def test_the_chat_recipe_takes_files_of_messages_through_all_stages(
     )
     given = {
         "model": BASE, "demonstrations": tmp_path / "demonstrations.jsonl", "rankings": tmp_path / "pairs.jsonl",
-        "sft.epochs": 1, "sft.learning_rate": "1e-3", "reward.learning_rate": "1e-3", "ppo.total_episodes": 32,
-        "ppo.batch_size": 32, "ppo.max_completion_length": 16, "answers.max_new_tokens": 16,
+        "sft.epochs": 1, "sft.optimizer.learning_rate": "1e-3", "reward.optimizer.learning_rate": "1e-3",
+        "ppo.total_episodes": 32, "ppo.batch_size": 32, "ppo.sampler.max_new_tokens": 16,
+        "answers.sampler.max_new_tokens": 16,
     }  # fmt: skip
     options = [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
     assert main(["run", "chat", "--output", str(tmp_path / "mine"), *options]) == 0

@@ -16,17 +16,18 @@ from transformers import PreTrainedTokenizerBase
 
 from tutelage.cli import main
 from tutelage.data.datasets import write_jsonl
-from tutelage.data.records import Completion, Prompt, Ranking, Rollout
+from tutelage.data.records import Completion, Prompt, Ranking, Request, Sample
 from tutelage.data.strict_json import dumps
 from tutelage.files import write_json
 from tutelage.runs import Run
+from tutelage.sampling.rollout import Rollout, episodes_of
 from tutelage.stages import online
 
 PACKAGE = Path(__file__).parents[1] / "src" / "tutelage"
 # Modules that write JSON by themselves, and why they may: what they write has no numbers with a fraction.
 BY_THEMSELVES = {
-    "strict_json.py": "is where it is done",
-    "datasets.py": "the text of a prompt, to make an id of it",
+    "data/strict_json.py": "is where it is done",
+    "data/datasets.py": "the text of a prompt, to make an id of it",
     "labeling/backup.py": "rows, to make a digest of them",
     "labeling/exchange.py": "texts and ranks, to recognise an answer",
     "labeling/web/manage.py": "an id, and an event's detail as the database holds it",
@@ -66,10 +67,13 @@ def test_every_writer_of_numbers_writes_null(tmp_path: Path, tokenizer: PreTrain
     run = Run("sft", tmp_path)
     run.log(0, {"loss/train": math.nan})
     run.forget_after(0)
-    nothing = torch.empty(0)
-    scores = torch.tensor([math.nan])
-    rollout = Rollout([[2, 3, 4]], [1], nothing, nothing, nothing, scores)
-    online.keep_samples(run, 0, [(ranking.prompt, (2,))], rollout, tokenizer)
+    episodes = episodes_of([ranking.prompt], [Request((2,), 0, 2, ())], [Sample((3, 4), (0.0, 0.0), "length")])
+    nothing, scores = torch.zeros(1, 2), torch.tensor([math.nan])
+    rollout = Rollout(
+        **vars(episodes), scores=scores, ref_logprobs=nothing, values=None, rewards=nothing, advantages=nothing,
+        returns=None,
+    )  # fmt: skip
+    online.keep_samples(run, 0, rollout, tokenizer)
     run.finish(kl=math.nan)
     files = {path.name: path for path in tmp_path.iterdir()}
     written = ("rows.jsonl", "rows.jsonl.gz", "metrics.jsonl", "samples.jsonl")
@@ -88,7 +92,7 @@ def test_answers_to_one_prompt_have_no_standard_error(
     write_jsonl(tmp_path / "p.jsonl", [{"prompt": "the cat"}])
     models = f"{{a: {folders('llama')}, b: {folders('gpt2')}}}"
     argv = ["answer", "--models", models, "--reference", "a", "--prompts", str(tmp_path / "p.jsonl")]
-    assert main([*argv, "--max-new-tokens", "4", "--output", str(tmp_path / "run")]) == 0
+    assert main([*argv, "--sampler.max-new-tokens", "4", "--output", str(tmp_path / "run")]) == 0
     done = strict((tmp_path / "run" / "done.json").read_text())
     assert set(done["kl"]) == {"b"}
     assert done["kl_standard_error"] == {}

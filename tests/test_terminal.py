@@ -99,8 +99,8 @@ def test_chat_prints_text_only(
     folders: Callable[[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = iter(["hello", "/quit"])
-    answer: Any = SimpleNamespace(text=TITLE)
-    monkeypatch.setattr(chats, "complete", lambda *a, **b: ([answer], None, None))
+    answer: Any = SimpleNamespace(completion=SimpleNamespace(text=TITLE))
+    monkeypatch.setattr(chats, "complete", lambda *a, **b: [answer])
     monkeypatch.setattr("builtins.input", lambda *a: next(lines))
     chats.chat(str(folders("llama")), LocalSampling(max_new_tokens=4), 0)
     shown = capsys.readouterr().out

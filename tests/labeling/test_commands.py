@@ -373,7 +373,7 @@ def test_prompts_taken_before_are_not_written_over(tmp_path: Path, capsys: pytes
     ("words", "why"),
     [
         (["--policy", "none"], "none: no "),
-        (["--max-new-tokens", "1000"], "no prompt got two distinct"),
+        (["--sampler.max-new-tokens", "1000"], "no prompt got two distinct"),
     ],
 )
 def test_a_dry_run_of_collect_loads_the_policies(

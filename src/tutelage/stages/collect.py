@@ -120,12 +120,10 @@ def run(config: CollectConfig) -> None:
     names, slots = list(config.writers), draw_slots(config, prompts, rng)
     if opened.dry and not sum(sum(fitting(open_writer(n), prompts, slots, config).values()) for n in names):
         raise ValueError(nothing)  # every policy was loaded, one at a time
-    opened.begin(
-        f"{len(prompts):,} prompts, {len(slots):,} completions to sample, by {', '.join(names)}", lost=loaded.dropped
-    )
+    plan = f"{len(prompts):,} prompts, {len(slots):,} completions to sample, by {', '.join(names)}"
+    opened.begin(plan, lost=loaded.dropped)
     # 2. Each policy writes its share.
-    written: dict[int, Completion] = {}
-    too_long: set[int] = set()
+    written, too_long = dict[int, Completion](), set[int]()
     opened.forget_after(-1)  # what is kept is logged again
     for index in opened.track(range(len(names))):
         work = partial(write_share, partial(open_writer, names[index]), prompts, slots, config)
