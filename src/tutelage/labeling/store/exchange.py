@@ -22,10 +22,23 @@ from tutelage.data.candidates import read_asked, read_completions
 from tutelage.data.datasets import write_jsonl
 from tutelage.data.records import Arm, Completion, Prompt, Ranking
 from tutelage.files import write_json
-from tutelage.labeling import accounts, queue
-from tutelage.labeling.answers import FLAGS, one_line, read_answer
-from tutelage.labeling.database import Workspace, record
-from tutelage.labeling.schema import answers, assignments, completions, instructions, people, prompts, tasks
+from tutelage.labeling.store import accounts
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.answers import FLAGS, one_line, read_answer
+from tutelage.labeling.store.database import Workspace, record
+from tutelage.labeling.store.instructions import current_instruction, ensure_instructions
+from tutelage.labeling.store.prompts import VISIBLE, add_prompts
+from tutelage.labeling.store.schema import (
+    ANSWERED,
+    answers,
+    assignments,
+    completions,
+    instructions,
+    people,
+    prompts,
+    tasks,
+)
+from tutelage.labeling.store.tasks import HELD_OUT_SPLITS, Terms, add_task
 
 LATEST = 4_102_444_800.0  # 2100: no answer was given later
 Seconds = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
@@ -77,15 +90,11 @@ def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Ans
             instructions.c.version,
         )
         .select_from(
-            answers.join(assignments)
-            .join(first, and_(first.c.assignment == assignments.c.id, first.c.number == 1))  # whose time it is
-            .join(tasks, tasks.c.id == assignments.c.task)
-            .join(prompts, prompts.c.id == tasks.c.prompt)
+            ANSWERED.join(first, and_(first.c.assignment == assignments.c.id, first.c.number == 1))  # whose time it is
             .join(people, people.c.id == assignments.c.person)
             .join(instructions, instructions.c.id == answers.c.instruction)
         )
-        .where(tasks.c.purpose == purpose, ~newer.exists(), answers.c.body.is_not(None))
-        .where(prompts.c.text.is_not(None), prompts.c.quarantine.is_(None))
+        .where(tasks.c.purpose == purpose, ~newer.exists(), answers.c.body.is_not(None), VISIBLE)
         .order_by(answers.c.created, answers.c.id)
     ).all()  # fmt: skip
     theirs = select(tasks.c.prompt).where(tasks.c.purpose == purpose)
@@ -193,7 +202,7 @@ def _make_room(folder: Path, names: list[str]) -> None:
 
 
 def _file_of(r: Answered, trained: Container[str] = ()) -> str:
-    trains = r.arm == "training" and r.split not in queue.HELD_OUT_SPLITS
+    trains = r.arm == "training" and r.split not in HELD_OUT_SPLITS
     if r.kind == "ranking":
         seen = "_on_training_prompts" if r.prompt in trained else ""
         return "rankings.jsonl" if trains else f"rankings_{r.arm}_labelers{seen}.jsonl"
@@ -231,8 +240,7 @@ def _judgments(connection: Connection, rows: Sequence[Answered]) -> list[dict[st
     ties = (
         select(prompts.c.id, prompts.c.use_case, tasks.c.completions)
         .select_from(tasks.join(prompts))
-        .where(tasks.c.kind == "comparison", tasks.c.capacity == 0)
-        .where(prompts.c.text.is_not(None), prompts.c.quarantine.is_(None))
+        .where(tasks.c.kind == "comparison", tasks.c.capacity == 0, VISIBLE)
         .order_by(tasks.c.id)
     )
     written = dict(connection.execute(select(completions.c.id, completions.c.policies)).all())
@@ -328,26 +336,24 @@ def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
     rows = read_asked(path, "completions", "ranks", "labeler")
     counts: dict[str, int] = defaultdict(int)
     with workspace.write() as connection:
-        queue.ensure_instructions(connection)
-        page = queue.current_instruction(connection, "ranking").id
-        there = {p.pseudonym: p for p in connection.execute(select(people))}
+        ensure_instructions(connection)
+        page = current_instruction(connection, "ranking").id
+        there = {p.pseudonym: p for p in accounts.everybody(connection)}
         for number, (prompt, row) in enumerate(rows, start=1):
             try:
                 item = _ImportedRow.model_validate({k: v for k, v in row.items() if v is not None})
                 ranking = _imported(prompt, item)
-                counts["prompts"] += queue.add_prompts(connection, [prompt])
-                order = sorted(zip((c.text for c in ranking.completions), ranking.ranks, strict=True))
-                said = json.dumps(
-                    [prompt.id, item.labeler, order]
-                )  # whatever else a row tells, that is the same answer
-                key = f"import-{hashlib.sha256(said.encode()).hexdigest()}"
+                counts["prompts"] += add_prompts(connection, [prompt])
+                key = _key(ranking)
                 if connection.execute(select(answers.c.id).where(answers.c.key == key)).first():
                     counts["there already"] += 1
                     continue
                 arm, name = item.arm, item.labeler
                 if name not in there:
-                    person = accounts.add_person(connection, workspace, name, arm=arm, status="paused", pseudonym=name)
-                    there[name] = connection.execute(select(people).where(people.c.id == person)).one()
+                    person = accounts.add_person(
+                        connection, workspace, NewPerson(name, arm=arm, status="paused", pseudonym=name)
+                    )
+                    there[name] = accounts.person_of(connection, person)
                     counts["labelers"] += 1
                 if there[name].password is not None:
                     raise ValueError(f"labeler {name!r} works in this workspace, so the answer is here already")
@@ -359,6 +365,13 @@ def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
                 raise ValueError(f"{path}: row {number}: {one_line(error)}") from None
         record(connection, "imported", **counts)
     return dict(counts)
+
+
+def _key(ranking: Ranking) -> str:
+    """What tells that an answer was imported before, whatever else its row says: its prompt, labeler and ranks."""
+    order = sorted(zip((c.text for c in ranking.completions), ranking.ranks, strict=True))
+    whole = json.dumps([ranking.prompt.id, ranking.labeler, order])
+    return f"import-{hashlib.sha256(whole.encode()).hexdigest()}"
 
 
 def _imported(prompt: Prompt, item: _ImportedRow) -> Ranking:
@@ -380,10 +393,9 @@ def _store(
     k = len(ranking.completions)
     body = {"ranks": list(ranking.ranks), "ratings": item.ratings if len(item.ratings) == k else []}
     body |= {name: row[name] for name in ("annotations", "note") if row.get(name)}
-    answer = read_answer("ranking", k, bool(body["ratings"]), body)
-    task = queue.add_task(
-        connection, "ranking", ranking.prompt, ranking.completions, rate=bool(body["ratings"]), capacity=1
-    )
+    rated = bool(body["ratings"])
+    answer = read_answer("ranking", k, rated, body)
+    task = add_task(connection, "ranking", ranking.prompt, ranking.completions, Terms(rate=rated))
     connection.execute(update(tasks).where(tasks.c.id == task).values(open=False))
     order = item.order if sorted(item.order) == list(range(k)) else list(range(k))
     assignment = connection.execute(
@@ -399,38 +411,3 @@ def _store(
             seconds=item.seconds, active_seconds=item.active_seconds, key=key, created=item.at,
         )
     )  # fmt: skip
-
-
-def erase_prompt(connection: Connection, prompt: str, by: int | None = None) -> None:
-    """Remove a prompt's text, its completions and all answers to it; a tombstone with its id stays.
-
-    Raises:
-        LookupError: if there is no such prompt.
-    """
-    if connection.execute(select(prompts.c.id).where(prompts.c.id == prompt)).first() is None:
-        raise LookupError(f"no prompt {prompt!r}")
-    its = select(assignments.c.id).join(tasks).where(tasks.c.prompt == prompt)
-    connection.execute(update(answers).where(answers.c.assignment.in_(its)).values(body=None))
-    connection.execute(update(assignments).where(assignments.c.id.in_(its)).values(draft=None, skipped=None))
-    connection.execute(update(completions).where(completions.c.prompt == prompt).values(text=None))
-    connection.execute(update(tasks).where(tasks.c.prompt == prompt).values(open=False, reference=None))
-    now = record(connection, "erased", person=by, subject=prompt)
-    connection.execute(
-        update(prompts)
-        .where(prompts.c.id == prompt)
-        .values(text=None, user=None, meta={}, use_case=None, quarantine=None, erased=now)
-    )
-
-
-def erase_user(connection: Connection, user: str, by: int | None = None) -> int:
-    """Remove everything that a prompts' author has written, as `erase_prompt`; returns how many prompts.
-
-    Raises:
-        LookupError: if no prompt is of this user.
-    """
-    theirs = list(connection.execute(select(prompts.c.id).where(prompts.c.user == user)).scalars())
-    if not theirs:
-        raise LookupError(f"no prompt here is by user {user!r}")
-    for prompt in theirs:
-        erase_prompt(connection, prompt, by)
-    return len(theirs)

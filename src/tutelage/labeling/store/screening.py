@@ -7,22 +7,35 @@ and 6 of 7.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, case, exists, func, insert, or_, select
 
 from tutelage.data.records import Ranking
-from tutelage.labeling.exchange import newest_answers, stored_rankings
-from tutelage.labeling.schema import people, reviews
+from tutelage.labeling.store.accounts import person_of
+from tutelage.labeling.store.answers import Mistake
+from tutelage.labeling.store.database import record
+from tutelage.labeling.store.exchange import newest_answers, stored_rankings
+from tutelage.labeling.store.prompts import VISIBLE
+from tutelage.labeling.store.schema import ANSWERED, answers, assignments, prompts, reviews, tasks
 from tutelage.stats.agreement import pairwise_agreement
 
 CUTOFF_AGREEMENT, CUTOFF_QUALITY = 0.75, 6.0
 WORDS_A_SECOND = 10.0  # faster than anybody reads, let alone judges
 ALIKE = 0.8  # share of common five-word runs above which two texts count as near-duplicates
 IN_ORDER_SHARE, IN_ORDER_LEAST = 0.5, 6  # rankings handed in exactly as shown, of at least so many
+
+_newer = answers.alias()
+_DEMONSTRATIONS = (  # answers to demonstration tasks whose prompts may be shown
+    select(answers.c.id, answers.c.body, answers.c.created, assignments.c.person, tasks.c.purpose, prompts.c.text)
+    .select_from(ANSWERED)
+    .where(tasks.c.kind == "demonstration", answers.c.body.is_not(None), VISIBLE)
+    .where(~exists().where(_newer.c.assignment == answers.c.assignment, _newer.c.number > answers.c.number))
+)
 
 
 @dataclass(frozen=True)
@@ -49,15 +62,17 @@ class Warning:
     answer: int | None
 
 
+class NotYours(Exception):
+    """Nobody rates their own demonstration."""
+
+
 def scores(connection: Connection, person: int) -> list[Criterion]:
     """The four criteria for one person, from their answers to screening tasks so far.
 
     Raises:
         LookupError: if there is no such person.
     """
-    who = connection.execute(select(people).where(people.c.id == person)).first()
-    if who is None:
-        raise LookupError(f"no person {person}")
+    who = person_of(connection, person)
     rows = [r for r in newest_answers(connection, purpose="screening") if r.person == person]
     flagged = [
         ("sensitive" in r.body["annotations"]) == ("sensitive" in r.reference["annotations"])
@@ -141,6 +156,44 @@ def warnings(connection: Connection) -> list[Warning]:
             row, detail = last[person], f"{sum(kept)} of {len(kept)} rankings are in the order shown"
             found.append(Warning(person, row.name, "order shown", detail, row.task, None))
     return found
+
+
+def waiting_demonstrations(connection: Connection, reviewer: int, most: int) -> tuple[Sequence[Any], int]:
+    """The first demonstrations that a reviewer may rate and nobody has, screening's before all, and how many in all."""
+    waiting = _waiting(reviewer)
+    number = select(func.count()).select_from(waiting.subquery())
+    return connection.execute(waiting.limit(most)).all(), connection.execute(number).scalar_one()
+
+
+def rate_demonstration(connection: Connection, answer: int, reviewer: int, quality: int) -> None:
+    """Store a reviewer's quality of a demonstration, 1 to 7; the same once more changes nothing.
+
+    Raises:
+        LookupError: if there is no such demonstration, or it was corrected or withdrawn.
+        NotYours: if the reviewer wrote it.
+        Mistake: if they rated it already, and otherwise.
+    """
+    row = connection.execute(_DEMONSTRATIONS.where(answers.c.id == answer)).first()
+    if row is None:
+        raise LookupError("no such demonstration; it may have been corrected or withdrawn")
+    if row.person == reviewer:
+        raise NotYours
+    mine = select(reviews.c.quality).where(reviews.c.answer == answer, reviews.c.reviewer == reviewer)
+    before = connection.execute(mine).scalar()
+    if before is None:
+        review = {"answer": answer, "reviewer": reviewer, "quality": quality, "created": time.time()}
+        connection.execute(insert(reviews), review)
+        record(connection, "reviewed", person=reviewer, subject=answer, quality=quality)
+    elif before != quality:
+        raise Mistake(f"you rated this demonstration already, with {before}")
+
+
+def _waiting(reviewer: int) -> Select[Any]:
+    rated = exists().where(reviews.c.answer == answers.c.id)
+    first = case((tasks.c.purpose == "screening", 0), else_=1)
+    # A task that is still open might be the reviewer's own next one, and nobody sees another's answer before their own.
+    settled = or_(tasks.c.purpose == "screening", ~tasks.c.open)
+    return _DEMONSTRATIONS.where(assignments.c.person != reviewer, settled, ~rated).order_by(first, answers.c.id)
 
 
 def _plain(text: Any) -> str:
