@@ -106,11 +106,11 @@ def take_prompts(
             known, erased = stored_prompts(connection, new)
         asked = [prompt for prompt in new if prompt.id not in erased]
         taken = intake(asked, rules, known)  # which takes a while: nobody should wait to write
-        found = {f.id: f.entities for f in taken.report.findings["personal data"]}
+        entities = {f.id: f.entities for f in taken.report.findings["personal data"]}
         with workspace.write() as connection:
             ensure_instructions(connection)
             add_prompts(connection, taken.kept)
-            add_prompts(connection, taken.quarantined, quarantine=found)
+            add_prompts(connection, taken.quarantined, quarantine=entities)
             record(connection, "prompts taken", **taken.report.model_dump(mode="json"))
             queued = {kind: queue_prompts(connection, kind, taken.kept) for kind in kinds}
         if output and not dry_run:

@@ -19,7 +19,8 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select
 from tutelage.data.records import Arm
 from tutelage.labeling.store.answers import AREAS, Mistake
 from tutelage.labeling.store.database import Workspace, record
-from tutelage.labeling.store.schema import ANSWERED, assignments, events, invites, people, sessions, tasks
+from tutelage.labeling.store.prompts import ANSWERED
+from tutelage.labeling.store.schema import assignments, events, invites, people, sessions, tasks
 
 Role = Literal["owner", "reviewer", "labeler"]
 Status = Literal["screening", "working", "paused"]

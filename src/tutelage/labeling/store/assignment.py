@@ -20,9 +20,8 @@ from tutelage.labeling.store.accounts import Paused, person_of
 from tutelage.labeling.store.answers import KINDS, SKIP_REASONS, Answer, Mistake, Note, TaskKind, read_answer
 from tutelage.labeling.store.database import record
 from tutelage.labeling.store.instructions import current_instruction
-from tutelage.labeling.store.prompts import VISIBLE
+from tutelage.labeling.store.prompts import ANSWERED, VISIBLE
 from tutelage.labeling.store.schema import (
-    ANSWERED,
     answers,
     assignments,
     completions,

@@ -115,7 +115,7 @@ class Workspace:
                 if self._rehearsal:
                     connection.rollback()
             self._require_file()  # deleted meanwhile? Then nobody is told that this was stored
-            self._require_log()
+            self._require_file("-wal", "stop the server now, which saves what it wrote there")
             if self.keeps_erased:
                 with suppress(sqlite3.OperationalError):  # what was written is kept, in the log
                     self.empty_log()
@@ -133,21 +133,16 @@ class Workspace:
             with self._writers:
                 self.empty_log(waiting=True)
 
-    def _require_file(self) -> None:
-        if self._file is not None:
-            self._require_same(self._file, "stop the server and restore a backup")
-
-    def _require_log(self) -> None:
-        if self._file is not None:
-            log = self._file.with_name(self._file.name + "-wal")
-            self._require_same(log, "stop the server now, which saves what it wrote there")
-
-    def _require_same(self, path: Path, remedy: str) -> None:
+    def _require_file(self, end: str = "", remedy: str = "stop the server and restore a backup") -> None:
         """SQLite would go on writing into a file that was deleted, and all of it would be lost with this process.
 
         Raises:
-            Unavailable: if a file is gone, or is another than at the first look.
+            Unavailable: if SQLite's file (or with an `end` to its name, one beside it) is gone, or is another than at
+                the first look.
         """
+        if self._file is None:
+            return
+        path = self._file.with_name(self._file.name + end)
         try:
             inode = path.stat().st_ino
         except OSError:

@@ -23,21 +23,11 @@ from tutelage.data.datasets import write_jsonl
 from tutelage.data.records import Arm, Completion, Prompt, Ranking
 from tutelage.files import write_json
 from tutelage.labeling.store import accounts
-from tutelage.labeling.store.accounts import NewPerson
 from tutelage.labeling.store.answers import FLAGS, one_line, read_answer
 from tutelage.labeling.store.database import Workspace, record
 from tutelage.labeling.store.instructions import current_instruction, ensure_instructions
-from tutelage.labeling.store.prompts import VISIBLE, add_prompts
-from tutelage.labeling.store.schema import (
-    ANSWERED,
-    answers,
-    assignments,
-    completions,
-    instructions,
-    people,
-    prompts,
-    tasks,
-)
+from tutelage.labeling.store.prompts import ANSWERED, VISIBLE, add_prompts
+from tutelage.labeling.store.schema import answers, assignments, completions, instructions, people, prompts, tasks
 from tutelage.labeling.store.tasks import HELD_OUT_SPLITS, Terms, add_task
 
 LATEST = 4_102_444_800.0  # 2100: no answer was given later
@@ -99,7 +89,7 @@ def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Ans
     ).all()  # fmt: skip
     theirs = select(tasks.c.prompt).where(tasks.c.purpose == purpose)
     written = {c.id: c for c in connection.execute(select(completions).where(completions.c.prompt.in_(theirs)))}
-    found: dict[Hashable, Answered] = {}
+    newest: dict[Hashable, Answered] = {}
     for row in rows:
         values = dict(row._mapping)
         mine = [written[i] for i in values.pop("completions")]
@@ -111,9 +101,9 @@ def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Ans
         # A comparison is of two models, whose answers may be those of two others.
         seen = answered.policies if row.kind == "comparison" else frozenset(answered.texts)
         question = (row.person, row.kind, row.prompt, seen)
-        found.pop(question, None)
-        found[question] = answered
-    return list(found.values())
+        newest.pop(question, None)
+        newest[question] = answered
+    return list(newest.values())
 
 
 def stored_rankings(
@@ -137,12 +127,12 @@ def flag_votes(rows: Sequence[Answered]) -> list[list[list[int]]]:
 
     A labeler who rated a completion among others a second time has one vote, the newer.
     """
-    said: dict[str, dict[tuple[str, int], Container[str]]] = defaultdict(dict)
+    flags_of: dict[str, dict[tuple[str, int], Container[str]]] = defaultdict(dict)
     for r in rows:
         for text, rating in zip(r.texts, r.body.get("ratings") or (), strict=False):
-            said[r.prompt][text, r.person] = rating["flags"]
+            flags_of[r.prompt][text, r.person] = rating["flags"]
     votes: dict[str, dict[tuple[str, str], list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-    for prompt, ratings in said.items():
+    for prompt, ratings in flags_of.items():
         for (text, _), flags in ratings.items():
             for flag in FLAGS:
                 votes[prompt][text, flag][flag in flags] += 1
@@ -245,17 +235,17 @@ def _judgments(connection: Connection, rows: Sequence[Answered]) -> list[dict[st
     )
     written = dict(connection.execute(select(completions.c.id, completions.c.policies)).all())
     judged += [(p, use, tuple(written[i][0] for i in two), 0.5, 0) for p, use, two in connection.execute(ties)]
-    found: dict[str, dict[str, Any]] = {}
+    by_prompt: dict[str, dict[str, Any]] = {}
     for prompt, use_case, (baseline, model), won, vote in judged:
-        row = found.setdefault(prompt, {"id": prompt, "use_case": use_case, "baseline": baseline, "models": {}})
+        row = by_prompt.setdefault(prompt, {"id": prompt, "use_case": use_case, "baseline": baseline, "models": {}})
         row["models"].setdefault(model, []).append((won, vote))
-    for row in found.values():
+    for row in by_prompt.values():
         wins = {
             model: {"wins": sum(won for won, _ in all_) / len(all_), "votes": sum(vote for _, vote in all_)}
             for model, all_ in row["models"].items()
         }
         row["models"] = {row["baseline"]: {"wins": 0.5}} | wins
-    return list(found.values())
+    return list(by_prompt.values())
 
 
 def _pairs(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -350,9 +340,8 @@ def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
                     continue
                 arm, name = item.arm, item.labeler
                 if name not in there:
-                    person = accounts.add_person(
-                        connection, workspace, NewPerson(name, arm=arm, status="paused", pseudonym=name)
-                    )
+                    new = accounts.NewPerson(name, arm=arm, status="paused", pseudonym=name)
+                    person = accounts.add_person(connection, workspace, new)
                     there[name] = accounts.person_of(connection, person)
                     counts["labelers"] += 1
                 if there[name].password is not None:
@@ -375,12 +364,12 @@ def _key(ranking: Ranking) -> str:
 
 
 def _imported(prompt: Prompt, item: _ImportedRow) -> Ranking:
-    given = read_completions(item.completions)
-    ranking = Ranking(prompt=prompt, completions=tuple(given), ranks=tuple(item.ranks), labeler=item.labeler)
+    written = read_completions(item.completions)
+    ranking = Ranking(prompt=prompt, completions=tuple(written), ranks=tuple(item.ranks), labeler=item.labeler)
     best: dict[str, int] = {}  # identical completions are one, under its better rank
-    for completion, rank in zip(given, item.ranks, strict=True):
+    for completion, rank in zip(written, item.ranks, strict=True):
         best[completion.text] = min(rank, best.get(completion.text, rank))
-    kept = {c.text: c for c in reversed(given)}
+    kept = {c.text: c for c in reversed(written)}
     places = sorted(set(best.values()))  # 1, 3, 7 means 1, 2, 3
     closed = tuple(places.index(rank) + 1 for rank in best.values())
     return ranking.model_copy(update={"completions": tuple(kept[text] for text in best), "ranks": closed})

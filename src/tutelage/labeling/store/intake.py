@@ -92,16 +92,16 @@ class Report(Record):
     @property
     def counts(self) -> dict[Rule, int]:
         """How many prompts each rule dropped, quarantined or moved."""
-        return {rule: len(found) for rule, found in self.findings.items()}
+        return {rule: len(hits) for rule, hits in self.findings.items()}
 
     def lines(self) -> list[str]:
         """For people: the sum, then a line for each rule that did something, with its first case."""
         kept = ", ".join(f"{n} {split}" for split, n in self.kept.items())
         lines = [f"prompts: {self.read} read, {sum(self.kept.values())} kept ({kept})"]
-        for rule, found in self.findings.items():
-            if found:
-                first = f"{found[0].id!r} {found[0].reason}"
-                lines.append(f"{rule}: {len(found)} {OUTCOME.get(rule, 'dropped')} (first: {first})")
+        for rule, hits in self.findings.items():
+            if hits:
+                first = f"{hits[0].id!r} {hits[0].reason}"
+                lines.append(f"{rule}: {len(hits)} {OUTCOME.get(rule, 'dropped')} (first: {first})")
         return lines if self.screened else [*lines, "personal data: not screened (personal_data is off)"]
 
 
@@ -173,7 +173,7 @@ def intake(prompts: Sequence[Prompt], rules: Rules, known: Sequence[Prompt] = ()
         read=len(prompts),
         kept={split: splits[split] for split in SPLITS},
         screened=rules.personal_data,
-        findings={rule: tuple(found) for rule, found in findings.items()},
+        findings={rule: tuple(hits) for rule, hits in findings.items()},
     )
     return Intake(kept, quarantined, report)
 
@@ -234,8 +234,8 @@ def _language_model(wanted: tuple[str, ...]) -> Callable[[str], str | None]:
         raise ValueError(f"languages: unknown code {unknown[0]!r}; {nearest(unknown[0], model.labels)}")
 
     def language(text: str) -> str | None:
-        found = model.classify(text)[0]
-        return None if found in ("und", "zxx") else found  # zxx: no language at all
+        code = model.classify(text)[0]
+        return None if code in ("und", "zxx") else code  # zxx: no language at all
 
     return language
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, case, func, select
 
-from tutelage.labeling.store.schema import ANSWERED, answers, assignments, events, people, prompts, tasks
+from tutelage.labeling.store.prompts import ANSWERED
+from tutelage.labeling.store.schema import answers, assignments, events, people, prompts, tasks
 
 
 def work_by_person(connection: Connection) -> dict[int, dict[str, Any]]:
@@ -94,12 +95,7 @@ def event_kinds(connection: Connection) -> Sequence[str]:
 
 
 def latest_events(connection: Connection, most: int, kind: str = "", before: int | None = None) -> Sequence[Any]:
-    """The audit's newest events, each with the `name` of who did it, if any.
-
-    Args:
-        kind: only events of this kind; of all kinds if empty.
-        before: only events older than the one with this id.
-    """
+    """The audit's newest events, of one kind and older than one id if these are said, each with its person's `name`."""
     query = select(events, people.c.name).outerjoin(people, people.c.id == events.c.person)
     if kind:
         query = query.where(events.c.kind == kind)

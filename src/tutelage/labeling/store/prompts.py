@@ -13,6 +13,8 @@ from tutelage.labeling.store.database import record
 from tutelage.labeling.store.schema import answers, assignments, completions, prompts, tasks
 
 VISIBLE = and_(prompts.c.quarantine.is_(None), prompts.c.text.is_not(None))  # to labelers, and in exports
+# Answers joined with what they belong to, down to the prompt, to select from.
+ANSWERED = answers.join(assignments).join(tasks, tasks.c.id == assignments.c.task).join(prompts)
 _QUARANTINED = and_(prompts.c.quarantine.is_not(None), prompts.c.erased.is_(None))
 _PROMPT = select(prompts.c.text, prompts.c.user, prompts.c.split, prompts.c.erased).where(
     prompts.c.id == bindparam("id")
@@ -99,22 +101,14 @@ def quarantined_prompt(connection: Connection, prompt: str | None) -> Any:
 
 
 def read_quarantined(connection: Connection, prompt: str | None, by: int) -> Any:
-    """The row of a prompt in quarantine, whose text somebody reads: the audit says who.
-
-    Raises:
-        LookupError: as `quarantined_prompt`.
-    """
+    """The row of a `quarantined_prompt` whose text somebody reads: the audit says who."""
     row = quarantined_prompt(connection, prompt)
     record(connection, "quarantine read", person=by, subject=row.id)
     return row
 
 
 def release_prompt(connection: Connection, prompt: str | None, by: int) -> None:
-    """Let labelers see a prompt that was in quarantine.
-
-    Raises:
-        LookupError: as `quarantined_prompt`.
-    """
+    """Let labelers see a `quarantined_prompt`."""
     row = quarantined_prompt(connection, prompt)
     connection.execute(update(prompts).where(prompts.c.id == row.id).values(quarantine=None))
     record(connection, "quarantine released", person=by, subject=row.id, found=row.quarantine)

@@ -176,6 +176,3 @@ events = Table(
     Column("detail", JSON, nullable=False),
     Index("ix_events_kind_subject_at", "kind", "subject", "at"),
 )  # fmt: skip
-
-# Answers with the assignment, task and prompt that they belong to, to select from.
-ANSWERED = answers.join(assignments).join(tasks, tasks.c.id == assignments.c.task).join(prompts)

@@ -20,8 +20,8 @@ from tutelage.labeling.store.accounts import person_of
 from tutelage.labeling.store.answers import Mistake
 from tutelage.labeling.store.database import record
 from tutelage.labeling.store.exchange import newest_answers, stored_rankings
-from tutelage.labeling.store.prompts import VISIBLE
-from tutelage.labeling.store.schema import ANSWERED, answers, assignments, prompts, reviews, tasks
+from tutelage.labeling.store.prompts import ANSWERED, VISIBLE
+from tutelage.labeling.store.schema import answers, assignments, prompts, reviews, tasks
 from tutelage.stats.agreement import pairwise_agreement
 
 CUTOFF_AGREEMENT, CUTOFF_QUALITY = 0.75, 6.0
@@ -110,19 +110,19 @@ def agreement_with_reference(connection: Connection, purpose: str) -> dict[str, 
         if reference:
             expected = ranking.model_copy(update={"ranks": tuple(reference["ranks"]), "labeler": ""})
             by_name[str(ranking.labeler)] += [ranking, expected]
-    found = {name: pairwise_agreement(pairs, draws=1) for name, pairs in by_name.items()}
-    return {name: (rate["mean"], int(rate["pairs"])) for name, rate in found.items() if rate}
+    rates = {name: pairwise_agreement(pairs, draws=1) for name, pairs in by_name.items()}
+    return {name: (rate["mean"], int(rate["pairs"])) for name, rate in rates.items() if rate}
 
 
 def gold_results(connection: Connection) -> list[tuple[str, float, int]]:
     """Name, agreement with the reference on gold items, and pairs, the lowest first."""
-    found = agreement_with_reference(connection, "gold")
-    return sorted(((name, *rate) for name, rate in found.items()), key=lambda row: row[1])
+    agreement = agreement_with_reference(connection, "gold")
+    return sorted(((name, *rate) for name, rate in agreement.items()), key=lambda row: row[1])
 
 
 def warnings(connection: Connection) -> list[Warning]:
     """Answers given faster than they can be read, demonstrations nearly alike, and rankings left as they were shown."""
-    found = []
+    hints = []
     written: dict[int, list[Any]] = defaultdict(list)
     as_shown: dict[int, list[bool]] = defaultdict(list)
     last: dict[int, Any] = {}
@@ -133,7 +133,7 @@ def warnings(connection: Connection) -> list[Warning]:
         words = len(_plain(row.prompt_text).split()) + sum(len(text.split()) for text in row.texts)
         if seconds < words / WORDS_A_SECOND:
             detail = f"{words} words in {seconds:.0f} s"
-            found.append(Warning(row.person, row.name, "too fast", detail, row.task, row.answer))
+            hints.append(Warning(row.person, row.name, "too fast", detail, row.task, row.answer))
         if row.kind == "demonstration":
             written[row.person].append(row)
         if row.kind == "ranking":
@@ -150,12 +150,12 @@ def warnings(connection: Connection) -> list[Warning]:
                 detail = f"nearly the same as the answer to task {rows[twin].task}"
             else:
                 continue
-            found.append(Warning(row.person, row.name, "near-duplicate", detail, row.task, row.answer))
+            hints.append(Warning(row.person, row.name, "near-duplicate", detail, row.task, row.answer))
     for person, kept in as_shown.items():
         if len(kept) >= IN_ORDER_LEAST and sum(kept) > IN_ORDER_SHARE * len(kept):
             row, detail = last[person], f"{sum(kept)} of {len(kept)} rankings are in the order shown"
-            found.append(Warning(person, row.name, "order shown", detail, row.task, None))
-    return found
+            hints.append(Warning(person, row.name, "order shown", detail, row.task, None))
+    return hints
 
 
 def waiting_demonstrations(connection: Connection, reviewer: int, most: int) -> tuple[Sequence[Any], int]:

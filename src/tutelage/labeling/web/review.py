@@ -97,17 +97,17 @@ def _compute(app: FastAPI) -> Insight:
     with app.state.workspace.read() as connection:
         key = overview.state_of_answers(connection)
         rankings = exchange.stored_rankings(connection, names=True)
-        given = exchange.newest_answers(connection)
+        newest = exchange.newest_answers(connection)
         arms = {person.name: person.arm for person in accounts.everybody(connection)}
         rows = overview.answer_times(connection)
     groups = {"all": rankings} | {a: [r for r in rankings if arms.get(r.labeler or "") == a] for a in ARMS}
     measures = {name: agreement.summary(group, draws=DRAWS) for name, group in groups.items()}
-    for name, found in measures.items():
-        votes = exchange.flag_votes([r for r in given if name in ("all", r.arm)])
+    for name, values in measures.items():
+        votes = exchange.flag_votes([r for r in newest if name in ("all", r.arm)])
         if kappa := agreement.flags_kappa(votes, draws=DRAWS):
-            found["flags_kappa"] = kappa
+            values["flags_kappa"] = kappa
     labelers = agreement.by_labeler(rankings, draws=DRAWS)
-    rates = {name: found["strict"] for name, found in labelers.items() if found.get("strict", {}).get("pairs")}
+    rates = {name: values["strict"] for name, values in labelers.items() if values.get("strict", {}).get("pairs")}
     times = [row.seconds for row in rows if row.kind == "ranking"]
     days = Counter(int(row.created // 86400) for row in rows if 0 <= row.created < exchange.LATEST)
     drawn = {
@@ -121,10 +121,10 @@ def _compute(app: FastAPI) -> Insight:
 
 @router.get("/agreement")
 def agreement_page(request: Request, owner: Owner) -> Response:
-    found = insight(request.app)
+    current = insight(request.app)
     return page(
-        request, "manage_agreement.html.j2", owner, found=found, measures=MEASURES, arms=ARMS, paper=PAPER,
-        version="-".join(map(str, found.key)), alts=plots.ALTS,
+        request, "manage_agreement.html.j2", owner, found=current, measures=MEASURES, arms=ARMS, paper=PAPER,
+        version="-".join(map(str, current.key)), alts=plots.ALTS,
     )  # fmt: skip
 
 
