@@ -83,7 +83,7 @@ def test_training_does_without_labeling() -> None:
 
 
 def test_only_the_store_of_labeling_knows_its_database() -> None:
-    """Pages and commands call the store's functions: they import neither SQLAlchemy nor tables, and run no statement."""
+    """Pages and commands call its functions: they import neither SQLAlchemy nor tables, and run no statement."""
     banned = ("sqlalchemy", "alembic", "tutelage.labeling.store.schema")
     runs = {"execute", "executemany", "exec_driver_sql", "scalar", "scalars"}
     for file in (f for f in FILES if room_of(f) == "labeling" and "store" not in f.parts):

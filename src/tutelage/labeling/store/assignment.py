@@ -21,15 +21,7 @@ from tutelage.labeling.store.answers import KINDS, SKIP_REASONS, Answer, Mistake
 from tutelage.labeling.store.database import record
 from tutelage.labeling.store.instructions import current_instruction
 from tutelage.labeling.store.prompts import ANSWERED, VISIBLE
-from tutelage.labeling.store.schema import (
-    answers,
-    assignments,
-    completions,
-    instructions,
-    people,
-    prompts,
-    tasks,
-)
+from tutelage.labeling.store.schema import answers, assignments, completions, instructions, people, prompts, tasks
 
 LEASE_SECONDS = 3600.0
 SECRET = SystemRandom()

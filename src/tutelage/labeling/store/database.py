@@ -24,21 +24,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.engine import make_url
 
-from tutelage.labeling.store.engines import (
-    BUSY_MILLISECONDS,
-    Unavailable,
-    begin_write,
-    check,
-    connected,
-    deadline,
-    files_of,
-    in_words,
-    make_engine,
-    make_private,
-    prepare_file,
-    sqlite_file,
-    upgrade,
-)
+from tutelage.labeling.store import engines
+from tutelage.labeling.store.engines import BUSY_MILLISECONDS, Unavailable, begin_write, deadline
 from tutelage.labeling.store.schema import events
 
 _RECORD = insert(events)
@@ -88,7 +75,7 @@ class Workspace:
         self._reader = engine.execution_options(isolation_level="REPEATABLE READ") if postgres else engine
         self.key = key
         self._writers = _Queue()  # SQLite's own waiting is a poll, and a lock of Python's lets the last come first
-        self._file = sqlite_file(engine)
+        self._file = engines.sqlite_file(engine)
         self._inodes: dict[Path, int] = {}  # of SQLite's file, and of its log, which stays while a connection is open
         self._require_file()
         self.keeps_erased = False  # whether what was erased may still be in SQLite's files, as somebody reads
@@ -101,7 +88,7 @@ class Workspace:
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database and changes nothing."""
         self._require_file()
-        with connected(self._reader, deadline()) as connection, connection.begin():
+        with engines.connected(self._reader, deadline()) as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -201,17 +188,17 @@ def open_workspace(folder: Path, database: str | None = None) -> Workspace:
     before = _read_url(place) if place.exists() else own if complete else None
     if database and before and database != before:
         raise ValueError(f"database: {folder} keeps its work in {make_url(before)!r}; another needs another workspace")
-    engine = make_engine(database or before or own)
+    engine = engines.make_engine(database or before or own)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        with in_words(engine):
-            prepare_file(engine, complete)
-            check(engine)
-            upgrade(engine, complete)
+        with engines.in_words(engine):
+            engines.prepare_file(engine, complete)
+            engines.check(engine)
+            engines.upgrade(engine, complete)
             if not complete:
                 secret = _make_key(engine, key, place, database)
-            for path in (key, place, *files_of(engine)):
-                make_private(path)
+            for path in (key, place, *engines.files_of(engine)):
+                engines.make_private(path)
             workspace = Workspace(folder, engine, secret)
             workspace.empty_log()  # what was erased before a crash may still be in it
     except BaseException:

@@ -197,8 +197,6 @@ def _waiting(reviewer: int) -> Select[Any]:
 
 
 def _plain(text: Any) -> str:
-    if text is None:
-        return ""
     return text if isinstance(text, str) else " ".join(turn["content"] for turn in text)
 
 
