@@ -34,10 +34,8 @@ def fill(workspace: Workspace) -> dict[str, int]:
         for i, prompt in enumerate(asked):
             gold = {"ranks": [1, 2, 3], "ratings": []} if i > 5 else None
             texts = [Completion(text=f"It is {n}.", policy=f"policy-{n}") for n in (2 * i, 2 * i + 1, 99)]
-            add_task(
-                connection, "ranking", prompt, texts, Terms(capacity=4, rate=False, purpose="gold" if gold else "work",
-                reference=gold),
-            )  # fmt: skip
+            terms = Terms(capacity=4, rate=False, purpose="gold" if gold else "work", reference=gold)
+            add_task(connection, "ranking", prompt, texts, terms)
         add_task(connection, "demonstration", asked[0], terms=Terms(arm="training"))
         add_task(connection, "demonstration", asked[1], terms=Terms(purpose="screening"))
         add_task(connection, "labels", asked[2], terms=Terms(arm="heldout"))

@@ -66,12 +66,8 @@ def test_flagging_is_agreement_on_sensitive(workspace: Workspace) -> None:
         asked = Prompt(id=f"p{i}", text=f"Question {i}?")
         with workspace.write() as connection:
             add_prompts(connection, [asked])
-            add_task(
-                connection,
-                "labels",
-                asked,
-                terms=Terms(purpose="screening", capacity=9, reference={"annotations": known}),
-            )
+            terms = Terms(purpose="screening", capacity=9, reference={"annotations": known})
+            add_task(connection, "labels", asked, terms=terms)
     sina, other = hire(workspace, "Sina", "screening"), hire(workspace, "Other", "screening")
     for ticked in (["sensitive"], [], ["sensitive"], []):
         give(workspace, sina, annotations=ticked)

@@ -566,13 +566,8 @@ def hostile_workspace(workspace: Workspace) -> dict[str, int]:
         for purpose in ("work", "gold"):
             for p in asked:
                 reference = {"ranks": [1, 2, 3, 4]} if purpose == "gold" else None
-                add_task(
-                    connection,
-                    "ranking",
-                    p,
-                    completions,
-                    Terms(capacity=99, rate=False, purpose=purpose, reference=reference),
-                )
+                terms = Terms(capacity=99, rate=False, purpose=purpose, reference=reference)
+                add_task(connection, "ranking", p, completions, terms)
         for p in asked:
             add_task(connection, "demonstration", p, terms=Terms(capacity=99))
             add_task(connection, "labels", p, terms=Terms(capacity=99))
