@@ -28,10 +28,14 @@ from urllib.parse import urlencode
 from sqlalchemy import select
 
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import accounts, queue
-from tutelage.labeling.answers import FLAGS
-from tutelage.labeling.database import Workspace, open_workspace
-from tutelage.labeling.schema import answers, assignments, tasks
+from tutelage.labeling.store import accounts
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.answers import FLAGS
+from tutelage.labeling.store.database import Workspace, open_workspace
+from tutelage.labeling.store.instructions import ensure_instructions
+from tutelage.labeling.store.prompts import add_prompts
+from tutelage.labeling.store.schema import answers, assignments, tasks
+from tutelage.labeling.store.tasks import Terms, add_task
 
 WORDS = "the a of and to in that it was for on with as his they at be this from have or by one had not but what".split()
 DRAFTS = 0.3  # share of rounds in which an unfinished answer is saved
@@ -114,13 +118,13 @@ def fill(workspace: Workspace, labelers: int, number: int) -> list[str]:
     """Tasks for 2 labelers each, and a session of each labeler: their tokens."""
     rng = Random(0)
     with workspace.write() as connection:
-        queue.ensure_instructions(connection)
+        ensure_instructions(connection)
         for i in range(number):
             prompt = Prompt(id=f"p{i}", text=text(rng))
-            queue.add_prompts(connection, [prompt])
+            add_prompts(connection, [prompt])
             written = [Completion(text=f"{j} {text(rng)}", policy="ppo") for j in range(4 + i % 6)]
-            queue.add_task(connection, "ranking", prompt, written, capacity=CAPACITY)
-        people = [accounts.add_person(connection, workspace, f"Labeler {i}") for i in range(labelers)]
+            add_task(connection, "ranking", prompt, written, Terms(capacity=CAPACITY))
+        people = [accounts.add_person(connection, workspace, NewPerson(f"Labeler {i}")) for i in range(labelers)]
         return [accounts.start_session(connection, person) for person in people]
 
 

@@ -18,9 +18,13 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tutelage.data.records import Completion, Prompt
 from tutelage.lab.world import people, rank, tasks
-from tutelage.labeling import accounts, assignment, queue
-from tutelage.labeling.answers import KINDS
-from tutelage.labeling.database import Workspace, open_workspace
+from tutelage.labeling.store import accounts, assignment
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.answers import KINDS
+from tutelage.labeling.store.database import Workspace, open_workspace
+from tutelage.labeling.store.instructions import ensure_instructions
+from tutelage.labeling.store.prompts import add_prompts
+from tutelage.labeling.store.tasks import queue_comparisons, queue_prompts, queue_rankings
 from tutelage.labeling.web.app import create_app
 
 DOCS = Path(__file__).parent
@@ -55,27 +59,27 @@ def furnish(workspace: Workspace) -> tuple[str, str]:
 
     began = time.time() - DAYS * 86400
     with workspace.write() as connection:
-        queue.ensure_instructions(connection)
-        queue.queue_rankings(connection, candidates(ask(70, "valid", "valid"), 6), rate=False, labelers=3)
+        ensure_instructions(connection)
+        queue_rankings(connection, candidates(ask(70, "valid", "valid"), 6), rate=False, labelers=3)
         hired = {}
         for arm in ("training", "heldout"):
             for name, judge in zip(NAMES[arm], people.hire(arm, 3, 0), strict=True):
-                hired[accounts.add_person(connection, workspace, name, arm=arm)] = judge
+                hired[accounts.add_person(connection, workspace, NewPerson(name, arm=arm))] = judge
     for person, judge in hired.items():
         rank.work(workspace, {person: judge}, rng, began + rng.uniform(0, DAYS - 1) * 86400)
     with workspace.write() as connection:
-        owner = accounts.add_person(connection, workspace, "Olga", "owner", areas=("health",))
-        labeler = accounts.add_person(connection, workspace, "Lena")
-        accounts.add_person(connection, workspace, "Sina", status="screening", areas=("religion", "health"))
-        queue.queue_rankings(connection, candidates(ask(30, "train"), 5), overlap=0.2)
-        queue.queue_prompts(connection, "demonstration", ask(12, "write"))
-        queue.queue_prompts(connection, "labels", ask(8, "label"))
+        owner = accounts.add_person(connection, workspace, NewPerson("Olga", "owner", areas=("health",)))
+        labeler = accounts.add_person(connection, workspace, NewPerson("Lena"))
+        accounts.add_person(connection, workspace, NewPerson("Sina", status="screening", areas=("religion", "health")))
+        queue_rankings(connection, candidates(ask(30, "train"), 5), overlap=0.2)
+        queue_prompts(connection, "demonstration", ask(12, "write"))
+        queue_prompts(connection, "labels", ask(8, "label"))
         answers = [(p, {"sft": write(p, 1)[0].text, "ppo": write(p, 1)[0].text}) for p in ask(9, "test", "test")]
-        queue.queue_comparisons(connection, answers, "sft", arm="training")
+        queue_comparisons(connection, answers, "sft", arm="training")
         private = Prompt(
             id="letter-17", text="Write to my aunt, her number is 030 1234567.", user="user-9", split="train"
         )
-        queue.add_prompts(connection, [private], {"letter-17": {"PHONE_NUMBER": 1}})
+        add_prompts(connection, [private], {"letter-17": {"PHONE_NUMBER": 1}})
         accounts.invite(connection, by=owner)
         mine = assignment.next_task(connection, labeler, "ranking")
         assert mine is not None

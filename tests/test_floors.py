@@ -36,19 +36,21 @@ def room_of(file: Path) -> str:
     return file.relative_to(PACKAGE).with_suffix("").parts[0].removeprefix("__init__")
 
 
-def rooms_imported(file: Path) -> set[str]:
-    rooms = set()
+def names_imported(file: Path) -> list[str]:
+    """What a file imports, anywhere in it: `package.module`, or `package.module.name`."""
+    names = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             package = ("tutelage", *file.relative_to(PACKAGE).parent.parts)
             base = package[: len(package) + 1 - node.level] if node.level else ()
-            names = [".".join((*base, *filter(None, [node.module]), alias.name)) for alias in node.names]
-        else:
-            continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("tutelage.")}
-    return rooms - {"__version__"}
+            names += [".".join((*base, *filter(None, [node.module]), alias.name)) for alias in node.names]
+    return names
+
+
+def rooms_imported(file: Path) -> set[str]:
+    return {name.split(".")[1] for name in names_imported(file) if name.startswith("tutelage.")} - {"__version__"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
@@ -79,6 +81,17 @@ def test_training_does_without_labeling() -> None:
     code = f"import sys, {', '.join(modules)}; print([m for m in {extra} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_only_the_store_of_labeling_knows_its_database() -> None:
+    """Pages and commands call its functions: they import neither SQLAlchemy nor tables, and run no statement."""
+    banned = ("sqlalchemy", "alembic", "tutelage.labeling.store.schema")
+    runs = {"execute", "executemany", "exec_driver_sql", "scalar", "scalars"}
+    for file in (f for f in FILES if room_of(f) == "labeling" and "store" not in f.parts):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        calls = {n.func.attr for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)}
+        imported = [name for name in names_imported(file) if f"{name}.".startswith(tuple(f"{b}." for b in banned))]
+        assert (imported, calls & runs) == ([], set()), file
 
 
 def test_without_its_packages_labeling_says_what_to_install(tmp_path: Path) -> None:

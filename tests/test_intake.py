@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tutelage.data.datasets import read_prompts
 from tutelage.data.records import Message, Prompt
-from tutelage.labeling import intake as module
-from tutelage.labeling.intake import Intake, Rules, intake
+from tutelage.labeling.store import intake as module
+from tutelage.labeling.store.intake import Intake, Rules, intake
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 NO_SCREEN = Rules(personal_data=False)

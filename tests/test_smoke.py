@@ -15,9 +15,10 @@ from sqlalchemy import select, update
 from tutelage.cli import build, main
 from tutelage.data.datasets import read_demonstrations, read_prompts, read_rankings, write_jsonl
 from tutelage.lab.world import people, rank
-from tutelage.labeling import accounts
-from tutelage.labeling.database import open_workspace
-from tutelage.labeling.schema import tasks
+from tutelage.labeling.store import accounts
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.database import open_workspace
+from tutelage.labeling.store.schema import tasks
 from tutelage.models.loading import load_policy
 from tutelage.models.precision import trains_in_bf16
 from tutelage.models.tokens import load_tokenizer
@@ -177,7 +178,7 @@ def test_the_labeling_guide_leads_to_a_reward_model(
             continue
         if line[:2] == ["label", "export"]:
             with workspace.write() as connection:
-                person = accounts.add_person(connection, workspace, "Olga", "owner")
+                person = accounts.add_person(connection, workspace, NewPerson("Olga", "owner"))
                 prompts = connection.execute(select(tasks.c.rate)).scalars().all()
                 connection.execute(update(tasks).values(rate=False))  # the simulated labeler only ranks
             assert prompts

@@ -28,8 +28,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tutelage"
 BY_THEMSELVES = {
     "data/strict_json.py": "is where it is done",
     "data/datasets.py": "the text of a prompt, to make an id of it",
-    "labeling/backup.py": "rows, to make a digest of them",
-    "labeling/exchange.py": "texts and ranks, to recognise an answer",
+    "labeling/store/backup.py": "rows, to make a digest of them",
+    "labeling/store/exchange.py": "texts and ranks, to recognise an answer",
     "labeling/web/manage.py": "an id, and an event's detail as the database holds it",
 }
 

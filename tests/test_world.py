@@ -14,8 +14,11 @@ from tutelage.data.datasets import read_demonstrations, read_prompts, read_texts
 from tutelage.data.records import Completion, Prompt, Ranking
 from tutelage.lab.world import build, corpus, gold, kinds, people, rank, tasks
 from tutelage.lab.world import lexicon as lex
-from tutelage.labeling import accounts, assignment, exchange, queue
-from tutelage.labeling.database import open_workspace
+from tutelage.labeling.store import accounts, assignment, exchange
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.database import open_workspace
+from tutelage.labeling.store.instructions import ensure_instructions
+from tutelage.labeling.store.tasks import queue_rankings
 from tutelage.settings.world import JudgeConfig, WorldConfig
 from tutelage.stats.agreement import pairwise_agreement
 
@@ -109,9 +112,12 @@ def test_labelers_agree_about_as_much_as_the_papers(tmp_path: Path) -> None:
             candidates.append((Prompt(id=str(i), text=text, split="train"), written))
     workspace = open_workspace(tmp_path / "workspace")
     with workspace.write() as connection:
-        queue.ensure_instructions(connection)
-        pool = {accounts.add_person(connection, workspace, j.labeler.id): j for j in people.hire("training", 8, 0)}
-        queue.queue_rankings(connection, candidates, rate=False, labelers=2)
+        ensure_instructions(connection)
+        pool = {
+            accounts.add_person(connection, workspace, NewPerson(j.labeler.id)): j
+            for j in people.hire("training", 8, 0)
+        }
+        queue_rankings(connection, candidates, rate=False, labelers=2)
     rank.work(workspace, pool, rng)
     with workspace.read() as connection:
         rankings = exchange.stored_rankings(connection)

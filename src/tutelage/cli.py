@@ -212,8 +212,8 @@ def build(verb: str | None) -> Parser:
 
 
 def _label_commands(acts: Any) -> None:
-    from tutelage.labeling.answers import KINDS
-    from tutelage.labeling.intake import Rules
+    from tutelage.labeling.store.answers import KINDS
+    from tutelage.labeling.store.intake import Rules
 
     def act(name: str, text: str) -> Parser:
         parser: Parser = acts.add_parser(name, help=text, description=text)
@@ -290,7 +290,7 @@ def _label_commands(acts: Any) -> None:
 
 
 def _label(arguments: argparse.Namespace) -> None:
-    from tutelage.labeling.engines import in_words
+    from tutelage.labeling.store.engines import in_words
 
     with in_words():
         _label_act(arguments)
@@ -298,7 +298,7 @@ def _label(arguments: argparse.Namespace) -> None:
 
 def _label_act(arguments: argparse.Namespace) -> None:
     from tutelage.labeling import commands
-    from tutelage.labeling.intake import Rules
+    from tutelage.labeling.store.intake import Rules
 
     a = arguments
     match a.act:
@@ -309,8 +309,11 @@ def _label_act(arguments: argparse.Namespace) -> None:
         case "prompts":
             commands.take_prompts(a.workspace, a.file, settings(Rules, a), a.queue, a.output, a.dry_run)
         case "queue":
-            commands.queue_file(a.workspace, a.file, a.kind, a.purpose, baseline=a.baseline, labelers=a.labelers,
-                                overlap=a.overlap, rate=a.rate, arm=a.arm, dry_run=a.dry_run)  # fmt: skip
+            request = commands.QueueRequest(
+                a.file, a.kind, a.purpose, baseline=a.baseline, labelers=a.labelers, overlap=a.overlap, rate=a.rate,
+                arm=a.arm,
+            )  # fmt: skip
+            commands.queue_file(a.workspace, request, a.dry_run)
         case "import":
             commands.import_file(a.workspace, a.file, a.dry_run)
         case "export":

@@ -22,8 +22,10 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import create_engine, text
 
-from tutelage.labeling import accounts, queue
-from tutelage.labeling.database import Workspace, open_workspace
+from tutelage.labeling.store import accounts
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.database import Workspace, open_workspace
+from tutelage.labeling.store.instructions import ensure_instructions
 from tutelage.labeling.web.app import create_app
 
 PASSWORD = "correct horse battery"
@@ -112,7 +114,7 @@ def workspace(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Worksp
     url = None if request.param == "sqlite" else request.getfixturevalue("new_database")()
     opened = open_workspace(tmp_path / "workspace", url)
     with opened.write() as connection:
-        queue.ensure_instructions(connection)
+        ensure_instructions(connection)
     yield opened
     opened.close()
 
@@ -122,7 +124,7 @@ def sqlite(tmp_path: Path) -> Iterator[Workspace]:
     """An empty workspace on SQLite, for what has nothing to do with the database."""
     opened = open_workspace(tmp_path / "workspace")
     with opened.write() as connection:
-        queue.ensure_instructions(connection)
+        ensure_instructions(connection)
     yield opened
     opened.close()
 
@@ -130,7 +132,7 @@ def sqlite(tmp_path: Path) -> Iterator[Workspace]:
 def add(workspace: Workspace, name: str, role: str = "labeler", arm: str = "training", status: str = "working") -> int:
     """A person with `PASSWORD`; returns their id."""
     with workspace.write() as connection:
-        return accounts.add_person(connection, workspace, name, role, arm, status, password=PASSWORD)
+        return accounts.add_person(connection, workspace, NewPerson(name, role, arm, status, password=PASSWORD))
 
 
 def session_of(workspace: Workspace, person: int) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from random import Random
 
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import assignment, queue
-from tutelage.labeling.database import Workspace
+from tutelage.labeling.store import assignment
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.prompts import add_prompts
+from tutelage.labeling.store.tasks import Terms, add_task
 
 from .conftest import add
 
@@ -28,19 +30,17 @@ def fill(workspace: Workspace) -> dict[str, int]:
     asked = [Prompt(id=f"p{i}", text=f"What is {i} and {i}?", user=f"u{i % 3}", split="train") for i in range(8)]
     secret = Prompt(id="secret", text="Call me at 030 1234567, says Ines", user="u9", split="train", use_case="chat")
     with workspace.write() as connection:
-        queue.add_prompts(connection, [*asked, secret], {"secret": {"phone": 1, "name": 2}})
+        add_prompts(connection, [*asked, secret], {"secret": {"phone": 1, "name": 2}})
         for i, prompt in enumerate(asked):
             gold = {"ranks": [1, 2, 3], "ratings": []} if i > 5 else None
             texts = [Completion(text=f"It is {n}.", policy=f"policy-{n}") for n in (2 * i, 2 * i + 1, 99)]
-            queue.add_task(
-                connection, "ranking", prompt, texts, capacity=4, rate=False, purpose="gold" if gold else "work",
-                reference=gold,
-            )  # fmt: skip
-        queue.add_task(connection, "demonstration", asked[0], arm="training")
-        queue.add_task(connection, "demonstration", asked[1], purpose="screening")
-        queue.add_task(connection, "labels", asked[2], arm="heldout")
-        queue.add_task(connection, "labels", asked[3], arm="training")
-        queue.add_task(connection, "labels", secret)
+            terms = Terms(capacity=4, rate=False, purpose="gold" if gold else "work", reference=gold)
+            add_task(connection, "ranking", prompt, texts, terms)
+        add_task(connection, "demonstration", asked[0], terms=Terms(arm="training"))
+        add_task(connection, "demonstration", asked[1], terms=Terms(purpose="screening"))
+        add_task(connection, "labels", asked[2], terms=Terms(arm="heldout"))
+        add_task(connection, "labels", asked[3], terms=Terms(arm="training"))
+        add_task(connection, "labels", secret)
     for number, name in enumerate(("Tess", "Tom", "Hana", "Hugo", "Sina")):
         _work(workspace, ids[name], number)
     return ids

@@ -10,10 +10,12 @@ from pwdlib import PasswordHash
 from sqlalchemy import func, insert, select
 
 from tutelage.data.records import Prompt
-from tutelage.labeling import accounts, assignment, queue
-from tutelage.labeling.accounts import FAILURE_SECONDS, FAILURES, LINK_SECONDS, SESSION_SECONDS
-from tutelage.labeling.database import Workspace
-from tutelage.labeling.schema import events, invites, metadata, people, sessions
+from tutelage.labeling.store import accounts, assignment
+from tutelage.labeling.store.accounts import FAILURE_SECONDS, FAILURES, LINK_SECONDS, SESSION_SECONDS, NewPerson
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.prompts import add_prompts
+from tutelage.labeling.store.schema import events, invites, metadata, people, sessions
+from tutelage.labeling.store.tasks import Terms, add_task
 
 from .conftest import PASSWORD, add
 
@@ -182,7 +184,7 @@ def test_passwords_are_argon2(workspace: Workspace) -> None:
 def test_password_checked(workspace: Workspace) -> None:
     tess = add(workspace, "Tess")
     with workspace.write() as connection:
-        accounts.add_person(connection, workspace, "Simulated")
+        accounts.add_person(connection, workspace, NewPerson("Simulated"))
     assert check(workspace, " tESS ", PASSWORD) == tess
     for name, password in (("Tess", "wrong horse"), ("Tom", PASSWORD), ("Simulated", ""), ("Simulated", PASSWORD)):
         assert check(workspace, name, password) is None
@@ -279,8 +281,8 @@ def test_sessions_expire_and_are_stored_hashed(workspace: Workspace) -> None:
 def answered(workspace: Workspace, person: int, purpose: str) -> None:
     prompt = Prompt(id=f"p-{purpose}", text="Why?")
     with workspace.write() as connection:
-        queue.add_prompts(connection, [prompt])
-        queue.add_task(connection, "labels", prompt, purpose=purpose)
+        add_prompts(connection, [prompt])
+        add_task(connection, "labels", prompt, terms=Terms(purpose=purpose))
         mine = assignment.next_task(connection, person)
         assert mine is not None
         assignment.submit(connection, person, mine, {"use_case": "chat"}, f"key-{purpose}")

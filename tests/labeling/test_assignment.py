@@ -14,18 +14,22 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import accounts, assignment, exchange, queue
-from tutelage.labeling.answers import CompletionRating, RankingAnswer
-from tutelage.labeling.assignment import GOLD_EVERY, LEASE_SECONDS, Conflict
-from tutelage.labeling.database import Workspace, record
-from tutelage.labeling.schema import answers, assignments, completions, events, people, prompts, tasks
+from tutelage.labeling.store import accounts, assignment, exchange
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.answers import CompletionRating, RankingAnswer
+from tutelage.labeling.store.assignment import GOLD_EVERY, LEASE_SECONDS, Conflict
+from tutelage.labeling.store.database import Workspace, record
+from tutelage.labeling.store.instructions import INSTRUCTIONS, add_instruction
+from tutelage.labeling.store.prompts import add_prompts, erase_prompt
+from tutelage.labeling.store.schema import answers, assignments, completions, events, people, prompts, tasks
+from tutelage.labeling.store.tasks import Terms, add_task
 
 NOW = 1_000_000.0
 
 
 def hire(workspace: Workspace, name: str, arm: str = "training", status: str = "working") -> int:
     with workspace.write() as connection:
-        return accounts.add_person(connection, workspace, name, "labeler", arm, status)
+        return accounts.add_person(connection, workspace, NewPerson(name, "labeler", arm, status))
 
 
 def ask(
@@ -36,9 +40,9 @@ def ask(
     with workspace.write() as connection:
         for i in range(start, start + number):
             prompt = Prompt(id=f"p{i}", text=f"question {i}")
-            queue.add_prompts(connection, [prompt])
+            add_prompts(connection, [prompt])
             written = [Completion(text=f"p{i} answer {j}", policy=f"m{j}") for j in range(k)]
-            made.append(queue.add_task(connection, "ranking", prompt, written, rate=rate, **task))
+            made.append(add_task(connection, "ranking", prompt, written, Terms(rate=rate, **task)))
     return made
 
 
@@ -55,7 +59,8 @@ def shown(workspace: Workspace, person: int, mine: int) -> assignment.Shown:
 def send(workspace: Workspace, person: int, mine: int, ranks: tuple[int, ...] = (1, 2, 3), **how: Any) -> int:
     how = {"key": f"{person}/{mine}", "now": NOW + 10} | how
     with workspace.write() as connection:
-        return assignment.submit(connection, person, mine, {"ranks": list(ranks)}, **how)
+        act = assignment.correct if how.pop("correct", False) else assignment.submit
+        return act(connection, person, mine, {"ranks": list(ranks)}, **how)
 
 
 def task_of(workspace: Workspace, mine: int | None) -> int | None:
@@ -396,7 +401,7 @@ def test_every_twentieth_answer_is_to_a_gold_item(sqlite: Workspace) -> None:
 def test_a_kind_may_be_chosen(workspace: Workspace) -> None:
     ask(workspace)
     with workspace.write() as connection:
-        queue.add_task(connection, "labels", Prompt(id="p0", text="question 0"))
+        add_task(connection, "labels", Prompt(id="p0", text="question 0"))
     ann = hire(workspace, "Ann")
     labels = take(workspace, ann, kind="labels")
     assert task_of(workspace, labels) == 2
@@ -418,7 +423,7 @@ def test_withdrawn_prompts_are_shown_to_nobody(workspace: Workspace, withdrawn: 
     mine = take(workspace, ann)
     with workspace.write() as connection:
         if withdrawn == "erased":
-            exchange.erase_prompt(connection, "p0")
+            erase_prompt(connection, "p0")
         else:
             connection.execute(update(prompts).where(prompts.c.id == "p0").values(quarantine={"EMAIL_ADDRESS": 1}))
     with pytest.raises(LookupError, match="withdrawn"):
@@ -434,7 +439,7 @@ def test_what_was_erased_does_not_come_back_by_an_open_page(workspace: Workspace
     ann = hire(workspace, "Ann")
     mine = take(workspace, ann)
     with workspace.write() as connection:
-        exchange.erase_prompt(connection, "p0")
+        erase_prompt(connection, "p0")
     for act in (
         lambda c: assignment.submit(c, ann, mine, {"ranks": [1, 2, 3], "note": "question 0"}, "k"),
         lambda c: assignment.save_draft(c, ann, mine, {"note": "question 0"}),
@@ -513,7 +518,7 @@ def test_what_is_shown_names_no_policy(sqlite: Workspace) -> None:
     ann = hire(sqlite, "Ann")
     page = shown(sqlite, ann, take(sqlite, ann))
     assert "m0" not in repr(page)
-    assert page.instruction == queue.INSTRUCTIONS["ranking"]
+    assert page.instruction == INSTRUCTIONS["ranking"]
     assert (page.kind, page.prompt, page.version, page.state, page.draft) == (
         "ranking",
         "question 0",
@@ -564,8 +569,8 @@ def test_identical_completions_are_one_of_all_their_policies(workspace: Workspac
     written = [Completion(text=t, policy=p) for t, p in (("a", "sft"), ("b", "ppo"), ("a", "gpt"), ("a", "sft"))]
     with workspace.write() as connection:
         prompt = Prompt(id="p", text="q")
-        queue.add_prompts(connection, [prompt])
-        queue.add_task(connection, "ranking", prompt, written, rate=False)
+        add_prompts(connection, [prompt])
+        add_task(connection, "ranking", prompt, written, Terms(rate=False))
     assert rows(workspace, select(completions.c.text, completions.c.policies).order_by(completions.c.id)) == [
         ("a", ["gpt", "sft"]), ("b", ["ppo"]),
     ]  # fmt: skip
@@ -578,9 +583,9 @@ def test_an_answer_pins_the_instruction_it_was_shown(workspace: Workspace) -> No
     ann = hire(workspace, "Ann")
     mine = take(workspace, ann)
     with workspace.write() as connection:
-        queue.add_instruction(connection, "ranking", "Rank well.")
+        add_instruction(connection, "ranking", "Rank well.")
     page = shown(workspace, ann, mine)
-    assert (page.version, page.instruction) == (1, queue.INSTRUCTIONS["ranking"])
+    assert (page.version, page.instruction) == (1, INSTRUCTIONS["ranking"])
     send(workspace, ann, mine)
     second = take(workspace, ann)
     assert (shown(workspace, ann, second).version, shown(workspace, ann, second).instruction) == (2, "Rank well.")

@@ -20,10 +20,13 @@ from sqlalchemy import func, select
 
 from tutelage.cli import main
 from tutelage.data.records import Prompt
-from tutelage.labeling import accounts, assignment, exchange, queue
-from tutelage.labeling.backup import LEFT_OUT, TABLES, _digest, backup, restore
-from tutelage.labeling.database import Workspace, existing_workspace, open_workspace
-from tutelage.labeling.schema import answers, assignments, events, invites, metadata, people, sessions
+from tutelage.labeling.store import accounts, assignment, exchange
+from tutelage.labeling.store.backup import LEFT_OUT, TABLES, _digest, backup, restore
+from tutelage.labeling.store.database import Workspace, existing_workspace, open_workspace
+from tutelage.labeling.store.instructions import ensure_instructions
+from tutelage.labeling.store.prompts import erase_prompt
+from tutelage.labeling.store.schema import answers, assignments, events, invites, metadata, people, sessions
+from tutelage.labeling.store.tasks import queue_prompts
 
 from .conftest import add
 from .filling import fill
@@ -45,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     with closing(open_workspace(folder / "w")) as workspace:
         with workspace.write() as connection:
-            queue.ensure_instructions(connection)
+            ensure_instructions(connection)
         fill(workspace)
         backup(workspace, folder / "backup")
     return folder / "backup"
@@ -59,7 +62,7 @@ def test_everything_comes_back(
     with workspace.write() as connection:
         accounts.start_session(connection, ids["Tess"])
         accounts.invite(connection, person=ids["Tom"])
-        exchange.erase_prompt(connection, "p3")
+        erase_prompt(connection, "p3")
     before = rows(workspace)
     file, folder = tmp_path / "backup", tmp_path / "restored"
     database = [] if into == "sqlite" else ["--database", request.getfixturevalue("new_database")()]
@@ -78,7 +81,7 @@ def test_everything_comes_back(
         new = add(restored, "Nora")  # numbers go on where they ended
         with restored.write() as connection:
             prompt = Prompt(id="new", text="new")
-            queue.queue_prompts(connection, "demonstration", [prompt])
+            queue_prompts(connection, "demonstration", [prompt])
             mine = assignment.next_task(connection, new)
             assert assignment.submit(connection, new, mine, {"completion": "x"}, "k" * 20) > before["answers"][-1][0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backup", "one", "restored", "two", "workspace"]
@@ -87,7 +90,7 @@ def test_everything_comes_back(
 def test_one_moment_while_people_work(workspace: Workspace, tmp_path: Path) -> None:
     """Every backup has whole answers only, each with its event, and all that were acknowledged before it began."""
     with workspace.write() as connection:
-        queue.queue_prompts(connection, "demonstration", [Prompt(id=f"p{i}", text=f"q{i}") for i in range(3000)])
+        queue_prompts(connection, "demonstration", [Prompt(id=f"p{i}", text=f"q{i}") for i in range(3000)])
     labelers = [add(workspace, f"Labeler {i}") for i in range(3)]
     acknowledged: list[int] = []
     stop = threading.Event()

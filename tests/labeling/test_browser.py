@@ -13,9 +13,10 @@ from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import select
 
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import queue
-from tutelage.labeling.database import Workspace
-from tutelage.labeling.schema import answers, assignments
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.prompts import add_prompts
+from tutelage.labeling.store.schema import answers, assignments
+from tutelage.labeling.store.tasks import Terms, add_task
 
 from .conftest import Server, add, session_of
 
@@ -30,9 +31,9 @@ def add_work(workspace: Workspace, kind: str, k: int = 0, text: str = "Words abo
     with workspace.write() as connection:
         talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": f"{ARABIC}, name a frog."}]
         asked = Prompt.model_validate({"id": f"{kind} {more.pop('name', 1)}", "text": talk})
-        queue.add_prompts(connection, [asked])
+        add_prompts(connection, [asked])
         made = [Completion(text=f"{text * (1 + i % 3)}#{i}", policy="secret") for i in range(k)]
-        queue.add_task(connection, kind, asked, made, **{"rate": False, "capacity": 9, **more})
+        add_task(connection, kind, asked, made, Terms(**{"rate": False, "capacity": 9, **more}))
 
 
 @pytest.fixture
@@ -473,7 +474,7 @@ def test_axe_finds_nothing(sqlite: Workspace, visit: Visit, width: int) -> None:
         page.goto(address)
         check(address)
     with sqlite.write() as connection:
-        from tutelage.labeling.accounts import invite
+        from tutelage.labeling.store.accounts import invite
 
         token = invite(connection, status="screening")
     page.goto(f"/join/{token}")

@@ -17,9 +17,11 @@ from tutelage.cli import main
 from tutelage.data.candidates import read_candidates, write_candidates
 from tutelage.data.datasets import read_prompts, read_rankings
 from tutelage.data.records import Completion
-from tutelage.labeling import accounts, assignment, exchange
-from tutelage.labeling.database import existing_workspace, open_workspace
-from tutelage.labeling.schema import invites, prompts, tasks
+from tutelage.labeling.store import accounts, assignment
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.database import existing_workspace, open_workspace
+from tutelage.labeling.store.prompts import erase_user
+from tutelage.labeling.store.schema import invites, prompts, tasks
 
 from .conftest import PASSWORD
 
@@ -43,7 +45,7 @@ def label(*words: object) -> None:
 def hire(folder: Path, *names: str, arm: str = "training") -> list[int]:
     workspace = existing_workspace(folder)
     with workspace.write() as connection:
-        made = [accounts.add_person(connection, workspace, name, arm=arm) for name in names]
+        made = [accounts.add_person(connection, workspace, NewPerson(name, arm=arm)) for name in names]
     workspace.close()
     return made
 
@@ -309,7 +311,7 @@ def test_what_is_released_comes_in_by_the_next_intake(
     workspace = existing_workspace(folder)
     with workspace.write() as connection:
         connection.execute(update(prompts).where(prompts.c.id == "b").values(quarantine=None))  # the page's Release
-        exchange.erase_user(connection, "u2")
+        erase_user(connection, "u2")
     label("prompts", folder, file, "--no-personal-data", "--queue", "demonstration")
     told = capsys.readouterr().out
     assert "demonstration: 1 tasks queued" in told

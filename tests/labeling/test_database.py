@@ -12,8 +12,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from tutelage.labeling.database import Workspace, existing_workspace, open_workspace, record
-from tutelage.labeling.schema import events, metadata, sessions
+from tutelage.labeling.store.database import Workspace, existing_workspace, open_workspace, record
+from tutelage.labeling.store.schema import events, metadata, sessions
 
 
 def test_migrations_make_the_tables(workspace: Workspace) -> None:

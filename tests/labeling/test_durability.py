@@ -20,9 +20,10 @@ import pytest
 from sqlalchemy import select
 
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import queue
-from tutelage.labeling.database import Workspace, open_workspace
-from tutelage.labeling.schema import answers, assignments, events, tasks
+from tutelage.labeling.store.database import Workspace, open_workspace
+from tutelage.labeling.store.instructions import ensure_instructions
+from tutelage.labeling.store.schema import answers, assignments, events, tasks
+from tutelage.labeling.store.tasks import queue_rankings
 
 from .conftest import PASSWORD, PATIENCE, Postgres, Server, add, free_port
 
@@ -107,9 +108,9 @@ def test_acknowledged_answers_outlive_the_server(database: str, tmp_path: Path, 
     workspace = open_workspace(tmp_path / "w", new and new())
     texts = [Completion(text=text) for text in ("one", "two", "three")]
     with workspace.write() as connection:
-        queue.ensure_instructions(connection)
+        ensure_instructions(connection)
         asked = [(Prompt(id=f"p{i}", text=f"q{i}"), texts) for i in range(400)]
-        queue.queue_rankings(connection, asked, rate=False)
+        queue_rankings(connection, asked, rate=False)
     people = [Client(f"Labeler {i}") for i in range(LABELERS)]
     for person in people:
         add(workspace, person.person)
@@ -150,9 +151,9 @@ def test_a_restarted_postgresql_costs_nobody_a_page(
     workspace = open_workspace(tmp_path / "w", new_database())
     texts = [Completion(text=text) for text in ("one", "two", "three")]
     with workspace.write() as connection:
-        queue.ensure_instructions(connection)
+        ensure_instructions(connection)
         asked = [(Prompt(id=f"p{i}", text=f"q{i}"), texts) for i in range(2000)]
-        queue.queue_rankings(connection, asked, rate=False)
+        queue_rankings(connection, asked, rate=False)
     people = [Client(f"Labeler {i}") for i in range(4)]
     for person in people:
         add(workspace, person.person)

@@ -16,10 +16,14 @@ from sqlalchemy import JSON, String, cast, delete, func, select, update
 from tutelage.data.datasets import read_demonstrations, read_rankings, read_rows
 from tutelage.data.records import Completion, Prompt
 from tutelage.evaluation import preference
-from tutelage.labeling import accounts, assignment, exchange, queue
-from tutelage.labeling.answers import FLAGS
-from tutelage.labeling.database import Workspace, open_workspace
-from tutelage.labeling.schema import answers, assignments, completions, events, metadata, people, prompts, tasks
+from tutelage.labeling.store import accounts, assignment, exchange
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.answers import FLAGS
+from tutelage.labeling.store.database import Workspace, open_workspace
+from tutelage.labeling.store.instructions import ensure_instructions
+from tutelage.labeling.store.prompts import add_prompts, erase_prompt, erase_user
+from tutelage.labeling.store.schema import answers, assignments, completions, events, metadata, people, prompts, tasks
+from tutelage.labeling.store.tasks import Terms, add_task, queue_comparisons
 from tutelage.settings.evaluation import EvaluateConfig
 from tutelage.stats import agreement
 
@@ -28,16 +32,16 @@ TRAINING_FILES = ("rankings.jsonl", "demonstrations.jsonl", "pairs.jsonl")
 
 def hire(workspace: Workspace, name: str, arm: str = "training", **how: Any) -> int:
     with workspace.write() as connection:
-        return accounts.add_person(connection, workspace, name, arm=arm, **how)
+        return accounts.add_person(connection, workspace, NewPerson(name, arm=arm, **how))
 
 
 def put(
     workspace: Workspace, kind: Any, prompt: Prompt, texts: tuple[str, ...] = (), *, rate: bool = False, **task: Any
 ) -> int:
     with workspace.write() as connection:
-        queue.add_prompts(connection, [prompt])
+        add_prompts(connection, [prompt])
         written = [Completion(text=text, policy=f"policy {i}", finish="stop") for i, text in enumerate(texts)]
-        return queue.add_task(connection, kind, prompt, written, rate=rate, **task)
+        return add_task(connection, kind, prompt, written, Terms(rate=rate, **task))
 
 
 def answer(workspace: Workspace, person: int, body: dict[str, Any], *, by_text: dict[str, int] | None = None) -> int:
@@ -68,7 +72,7 @@ def fill(workspace: Workspace) -> None:
         put(workspace, "demonstration", prompt, capacity=2)
     put(workspace, "labels", train, capacity=2)
     with workspace.write() as connection:
-        queue.queue_comparisons(connection, [(valid, {"sft": "one", "ppo": "two"})], "sft")
+        queue_comparisons(connection, [(valid, {"sft": "one", "ppo": "two"})], "sft")
     for name, arm in (("Tess", "training"), ("Hugo", "heldout")):
         person = hire(workspace, name, arm)
         for _ in range(2):
@@ -218,9 +222,7 @@ def test_corrected_quarantined_and_erased(workspace: Workspace, tmp_path: Path) 
     with workspace.write() as connection:
         shown = assignment.show(connection, tess, mine)
         ranks = [{"a": 2, "b": 1}[text] for text in shown.texts]
-        assignment.submit(
-            connection, tess, mine, {"ranks": ranks}, "again", correct=True, now=9000.0, active_seconds=3.0
-        )
+        assignment.correct(connection, tess, mine, {"ranks": ranks}, "again", now=9000.0, active_seconds=3.0)
     exchange.export(workspace, tmp_path, pairs=True)
     (row,) = lines(tmp_path / "rankings.jsonl")
     assert (row["ranks"], row["seconds"], row["active_seconds"], row["at"]) == ([2, 1], 30.0, 12.5, 9000)
@@ -267,7 +269,7 @@ def test_judgments_are_what_evaluate_reads(workspace: Workspace, tmp_path: Path)
         (Prompt(id="3", text="q3"), {"sft": "equal", "ppo": "equal"}),
     ]
     with workspace.write() as connection:
-        assert queue.queue_comparisons(connection, asked, "sft", labelers=3) == 3
+        assert queue_comparisons(connection, asked, "sft", labelers=3) == 3
     votes = [({"new": 1, "base": 2}, {"big": 1, "base": 2}), ({"new": 1, "base": 2}, {"big": 1, "base": 1}),
              ({"new": 2, "base": 1}, {"big": 2, "base": 1})]  # fmt: skip
     for i, (ppo, gpt) in enumerate(votes):
@@ -450,7 +452,7 @@ def write_about(workspace: Workspace) -> int:
     answer(workspace, tess, {"completion": f"Dear {SECRET}"})
     mine = answer(workspace, tess, {"note": SECRET}, by_text={f"Hello {SECRET}": 1, f"Bye {SECRET}": 2})
     with workspace.write() as connection:
-        assignment.submit(connection, tess, mine, {"ranks": [1, 1], "note": SECRET}, "again", correct=True)
+        assignment.correct(connection, tess, mine, {"ranks": [1, 1], "note": SECRET}, "again")
         first = assignment.next_task(connection, tom)
         assignment.skip(connection, tom, first, "other", f"I know {SECRET}")
         second = assignment.next_task(connection, tom)
@@ -474,7 +476,7 @@ def test_erasure_leaves_no_text_and_a_tombstone(workspace: Workspace, tmp_path: 
     exchange.export(workspace, tmp_path, pairs=True)
     assert SECRET in (tmp_path / "rankings.jsonl").read_text()
     with workspace.write() as connection:
-        assert exchange.erase_user(connection, f"{SECRET}user", by=tom) == 1
+        assert erase_user(connection, f"{SECRET}user", by=tom) == 1
     assert SECRET not in everything(workspace)
     with workspace.read() as connection:
         tomb = connection.execute(select(prompts).where(prompts.c.id == "p")).one()
@@ -489,28 +491,28 @@ def test_erasure_leaves_no_text_and_a_tombstone(workspace: Workspace, tmp_path: 
     assert exchange.export(workspace, tmp_path, pairs=True) == {}
     assert not any(SECRET in path.read_text() for path in tmp_path.glob("*.jsonl"))
     with pytest.raises(ValueError, match="'p' was erased"), workspace.write() as connection:
-        queue.add_prompts(connection, [Prompt(id="p", text="I am back")])
+        add_prompts(connection, [Prompt(id="p", text="I am back")])
     with pytest.raises(LookupError, match="no prompt here is by user"), workspace.write() as connection:
-        exchange.erase_user(connection, f"{SECRET}user")
+        erase_user(connection, f"{SECRET}user")
     with pytest.raises(LookupError, match="no prompt 'q'"), workspace.write() as connection:
-        exchange.erase_prompt(connection, "q")
+        erase_prompt(connection, "q")
 
 
 def test_what_is_erased_is_not_in_sqlites_file(tmp_path: Path) -> None:
     """secure_delete overwrites it in the file itself; the write-ahead log goes when the last connection closes."""
     workspace = open_workspace(tmp_path / "w")
     with workspace.write() as connection:
-        queue.ensure_instructions(connection)
+        ensure_instructions(connection)
     write_about(workspace)
     long = f"{SECRET} " * 5000  # spills over several pages
     with workspace.write() as connection:
-        queue.add_prompts(connection, [Prompt(id="long", text=long, user=f"{SECRET}user")])
+        add_prompts(connection, [Prompt(id="long", text=long, user=f"{SECRET}user")])
     workspace.close()
     path = tmp_path / "w" / "labeling.db"
     assert path.read_bytes().count(SECRET.encode()) > 5000
     workspace = open_workspace(tmp_path / "w")
     with workspace.write() as connection:
-        assert exchange.erase_user(connection, f"{SECRET}user") == 2
+        assert erase_user(connection, f"{SECRET}user") == 2
     workspace.close()
     assert [p.name for p in path.parent.iterdir() if p.name.startswith(path.name)] == [path.name]
     assert SECRET.encode() not in path.read_bytes()
@@ -526,6 +528,6 @@ def test_rows_of_an_export_hold_an_id(sqlite: Workspace, tmp_path: Path) -> None
     exchange.export(sqlite, tmp_path)
     (row,) = read_rows(tmp_path / "rankings.jsonl", "id")
     with sqlite.write() as connection:
-        exchange.erase_prompt(connection, row["id"])
+        erase_prompt(connection, row["id"])
     with pytest.raises(ValueError, match="was erased"):
         exchange.import_rankings(sqlite, str(tmp_path / "rankings.jsonl"))

@@ -26,9 +26,12 @@ from starlette.testclient import TestClient
 
 from tutelage.cli import main
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import accounts, assignment, exchange, queue, schema
-from tutelage.labeling.database import Workspace, existing_workspace, open_workspace
-from tutelage.labeling.engines import Unavailable
+from tutelage.labeling.store import accounts, assignment, exchange, schema
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.database import Workspace, existing_workspace, open_workspace
+from tutelage.labeling.store.engines import Unavailable
+from tutelage.labeling.store.instructions import ensure_instructions
+from tutelage.labeling.store.tasks import queue_prompts, queue_rankings
 from tutelage.labeling.web import security
 from tutelage.labeling.web.app import Printable, create_app
 
@@ -116,9 +119,9 @@ def to_rank(folder: Path, prompts: int) -> None:
     with closing(open_workspace(folder)) as workspace:
         texts = [Completion(text=text) for text in ("one", "two", "three")]
         with workspace.write() as connection:
-            queue.ensure_instructions(connection)
+            ensure_instructions(connection)
             asked = [(Prompt(id=f"p{i}", text=f"q{i}"), texts) for i in range(prompts)]
-            queue.queue_rankings(connection, asked, rate=False)
+            queue_rankings(connection, asked, rate=False)
         for i in range(LABELERS):
             add(workspace, f"Labeler {i}")
 
@@ -237,7 +240,7 @@ def test_the_servers_log_tells_no_secrets(sqlite: Workspace, monkeypatch: pytest
     """Of an outage it names page and cause: no answer, no link that lets somebody in, nothing a terminal obeys."""
     add(sqlite, "Ann")
     with sqlite.write() as connection:
-        queue.queue_prompts(connection, "demonstration", [Prompt(id="p", text="q")])
+        queue_prompts(connection, "demonstration", [Prompt(id="p", text="q")])
     lines: list[str] = []
     monkeypatch.setattr(security.log, "error", lines.append)
     browser = TestClient(create_app(sqlite), follow_redirects=False)
@@ -259,7 +262,7 @@ def test_the_servers_log_tells_no_secrets(sqlite: Workspace, monkeypatch: pytest
 def test_deleted_while_it_is_written(sqlite: Workspace) -> None:
     def write() -> None:
         with sqlite.write() as connection:
-            accounts.add_person(connection, sqlite, "Ann")
+            accounts.add_person(connection, sqlite, NewPerson("Ann"))
             (sqlite.folder / "labeling.db").unlink()
 
     with pytest.raises(Unavailable, match="was deleted"):
@@ -269,11 +272,11 @@ def test_deleted_while_it_is_written(sqlite: Workspace) -> None:
 def test_a_log_deleted_under_a_server_is_noticed(sqlite: Workspace) -> None:
     """SQLite goes on writing into the deleted log: acknowledged there, work would be lost with the process."""
     with sqlite.write() as connection:
-        accounts.add_person(connection, sqlite, "Ann")
+        accounts.add_person(connection, sqlite, NewPerson("Ann"))
     (sqlite.folder / "labeling.db-wal").unlink()
     for name in ("Ben", "Cid"):
         with pytest.raises(Unavailable, match="wal was deleted"), sqlite.write() as connection:
-            accounts.add_person(connection, sqlite, name)
+            accounts.add_person(connection, sqlite, NewPerson(name))
     sqlite.close()  # saves what the log held
     with closing(existing_workspace(sqlite.folder)) as again, again.read() as connection:
         assert set(connection.scalars(select(schema.people.c.name))) >= {"Ann"}
@@ -310,10 +313,10 @@ def commands(tmp_path: Path) -> Callable[[Path, Path], list[tuple[object, ...]]]
 def worked(folder: Path) -> None:
     """A workspace with two answers of 400,000 characters, and a prompt of user u1."""
     with closing(open_workspace(folder)) as workspace, workspace.write() as connection:
-        queue.ensure_instructions(connection)
-        ann = accounts.add_person(connection, workspace, "Ann")
+        ensure_instructions(connection)
+        ann = accounts.add_person(connection, workspace, NewPerson("Ann"))
         asked = [Prompt(id=f"p{i}", text=f"{i} " + "y" * 400_000, user=f"u{i}") for i in range(2)]
-        queue.queue_prompts(connection, "demonstration", asked)
+        queue_prompts(connection, "demonstration", asked)
         for i in range(2):
             assignment.submit(connection, ann, assignment.next_task(connection, ann), {"completion": "z"}, f"{i:020d}")
 
@@ -372,7 +375,7 @@ def test_a_clock_that_jumps(jump: float, sqlite: Workspace, monkeypatch: pytest.
     """Back by a day, to 1970, forward beyond all leases, sessions and years: nothing is lost, the newest counts."""
     ann = add(sqlite, "Ann", "owner")
     with sqlite.write() as connection:
-        queue.queue_prompts(connection, "demonstration", [Prompt(id=f"p{i}", text=f"q{i}") for i in range(3)])
+        queue_prompts(connection, "demonstration", [Prompt(id=f"p{i}", text=f"q{i}") for i in range(3)])
     browser = TestClient(create_app(sqlite), follow_redirects=False)
 
     def sign_in() -> None:

@@ -14,9 +14,9 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from tutelage.cli import main
-from tutelage.labeling import exchange
-from tutelage.labeling.database import Workspace
-from tutelage.labeling.schema import answers
+from tutelage.labeling.store import exchange
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.schema import answers
 from tutelage.labeling.web import render
 from tutelage.labeling.web.app import create_app
 

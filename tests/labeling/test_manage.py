@@ -17,9 +17,12 @@ from sqlalchemy import func, insert, select, update
 from starlette.testclient import TestClient
 
 from tutelage.data.records import Prompt
-from tutelage.labeling import accounts, assignment, exchange, queue, screening
-from tutelage.labeling.database import Workspace, open_workspace
-from tutelage.labeling.schema import answers, completions, events, invites, people, prompts, reviews, sessions
+from tutelage.labeling.store import accounts, assignment, exchange, screening
+from tutelage.labeling.store.database import Workspace, open_workspace
+from tutelage.labeling.store.instructions import current_instruction
+from tutelage.labeling.store.prompts import add_prompts, erase_prompt
+from tutelage.labeling.store.schema import answers, completions, events, invites, people, prompts, reviews, sessions
+from tutelage.labeling.store.tasks import Terms, add_task
 from tutelage.labeling.web import plots, review
 from tutelage.labeling.web.app import create_app
 from tutelage.labeling.web.security import COOKIE
@@ -168,7 +171,7 @@ def test_the_last_owner_stays(sqlite: Workspace, owner: TestClient, ids: dict[st
 def test_screening_decided_with_its_scores(
     sqlite: Workspace, client: Client, ids: dict[str, int], decision: str, status: str
 ) -> None:
-    demonstration = rows(sqlite, review._waiting(ids["Rafi"]))[0]
+    demonstration = rows(sqlite, screening._waiting(ids["Rafi"]))[0]
     client("Rafi").post(f"/review/{demonstration.id}", data={"quality": "5"})
     with sqlite.read() as connection:
         expected = {c.name: {"score": c.score, "n": c.n} for c in screening.scores(connection, ids["Sina"])}
@@ -247,7 +250,7 @@ def test_demonstration_is_rated(sqlite: Workspace, client: Client, ids: dict[str
 
 @pytest.mark.parametrize("quality", ["0", "8", "1.5", "", "seven"])
 def test_quality_is_1_to_7(sqlite: Workspace, client: Client, ids: dict[str, int], quality: str) -> None:
-    demonstration = rows(sqlite, review._waiting(ids["Rafi"]))[0]
+    demonstration = rows(sqlite, screening._waiting(ids["Rafi"]))[0]
     assert client("Rafi").post(f"/review/{demonstration.id}", data={"quality": quality}).status_code == 400
     assert rows(sqlite, select(reviews)) == []
 
@@ -256,18 +259,18 @@ def test_nobody_rates_their_own(sqlite: Workspace, client: Client, ids: dict[str
     with sqlite.write() as connection:
         accounts.change_person(connection, ids["Tess"], ids["Olga"], role="reviewer")
     tess = client("Tess")
-    hers = next(r.id for r in rows(sqlite, review._demonstrations()) if r.person == ids["Tess"])
+    hers = next(r.id for r in rows(sqlite, screening._DEMONSTRATIONS) if r.person == ids["Tess"])
     assert f'action="/review/{hers}"' not in tess.get("/review").text
     assert tess.post(f"/review/{hers}", data={"quality": "7"}).status_code == 403
     assert rows(sqlite, select(reviews)) == []
 
 
 def test_only_the_newest_demonstration_is_rated(sqlite: Workspace, client: Client, ids: dict[str, int]) -> None:
-    old = next(r.id for r in rows(sqlite, review._demonstrations()) if r.person == ids["Tess"])
+    old = next(r.id for r in rows(sqlite, screening._DEMONSTRATIONS) if r.person == ids["Tess"])
     with sqlite.write() as connection:
         mine = connection.execute(select(answers.c.assignment).where(answers.c.id == old)).scalar_one()
         body = {"completion": "Better."}
-        new = assignment.submit(connection, ids["Tess"], mine, body, "another-key-0123456789", correct=True)
+        new = assignment.correct(connection, ids["Tess"], mine, body, "another-key-0123456789")
     rafi = client("Rafi")
     assert rafi.post(f"/review/{old}", data={"quality": "7"}).status_code == 404
     assert rafi.post(f"/review/{new}", data={"quality": "7"}).status_code == 303
@@ -279,8 +282,8 @@ def test_demonstrations_of_open_tasks_wait(sqlite: Workspace, client: Client, id
     """Two labelers are wanted: until both have answered, the reviewer may be the second, and must not see the first."""
     prompt = Prompt(id="two", text="Write two lines.", split="train")
     with sqlite.write() as connection:
-        queue.add_prompts(connection, [prompt])
-        queue.add_task(connection, "demonstration", prompt, arm="training", capacity=2)
+        add_prompts(connection, [prompt])
+        add_task(connection, "demonstration", prompt, terms=Terms(arm="training", capacity=2))
 
     def write(name: str) -> None:
         with sqlite.write() as connection:
@@ -325,8 +328,8 @@ def test_prompts_counted(owner: TestClient) -> None:
 def test_leases_counted(sqlite: Workspace, owner: TestClient) -> None:
     new = add(sqlite, "Nina", arm="heldout")
     with sqlite.write() as connection:
-        queue.add_prompts(connection, [Prompt(id="new", text="And now?")])
-        queue.add_task(connection, "labels", Prompt(id="new", text="And now?"), arm="heldout")
+        add_prompts(connection, [Prompt(id="new", text="And now?")])
+        add_task(connection, "labels", Prompt(id="new", text="And now?"), terms=Terms(arm="heldout"))
         assert assignment.next_task(connection, new) is not None
     page = re.sub(r"\s+", " ", re.sub(r"<.*?>", " ", owner.get("/prompts").text))
     assert "Label a prompt ordinary work 4 1 0" in page
@@ -367,7 +370,7 @@ def test_only_quarantined_prompts_are_named(sqlite: Workspace, owner: TestClient
 def test_odd_prompt_ids_survive_the_form(sqlite: Workspace, owner: TestClient) -> None:
     odd = " two\r\nlines\t\"<b>'&amp;\u202e "
     with sqlite.write() as connection:
-        queue.add_prompts(connection, [Prompt(id=odd, text="x")], {odd: {"name": 1}})
+        add_prompts(connection, [Prompt(id=odd, text="x")], {odd: {"name": 1}})
     form = r'action="/prompts/release"><input type="hidden" name="prompt" value="(.*?)">'
     keys = [html.unescape(key) for key in re.findall(form, owner.get("/prompts").text)]
     assert {json.loads(key) for key in keys} == {odd, "secret"}
@@ -394,10 +397,10 @@ def test_instructions_published_by_version(sqlite: Workspace, owner: TestClient,
     preview = owner.post("/instructions/ranking", data=fields | {"act": "preview"})
     assert "<p>Be kind.</p>" in preview.text
     with sqlite.read() as connection:
-        assert queue.current_instruction(connection, "ranking").version == 1
+        assert current_instruction(connection, "ranking").version == 1
     assert owner.post("/instructions/ranking", data=fields | {"act": "publish"}).status_code == 303
     with sqlite.read() as connection:
-        page = queue.current_instruction(connection, "ranking")
+        page = current_instruction(connection, "ranking")
     assert (page.version, page.text, page.author) == (2, "# New\n\nBe kind.", ids["Olga"])
     assert newest_event(sqlite).kind == "instruction published"
     assert owner.get("/guide/ranking").text.count("Be kind.") == 1
@@ -414,7 +417,7 @@ def test_two_owners_do_not_overwrite_each_other(sqlite: Workspace, owner: TestCl
     assert "Second." in late.text  # not lost
     assert 'name="base" value="2"' in late.text
     with sqlite.read() as connection:
-        assert queue.current_instruction(connection, "labels").text == "First."
+        assert current_instruction(connection, "labels").text == "First."
 
 
 def test_instructions_refused(sqlite: Workspace, owner: TestClient) -> None:
@@ -425,7 +428,7 @@ def test_instructions_refused(sqlite: Workspace, owner: TestClient) -> None:
     assert owner.post("/instructions/nothing", data={"text": "x"}).status_code == 404
     assert owner.get("/instructions/labels?version=9").status_code == 404
     with sqlite.read() as connection:
-        assert queue.current_instruction(connection, "labels").version == 1
+        assert current_instruction(connection, "labels").version == 1
 
 
 # Agreement
@@ -465,7 +468,7 @@ def test_agreement_is_kept_until_there_is_another_answer(
     owner.get("/agreement")
     assert computed == 3  # all, and each arm
     with sqlite.write() as connection:
-        exchange.erase_prompt(connection, "p1")
+        erase_prompt(connection, "p1")
     assert owner.get("/agreement").text != first
     assert computed == 6
 
@@ -540,9 +543,9 @@ def test_an_act_that_fails_leaves_no_event(
         raise ValueError("the audit is full")
 
     before = rows(sqlite, select(events))
-    for module in ("tutelage.labeling.accounts", "tutelage.labeling.web.manage", "tutelage.labeling.web.review"):
-        monkeypatch.setattr(f"{module}.record", broken)
-    demonstration = rows(sqlite, review._waiting(ids["Olga"]))[0]
+    for module in ("accounts", "prompts", "screening"):
+        monkeypatch.setattr(f"tutelage.labeling.store.{module}.record", broken)
+    demonstration = rows(sqlite, screening._waiting(ids["Olga"]))[0]
     for path, fields in {
         "/people/invite": {"role": "labeler", "arm": "training", "status": "working"},
         f"/people/{ids['Tom']}": {"status": "paused"},

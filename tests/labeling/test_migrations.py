@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, MetaData, insert, select
 
-from tutelage.labeling import engines
-from tutelage.labeling.engines import known, make_engine, prepare_file, upgrade
+from tutelage.labeling.store import engines
+from tutelage.labeling.store.engines import known, make_engine, prepare_file, upgrade
 
 SAID = "W\u00e4rme die Kanne \u202e\U0001f469\u200d\U0001f467 \x07\x00 \"';--"
 TEXT = [{"role": "user", "content": SAID}, {"role": "assistant", "content": ""}]
@@ -156,7 +156,7 @@ def test_one_that_is_killed(engine: Engine, tmp_path: Path, monkeypatch: pytest.
     before = fill(engine, "0001")
     with_next(monkeypatch, tmp_path / "m", "os.kill(os.getpid(), signal.SIGKILL)")
     script = (
-        "import sys; from pathlib import Path; from tutelage.labeling import engines\n"
+        "import sys; from pathlib import Path; from tutelage.labeling.store import engines\n"
         "engines.MIGRATIONS = Path(sys.argv[1]); engines.upgrade(engines.make_engine(sys.argv[2]))"
     )
     url = engine.url.render_as_string(hide_password=False)

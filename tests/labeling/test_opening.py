@@ -22,8 +22,10 @@ from starlette.testclient import TestClient
 
 from tutelage.cli import main
 from tutelage.data.records import Prompt
-from tutelage.labeling import accounts, assignment, database, queue
-from tutelage.labeling.database import Workspace, existing_workspace, open_workspace
+from tutelage.labeling.store import accounts, assignment, database
+from tutelage.labeling.store.database import Workspace, existing_workspace, open_workspace
+from tutelage.labeling.store.instructions import ensure_instructions
+from tutelage.labeling.store.tasks import queue_prompts
 from tutelage.labeling.web.app import create_app
 
 from .conftest import PASSWORD, PATIENCE, add
@@ -33,7 +35,7 @@ from .test_durability import serving
 KILLS = """
 import os, signal, sys
 from pathlib import Path
-from tutelage.labeling.database import open_workspace
+from tutelage.labeling.store.database import open_workspace
 import sqlalchemy.dialects.sqlite, sqlalchemy.dialects.postgresql.psycopg
 CALLS = {"connect", "execute", "commit", "mkdir", "open", "fsync", "replace", "chmod", "write", "close"}
 folder, step, urls = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
@@ -192,9 +194,9 @@ def with_texts(folder: Path) -> None:
         add(workspace, "Olga", "owner")
         lena = add(workspace, "Lena")
         with workspace.write() as connection:
-            queue.ensure_instructions(connection)
+            ensure_instructions(connection)
             asked = [Prompt(id=f"p{i}", text=f"MARK prompt {i}", user="u") for i in range(10)]
-            queue.queue_prompts(connection, "demonstration", asked)
+            queue_prompts(connection, "demonstration", asked)
             for i in range(10):
                 mine = assignment.next_task(connection, lena)
                 body = {"completion": f"MARK answer {i} " + "y" * 2000}
@@ -227,11 +229,11 @@ def test_erased_by_a_process_that_died_is_erased_at_the_next_opening(tmp_path: P
     script = """
 import os, sys
 from pathlib import Path
-from tutelage.labeling import exchange
-from tutelage.labeling.database import existing_workspace
+from tutelage.labeling.store.database import existing_workspace
+from tutelage.labeling.store.prompts import erase_user
 workspace = existing_workspace(Path(sys.argv[1]))
 with workspace.write() as connection:
-    exchange.erase_user(connection, "u")
+    erase_user(connection, "u")
 os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", script, str(folder)], check=False).returncode == 9
@@ -248,7 +250,7 @@ def test_texts_that_a_reader_keeps_are_told_of_and_go_after_the_reading(
     asked = [Prompt(id=f"p{user}", text=f"MARK prompt of {user}", user=user) for user in ("u", "v")]
     add(sqlite, "Olga", "owner")
     with sqlite.write() as connection:
-        queue.queue_prompts(connection, "demonstration", asked)
+        queue_prompts(connection, "demonstration", asked)
     browser = TestClient(create_app(sqlite))
     browser.post("/sign-in", data={"name": "Olga", "password": PASSWORD})
     words = "Texts that were erased may still be"
@@ -279,7 +281,7 @@ def test_a_reader_does_not_keep_erased_texts_for_good(sqlite: Workspace) -> None
     lena = add(sqlite, "Lena")
     with sqlite.write() as connection:
         asked = [Prompt(id="p", text="MARK prompt", user="u")]
-        queue.queue_prompts(connection, "demonstration", asked)
+        queue_prompts(connection, "demonstration", asked)
         assert assignment.next_task(connection, lena)
     with sqlite.read() as reading:
         accounts.whose_session(reading, "x")

@@ -14,9 +14,10 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from tutelage.data.records import Prompt
-from tutelage.labeling import accounts, assignment, exchange, queue
-from tutelage.labeling.database import Workspace
-from tutelage.labeling.schema import answers, assignments, events, invites, people
+from tutelage.labeling.store import accounts, assignment, exchange
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.schema import answers, assignments, events, invites, people
+from tutelage.labeling.store.tasks import queue_prompts
 from tutelage.labeling.web.app import create_app
 
 from .conftest import PASSWORD, add
@@ -30,7 +31,7 @@ Client = Callable[[str], TestClient]
 def ids(workspace: Workspace) -> dict[str, int]:
     """Olga owns, Rafi reviews, Lena labels; three demonstrations are asked for."""
     with workspace.write() as connection:
-        queue.queue_prompts(connection, "demonstration", [Prompt(id=f"p{i}", text=f"q{i}") for i in range(3)])
+        queue_prompts(connection, "demonstration", [Prompt(id=f"p{i}", text=f"q{i}") for i in range(3)])
     return {name: add(workspace, name, role) for name, role in
             (("Olga", "owner"), ("Rafi", "reviewer"), ("Lena", "labeler"))}  # fmt: skip
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tutelage.data.datasets import read_rankings
-from tutelage.labeling import exchange
-from tutelage.labeling.database import Workspace
+from tutelage.labeling.store import exchange
+from tutelage.labeling.store.database import Workspace
 from tutelage.settings.reward import RewardConfig
 from tutelage.stages import reward
 

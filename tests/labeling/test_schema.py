@@ -23,10 +23,12 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import accounts, assignment, queue
-from tutelage.labeling.answers import ANNOTATIONS, AREAS, FLAGS, KINDS, SKIP_REASONS, USE_CASES
-from tutelage.labeling.database import Workspace
-from tutelage.labeling.schema import people
+from tutelage.labeling.store import accounts, assignment
+from tutelage.labeling.store.answers import ANNOTATIONS, AREAS, FLAGS, KINDS, SKIP_REASONS, USE_CASES
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.prompts import add_prompts
+from tutelage.labeling.store.schema import people
+from tutelage.labeling.store.tasks import Terms, add_task
 from tutelage.labeling.web.app import create_app
 
 from .conftest import PASSWORD, add
@@ -141,13 +143,13 @@ def role(request: pytest.FixtureRequest, sqlite: Workspace) -> Iterator[Role]:
     two = [Completion(text=f"MARKPROMPT answer {i}", policy=f"MARKPOLICY {i}") for i in (1, 2)]
     with sqlite.write() as connection:
         held = Prompt(id="held", text="MARKQUARANTINE", user="u9")
-        queue.add_prompts(connection, [held], {"held": {"EMAIL": 1}})
+        add_prompts(connection, [held], {"held": {"EMAIL": 1}})
         for i in range(12):
             asked = Prompt(id=f"p{i}", text=f"MARKPROMPT {i}", user=f"u{i}")
-            queue.add_prompts(connection, [asked])
+            add_prompts(connection, [asked])
             for kind in KINDS:
                 texts = two if kind in ("ranking", "comparison") else []
-                queue.add_task(connection, kind, asked, texts, capacity=9, rate=bool(i % 2))
+                add_task(connection, kind, asked, texts, Terms(capacity=9, rate=bool(i % 2)))
         for i in range(20):
             mine = assignment.next_task(connection, tessa)
             shown = assignment.show(connection, tessa, mine)

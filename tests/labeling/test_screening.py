@@ -8,9 +8,12 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import accounts, assignment, queue, screening
-from tutelage.labeling.database import Workspace
-from tutelage.labeling.schema import answers, assignments, people, reviews
+from tutelage.labeling.store import accounts, assignment, screening
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.prompts import add_prompts
+from tutelage.labeling.store.schema import answers, assignments, people, reviews
+from tutelage.labeling.store.tasks import Terms, add_task, queue_known, queue_prompts
 
 TEXTS = ("a", "b", "c")
 READABLE = 60.0  # seconds that suffice for every text here
@@ -18,7 +21,7 @@ READABLE = 60.0  # seconds that suffice for every text here
 
 def hire(workspace: Workspace, name: str, status: str = "working", **how: Any) -> int:
     with workspace.write() as connection:
-        return accounts.add_person(connection, workspace, name, status=status, **how)
+        return accounts.add_person(connection, workspace, NewPerson(name, status=status, **how))
 
 
 def rank(workspace: Workspace, prompt: str, purpose: Any = "work", reference: list[int] | None = None) -> None:
@@ -26,10 +29,10 @@ def rank(workspace: Workspace, prompt: str, purpose: Any = "work", reference: li
     asked = Prompt(id=prompt, text=f"Question {prompt}?")
     known = None if reference is None else {"ranks": reference}
     with workspace.write() as connection:
-        queue.add_prompts(connection, [asked])
+        add_prompts(connection, [asked])
         texts = [Completion(text=text) for text in TEXTS]
-        queue.add_task(
-            connection, "ranking", asked, texts, purpose=purpose, capacity=99, rate=False, reference=known
+        add_task(
+            connection, "ranking", asked, texts, Terms(purpose=purpose, capacity=99, rate=False, reference=known)
         )  # fmt: skip
 
 
@@ -62,10 +65,9 @@ def test_flagging_is_agreement_on_sensitive(workspace: Workspace) -> None:
     for i, known in enumerate((["sensitive"], ["sensitive", "ambiguous"], [], ["ambiguous"]), start=1):
         asked = Prompt(id=f"p{i}", text=f"Question {i}?")
         with workspace.write() as connection:
-            queue.add_prompts(connection, [asked])
-            queue.add_task(
-                connection, "labels", asked, purpose="screening", capacity=9, reference={"annotations": known}
-            )
+            add_prompts(connection, [asked])
+            terms = Terms(purpose="screening", capacity=9, reference={"annotations": known})
+            add_task(connection, "labels", asked, terms=terms)
     sina, other = hire(workspace, "Sina", "screening"), hire(workspace, "Other", "screening")
     for ticked in (["sensitive"], [], ["sensitive"], []):
         give(workspace, sina, annotations=ticked)
@@ -91,8 +93,8 @@ def test_demonstrations_are_rated_by_reviewers(workspace: Workspace) -> None:
     """Ratings 7, 6 and 4 of two screening demonstrations average 5⅔; one of ordinary work does not count."""
     asked = [Prompt(id=f"p{i}", text=f"Question {i}?") for i in range(3)]
     with workspace.write() as connection:
-        queue.queue_known(connection, "demonstration", [(p, (), None) for p in asked[:2]], "screening")
-        queue.queue_prompts(connection, "demonstration", asked[2:])
+        queue_known(connection, "demonstration", [(p, (), None) for p in asked[:2]], "screening")
+        queue_prompts(connection, "demonstration", asked[2:])
     sina = hire(workspace, "Sina", "screening")
     raters = [hire(workspace, name) for name in ("Rafi", "Rosa")]
     first, second = (give(workspace, sina, completion=f"Answer {i}") for i in range(2))
@@ -113,7 +115,7 @@ def test_a_corrected_demonstration_is_rated_anew(workspace: Workspace) -> None:
     """The 2 was for an answer that no longer counts."""
     asked = Prompt(id="p", text="Question?")
     with workspace.write() as connection:
-        queue.queue_known(connection, "demonstration", [(asked, (), None)], "screening")
+        queue_known(connection, "demonstration", [(asked, (), None)], "screening")
     sina, rafi = hire(workspace, "Sina", "screening"), hire(workspace, "Rafi")
     old = give(workspace, sina, completion="Hm.")
     row = {"answer": old, "reviewer": rafi, "quality": 2, "created": 0.0}
@@ -122,7 +124,7 @@ def test_a_corrected_demonstration_is_rated_anew(workspace: Workspace) -> None:
     assert scored(workspace, sina)["demonstrations"] == (2.0, 6.0, 1)
     with workspace.write() as connection:
         mine = connection.execute(select(assignments.c.id)).scalar_one()
-        new = assignment.submit(connection, sina, mine, {"completion": "Better."}, "again", correct=True)
+        new = assignment.correct(connection, sina, mine, {"completion": "Better."}, "again")
     assert scored(workspace, sina)["demonstrations"] == (None, 6.0, 0)
     with workspace.write() as connection:
         connection.execute(insert(reviews).values(row | {"answer": new, "quality": 7}))
@@ -173,10 +175,10 @@ def test_faster_than_anybody_reads(sqlite: Workspace, took: float, active: float
     """12 words of prompt and twice 10 of completions, at 10 words a second, take 3.2 seconds; less is warned of."""
     asked = Prompt(id="p", text=f"{WORDS} eleven twelve")
     with sqlite.write() as connection:
-        queue.add_prompts(connection, [asked])
+        add_prompts(connection, [asked])
         texts = [Completion(text=WORDS), Completion(text=WORDS.upper())]
-        queue.add_task(connection, "ranking", asked, texts, rate=False)
-        ann = accounts.add_person(connection, sqlite, "Ann")
+        add_task(connection, "ranking", asked, texts, Terms(rate=False))
+        ann = accounts.add_person(connection, sqlite, NewPerson("Ann"))
         mine = assignment.next_task(connection, ann, now=0.0)
         assignment.submit(connection, ann, mine, {"ranks": [1, 1]}, "k", now=took, active_seconds=active)
     assert [detail for _, kind, detail in warned(sqlite) if kind == "too fast"] == said
@@ -200,7 +202,7 @@ LONG = [f"word{i}" for i in range(14)]  # ten runs of five words
 def test_near_duplicates_of_ones_own(sqlite: Workspace, second: list[str], said: list[str]) -> None:
     asked = [Prompt(id=f"p{i}", text=f"Question {i}?") for i in range(2)]
     with sqlite.write() as connection:
-        queue.queue_prompts(connection, "demonstration", asked, labelers=2)
+        queue_prompts(connection, "demonstration", asked, labelers=2)
     ann, bob = hire(sqlite, "Ann"), hire(sqlite, "Bob")
     give(sqlite, ann, completion=" ".join(LONG))
     give(sqlite, ann, completion="  ".join(second))

@@ -13,11 +13,14 @@ from sqlalchemy import insert, select, update
 from starlette.testclient import TestClient
 
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import accounts, assignment, queue
-from tutelage.labeling.accounts import FAILURES
-from tutelage.labeling.answers import KINDS
-from tutelage.labeling.database import Workspace
-from tutelage.labeling.schema import answers, events, metadata, people, sessions
+from tutelage.labeling.store import accounts, assignment
+from tutelage.labeling.store.accounts import FAILURES
+from tutelage.labeling.store.answers import KINDS
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.instructions import add_instruction
+from tutelage.labeling.store.prompts import add_prompts
+from tutelage.labeling.store.schema import answers, events, metadata, people, sessions
+from tutelage.labeling.store.tasks import Terms, add_task
 from tutelage.labeling.web.app import create_app
 from tutelage.labeling.web.render import STATIC
 from tutelage.labeling.web.security import BODY_BYTES, COOKIE, SAFE
@@ -183,8 +186,8 @@ def test_a_labeler_sees_their_own_tasks_alone(
 ) -> None:
     prompt = Prompt(id="p", text="Whose is this?")
     with sqlite.write() as connection:
-        queue.add_prompts(connection, [prompt])
-        queue.add_task(connection, "labels", prompt)
+        add_prompts(connection, [prompt])
+        add_task(connection, "labels", prompt)
         theirs = assignment.next_task(connection, ids["reviewer"])
     for act in ("", "/draft", "/submit", "/correct", "/skip"):
         method = "POST" if act else "GET"
@@ -546,7 +549,7 @@ def hostile_workspace(workspace: Workspace) -> dict[str, int]:
     }
     with workspace.write() as connection:
         for kind in KINDS:
-            queue.add_instruction(connection, kind, storable, people_["owner"])
+            add_instruction(connection, kind, storable, people_["owner"])
         prompt = Prompt(
             id=f"<b>{HOSTILE['path']}{HOSTILE['script']}", text=whole, user=HOSTILE["formula"], use_case="<i>chat</i>",
             split="train",
@@ -557,19 +560,18 @@ def hostile_workspace(workspace: Workspace) -> dict[str, int]:
             Prompt(id=HOSTILE["sql"], text=({"role": HOSTILE["handler"], "content": whole},)),
         ]
         held = Prompt(id=HOSTILE["handler"], text=whole)
-        queue.add_prompts(connection, [*asked, held], {held.id: {HOSTILE["script"]: 1}})
+        add_prompts(connection, [*asked, held], {held.id: {HOSTILE["script"]: 1}})
         completions = [Completion(text=text, policy=SECRET_POLICY) for text in texts[:4]]
         many = [Completion(text=text, policy=SECRET_POLICY) for text in texts]
         for purpose in ("work", "gold"):
             for p in asked:
                 reference = {"ranks": [1, 2, 3, 4]} if purpose == "gold" else None
-                queue.add_task(
-                    connection, "ranking", p, completions, capacity=99, rate=False, purpose=purpose, reference=reference
-                )
+                terms = Terms(capacity=99, rate=False, purpose=purpose, reference=reference)
+                add_task(connection, "ranking", p, completions, terms)
         for p in asked:
-            queue.add_task(connection, "demonstration", p, capacity=99)
-            queue.add_task(connection, "labels", p, capacity=99)
-            queue.add_task(connection, "comparison", p, many[:2], capacity=99)
+            add_task(connection, "demonstration", p, terms=Terms(capacity=99))
+            add_task(connection, "labels", p, terms=Terms(capacity=99))
+            add_task(connection, "comparison", p, many[:2], Terms(capacity=99))
         # Everybody works: answers with hostile notes, and skips with them.
         everybody = [row.id for row in connection.execute(select(people).where(people.c.role == "labeler"))]
         for who in everybody:
@@ -583,7 +585,7 @@ def hostile_workspace(workspace: Workspace) -> dict[str, int]:
         # What waits for the labeler: one more of each kind, with a hostile draft.
         for kind in KINDS:
             new = {"ranking": many, "comparison": many[2:4]}.get(kind, [])
-            queue.add_task(connection, kind, prompt, new, capacity=99)
+            add_task(connection, kind, prompt, new, Terms(capacity=99))
         connection.execute(update(answers).values(active_seconds=0.01))
         connection.execute(
             insert(events).values(
@@ -701,8 +703,8 @@ def test_templates_in_texts_are_text(
 ) -> None:
     prompt = Prompt(id="p", text="{{7*7}} {{person.password}} {% raw %}")
     with sqlite.write() as connection:
-        queue.add_prompts(connection, [prompt])
-        queue.add_task(connection, "labels", prompt)
+        add_prompts(connection, [prompt])
+        add_task(connection, "labels", prompt)
         mine = assignment.next_task(connection, ids["labeler"])
     assert "{{7*7}} {{person.password}} {% raw %}" in client("labeler").get(f"/task/{mine}").text
 
@@ -713,10 +715,10 @@ def test_policies_are_nowhere_in_labelers_responses(
     """Neither names nor anything that tells which completions are by the same policy: stored ids and order."""
     prompt = Prompt(id="secret-prompt-id", text="Which is better?", meta={"source": "secret-meta"})
     with sqlite.write() as connection:
-        queue.add_prompts(connection, [prompt])
+        add_prompts(connection, [prompt])
         new = [Completion(text=f"answer {i}", policy=f"secret-policy-{i}", finish="length") for i in range(3)]
         for kind, texts in (("ranking", new), ("comparison", new[:2])):
-            queue.add_task(connection, kind, prompt, texts, capacity=5)
+            add_task(connection, kind, prompt, texts, Terms(capacity=5))
     labeler = client("labeler")
     for kind in ("ranking", "comparison"):
         place = labeler.post("/next", data={"kind": kind}).headers["location"]

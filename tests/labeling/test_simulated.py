@@ -13,8 +13,9 @@ from fastapi.testclient import TestClient
 from tutelage.data.datasets import read_rankings
 from tutelage.data.records import Completion, Prompt
 from tutelage.lab.world import people, tasks
-from tutelage.labeling import exchange, queue
-from tutelage.labeling.database import Workspace
+from tutelage.labeling.store import exchange
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.tasks import queue_rankings
 from tutelage.labeling.web.app import create_app
 
 from .conftest import PASSWORD, add
@@ -47,7 +48,7 @@ def test_simulated_labelers_work_through_the_pages(workspace: Workspace, tmp_pat
         if len(written) > 1:
             candidates.append((Prompt(id=f"p{i}", text=instruction, split="valid" if i < 4 else "train"), written))
     with workspace.write() as connection:
-        number = queue.queue_rankings(connection, candidates, rate=False, overlap=1.0)
+        number = queue_rankings(connection, candidates, rate=False, overlap=1.0)
     app, answered = create_app(workspace), 0
     judges: dict[str, people.Judge] = {}
     for arm in ("training", "heldout"):

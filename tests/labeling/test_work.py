@@ -12,10 +12,13 @@ import pytest
 from sqlalchemy import select
 
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import assignment, queue
-from tutelage.labeling.answers import KINDS
-from tutelage.labeling.database import Workspace
-from tutelage.labeling.schema import answers, assignments, completions
+from tutelage.labeling.store import assignment
+from tutelage.labeling.store.answers import KINDS
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.instructions import add_instruction
+from tutelage.labeling.store.prompts import add_prompts
+from tutelage.labeling.store.schema import answers, assignments, completions
+from tutelage.labeling.store.tasks import Terms, add_task
 from tutelage.labeling.web.work import seconds_in_view
 
 from .conftest import PATIENCE, Server, add, session_of
@@ -31,8 +34,8 @@ def add_work(workspace: Workspace, kind: str, prompt: Any = "Name an animal.", *
     made = [Completion(text=t, policy=p) for t, p in zip(TEXTS, SECRETS, strict=True)][:k]
     with workspace.write() as connection:
         asked = Prompt(id=f"{kind}-{more.pop('name', 1)}", text=prompt)
-        queue.add_prompts(connection, [asked])
-        return queue.add_task(connection, kind, asked, made, **more)
+        add_prompts(connection, [asked])
+        return add_task(connection, kind, asked, made, Terms(**more))
 
 
 @pytest.fixture
@@ -366,9 +369,9 @@ def test_texts_are_only_texts(workspace: Workspace, visit: Visit, prompt: Any) -
     """Markup, template code, half a character, NUL: all shown, none obeyed, no page broken."""
     with workspace.write() as connection:
         asked = Prompt(id="p", text=prompt)
-        queue.add_prompts(connection, [asked])
+        add_prompts(connection, [asked])
         odd = [Completion(text=text) for text in (HOSTILE + "\ud83d", "", "y" * 4000)]
-        queue.add_task(connection, "ranking", asked, odd)
+        add_task(connection, "ranking", asked, odd)
     ada = visit()
     page, _ = opened(ada, start(ada))
     assert "<script>alert" not in page
@@ -386,7 +389,7 @@ def test_newcomers_are_shown_the_guide(workspace: Workspace, visit: Visit) -> No
     assert ada.get("/guide/nothing").status_code == 404
     address = start(ada)
     with workspace.write() as connection:
-        queue.add_instruction(connection, "labels", "# Label **well**")
+        add_instruction(connection, "labels", "# Label **well**")
     page, fields = opened(ada, address)  # pinned when the task was leased
     assert "Label <strong>well</strong>" not in page
     assert "Version 1" in page
@@ -441,6 +444,6 @@ def test_own_answers_are_the_last_hundred_newest_first(workspace: Workspace) -> 
         while (mine := assignment.next_task(connection, person)) is not None:
             assignment.submit(connection, person, mine, {"use_case": "chat"}, f"key-{mine}")
             done.append(mine)
-        assignment.submit(connection, person, done[0], {"use_case": "other"}, "again", correct=True)
+        assignment.correct(connection, person, done[0], {"use_case": "other"}, "again")
         rows = assignment.recent(connection, person, 3)
     assert [(row.assignment, row.number) for row in rows] == [(done[0], 2), (done[3], 1), (done[2], 1)]

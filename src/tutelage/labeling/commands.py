@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import func, select
-
-from tutelage.data.candidates import read_asked, read_candidates
-from tutelage.data.datasets import read_prompts, read_rows, write_jsonl
+from tutelage.data.candidates import read_asked, read_completions
+from tutelage.data.datasets import one_line, read_prompts, write_jsonl
 from tutelage.data.records import Arm, Completion, Prompt
 from tutelage.data.strict_json import dumps
 from tutelage.files import fingerprint
-from tutelage.labeling import accounts, backup, exchange, queue
-from tutelage.labeling.answers import TaskKind
-from tutelage.labeling.database import Workspace, existing_workspace, open_workspace, record
-from tutelage.labeling.intake import Rules, intake
-from tutelage.labeling.schema import assignments, people, prompts, tasks
+from tutelage.labeling.store import accounts, backup, exchange, overview
+from tutelage.labeling.store.answers import TaskKind
+from tutelage.labeling.store.database import Connection, Workspace, existing_workspace, open_workspace, record
+from tutelage.labeling.store.instructions import ensure_instructions
+from tutelage.labeling.store.intake import Rules, intake
+from tutelage.labeling.store.prompts import add_prompts, erase_user, stored_prompts
+from tutelage.labeling.store.tasks import (
+    queue_candidates,
+    queue_comparisons,
+    queue_known,
+    queue_prompts,
+    queued_already,
+)
 from tutelage.terminal import message
 
 Purpose = Literal["work", "screening", "gold"]
@@ -51,8 +59,7 @@ def invite(
         )
     with closing(existing_workspace(folder)) as workspace, workspace.write() as connection:
         if name is not None:
-            found = select(people).where(people.c.sign_in == accounts.sign_in_name(name))
-            who = connection.execute(found).first()
+            who = accounts.person_named(connection, name)
             if who is None:
                 raise ValueError(f"nobody here is called {name!r}")
             token = accounts.invite(connection, who.role, who.arm, who.status, person=who.id)
@@ -96,26 +103,16 @@ def take_prompts(
     new = _prompts(path)
     with _opened(folder, dry_run) as workspace:
         with workspace.read() as connection:
-            stored = connection.execute(select(prompts)).all()
-            busy = set(connection.execute(select(tasks.c.prompt)).scalars())
-        erased = {row.id for row in stored if row.text is None}
+            known, erased = stored_prompts(connection, new)
         asked = [prompt for prompt in new if prompt.id not in erased]
-        # One that the owner released from quarantine, and that has no task yet, comes in as if it were new.
-        waiting = {p.id for p in asked} - busy
-        fields = ("id", "text", "user", "split", "use_case", "meta")
-        known = [
-            Prompt.model_validate({name: row._mapping[name] for name in fields})
-            for row in stored
-            if row.id not in erased and (row.quarantine or row.id not in waiting)
-        ]
         taken = intake(asked, rules, known)  # which takes a while: nobody should wait to write
-        found = {f.id: f.entities for f in taken.report.findings["personal data"]}
+        entities = {f.id: f.entities for f in taken.report.findings["personal data"]}
         with workspace.write() as connection:
-            queue.ensure_instructions(connection)
-            queue.add_prompts(connection, taken.kept)
-            queue.add_prompts(connection, taken.quarantined, quarantine=found)
+            ensure_instructions(connection)
+            add_prompts(connection, taken.kept)
+            add_prompts(connection, taken.quarantined, quarantine=entities)
             record(connection, "prompts taken", **taken.report.model_dump(mode="json"))
-            queued = {kind: queue.queue_prompts(connection, kind, taken.kept) for kind in kinds}
+            queued = {kind: queue_prompts(connection, kind, taken.kept) for kind in kinds}
         if output and not dry_run:
             output.parent.mkdir(parents=True, exist_ok=True)
             write_jsonl(output, taken.kept)
@@ -127,57 +124,84 @@ def take_prompts(
             print(f"{kind}: {number} tasks queued")
 
 
-def queue_file(
-    folder: Path, path: str, kind: TaskKind, purpose: Purpose, *, baseline: str | None, labelers: int | None,
-    overlap: float | None, rate: bool | None, arm: Arm | None, dry_run: bool = False,
-) -> None:  # fmt: skip
-    """Queue a file: candidates to rank, answers to compare, prompts to answer or label; or the same with known answers.
-
-    Screening and gold items have their reference in the row: `ranks`, or `annotations` for labels. None is an option
-    that was not given.
+@dataclass(frozen=True)
+class QueueRequest:
+    """A file to queue: as tasks of which kind, for what, and by whom. None is an option that was not given.
 
     Raises:
-        ValueError: if a comparison has no baseline, a known item no reference, or an option makes no sense.
+        ValueError: if an option makes no sense for this kind and purpose, or is out of its range.
     """
-    work = purpose == "work"
-    for option, given, fits, whose in (
-        ("--baseline", baseline, work and kind == "comparison", "comparisons"),
-        ("--arm", arm, work and kind != "ranking", "other work than rankings, which go by their prompts' split"),
-        ("--labelers", labelers, work, "work; every labeler meets screening and gold items"),
-        ("--overlap", overlap, work and kind == "ranking", "rankings that are work"),
-        ("--no-rate", rate, kind == "ranking", "rankings"),
-    ):
-        if given is not None and not fits:
-            raise ValueError(f"{option} is for {whose}; this is {kind!r} for {purpose!r}: leave it out")
-    if purpose == "gold" and kind != "ranking":
-        raise ValueError(f"gold items are rankings, as nothing else is scored against a known answer; kind is {kind!r}")
-    labelers = 1 if labelers is None else labelers
-    overlap = 0.1 if overlap is None else overlap
-    rate = rate is not False
-    if labelers < 1 or not 0 <= overlap <= 1:
-        raise ValueError(f"labelers={labelers}, overlap={overlap}: expected 1 or more, and a share from 0 to 1")
-    why = "this file was queued before, and its tasks stay as they were"
+
+    path: str
+    kind: TaskKind = "ranking"
+    purpose: Purpose = "work"
+    baseline: str | None = None
+    labelers: int | None = None
+    overlap: float | None = None
+    rate: bool | None = None
+    arm: Arm | None = None
+
+    def __post_init__(self) -> None:
+        kind, work = self.kind, self.purpose == "work"
+        for option, value, fits, whose in (
+            ("--baseline", self.baseline, work and kind == "comparison", "comparisons"),
+            ("--arm", self.arm, work and kind != "ranking",
+             "other work than rankings, which go by their prompts' split"),
+            ("--labelers", self.labelers, work, "work; every labeler meets screening and gold items"),
+            ("--overlap", self.overlap, work and kind == "ranking", "rankings that are work"),
+            ("--no-rate", self.rate, kind == "ranking", "rankings"),
+        ):  # fmt: skip
+            if value is not None and not fits:
+                raise ValueError(f"{option} is for {whose}; this is {kind!r} for {self.purpose!r}: leave it out")
+        if self.purpose == "gold" and kind != "ranking":
+            raise ValueError(
+                f"gold items are rankings, as nothing else is scored against a known answer; kind is {kind!r}"
+            )
+        labelers, overlap = self.shares
+        if labelers < 1 or not 0 <= overlap <= 1:
+            raise ValueError(f"labelers={labelers}, overlap={overlap}: expected 1 or more, and a share from 0 to 1")
+
+    @property
+    def shares(self) -> tuple[int, float]:
+        """How many labelers a task gets, and the share of rankings that one more gets."""
+        return 1 if self.labelers is None else self.labelers, 0.1 if self.overlap is None else self.overlap
+
+
+def queue_file(folder: Path, request: QueueRequest, dry_run: bool = False) -> None:
+    """Queue a file: candidates to rank, answers to compare, prompts to answer or label; or the same with known answers.
+
+    Screening and gold items have their reference in the row: `ranks`, or `annotations` for labels.
+
+    Raises:
+        ValueError: if the file is malformed, a comparison has no baseline, or a known item no reference.
+    """
     with _opened(folder, dry_run) as workspace:
         with workspace.write() as connection:
-            queue.ensure_instructions(connection)
-            if work and kind == "ranking":
-                number = queue.queue_candidates(connection, Path(path), rate, overlap, labelers)
-            elif queue.queued_already(connection, f"{purpose} {fingerprint(Path(path))}", kind):
-                number = 0
-            elif purpose != "work":
-                number = queue.queue_known(connection, kind, _known_items(path, kind), purpose, rate)
-            elif kind == "comparison":
-                if baseline is None:
-                    raise ValueError("a comparison needs --baseline, the model that the others are compared with")
-                answered = [(prompt, _answers(path, row)) for prompt, row in read_asked(path, "answers")]
-                number = queue.queue_comparisons(
-                    connection, answered, baseline, arm=arm or "heldout", labelers=labelers
-                )
-                why = "every answer equals the baseline's"
-            else:
-                number = queue.queue_prompts(connection, kind, _prompts(path), arm=arm or "training", labelers=labelers)
-                why = "every prompt has such a task already"
-        print(f"{kind}: {number} tasks queued" + ("" if number else f"; {why}"))
+            ensure_instructions(connection)
+            number, why_none = _queue(connection, request)
+        print(f"{request.kind}: {number} tasks queued" + ("" if number else f"; {why_none}"))
+
+
+def _queue(connection: Connection, request: QueueRequest) -> tuple[int, str]:
+    """Queue the file of a request; returns how many tasks, and why if there are none."""
+    path, kind, purpose, rate = request.path, request.kind, request.purpose, request.rate is not False
+    labelers, overlap = request.shares
+    before = "this file was queued before, and its tasks stay as they were"
+    if purpose == "work" and kind == "ranking":
+        return queue_candidates(connection, Path(path), rate, overlap, labelers), before
+    if queued_already(connection, f"{purpose} {fingerprint(Path(path))}", kind):
+        return 0, before
+    if purpose != "work":
+        return queue_known(connection, kind, _known_items(path, kind), purpose, rate), before
+    if kind != "comparison":
+        number = queue_prompts(connection, kind, _prompts(path), arm=request.arm or "training", labelers=labelers)
+        return number, "every prompt has such a task already"
+    if request.baseline is None:
+        raise ValueError("a comparison needs --baseline, the model that the others are compared with")
+    answered = [(prompt, _answers(path, row)) for prompt, row in read_asked(path, "answers")]
+    arm = request.arm or "heldout"
+    number = queue_comparisons(connection, answered, request.baseline, arm=arm, labelers=labelers)
+    return number, "every answer equals the baseline's"
 
 
 def _known_items(path: str, kind: TaskKind) -> list[tuple[Prompt, tuple[Completion, ...], dict[str, Any] | None]]:
@@ -185,8 +209,13 @@ def _known_items(path: str, kind: TaskKind) -> list[tuple[Prompt, tuple[Completi
         return [(prompt, (), None) for prompt in read_prompts(path).records]
     if kind == "labels":
         return [(p, (), {"annotations": row["annotations"]}) for p, row in read_asked(path, "annotations")]
-    ranked = zip(read_candidates(path), read_rows(path, "ranks"), strict=True)
-    return [(prompt, texts, {"ranks": row["ranks"]}) for (prompt, texts), row in ranked]
+    items: list[tuple[Prompt, tuple[Completion, ...], dict[str, Any] | None]] = []
+    for number, (prompt, row) in enumerate(read_asked(path, "completions", "ranks"), start=1):
+        try:
+            items.append((prompt, read_completions(row["completions"]), {"ranks": row["ranks"]}))
+        except ValueError as error:
+            raise ValueError(f"{path}: row {number}: {one_line(error)}") from None
+    return items
 
 
 def _answers(path: str, row: dict[str, Any]) -> dict[str, str]:
@@ -221,7 +250,7 @@ def erase(folder: Path, user: str, dry_run: bool = False) -> None:
     with _opened(folder, dry_run) as workspace:
         with workspace.erase() as connection:
             try:
-                number = exchange.erase_user(connection, user)
+                number = erase_user(connection, user)
             except LookupError as error:
                 raise ValueError(str(error)) from None
         print(f"{number} prompts erased; files exported before still hold them: delete those, and export again")
@@ -234,17 +263,10 @@ def erase(folder: Path, user: str, dry_run: bool = False) -> None:
 
 def status(folder: Path) -> None:
     """Print how many tasks of each kind there are, and how many were answered."""
-    answered = func.count(assignments.c.id).filter(assignments.c.state == "submitted")
-    query = (
-        select(tasks.c.kind, tasks.c.purpose, func.count(tasks.c.id.distinct()), answered)
-        .select_from(tasks.outerjoin(assignments))
-        .group_by(tasks.c.kind, tasks.c.purpose)
-        .order_by(tasks.c.kind, tasks.c.purpose)
-    )
     with closing(existing_workspace(folder)) as workspace, workspace.read() as connection:
-        for kind, purpose, number, done in connection.execute(query):
-            print(f"{kind} ({purpose}): {number} tasks, {done} answers")
-        for role, number in connection.execute(select(people.c.role, func.count()).group_by(people.c.role)):
+        for row in overview.task_counts(connection):
+            print(f"{row.kind} ({row.purpose}): {row.all} tasks, {row.answers} answers")
+        for role, number in sorted(Counter(person.role for person in accounts.everybody(connection)).items()):
             print(f"{role}: {number}")
 
 

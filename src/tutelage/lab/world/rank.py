@@ -20,9 +20,12 @@ from tutelage.data.records import Prompt, Ranking
 from tutelage.data.sources import DataError
 from tutelage.data.strict_json import dumps
 from tutelage.lab.world import gold, kinds, people
-from tutelage.labeling import accounts, assignment, exchange, queue
-from tutelage.labeling.database import KEY, Workspace, open_workspace, write_private
-from tutelage.labeling.engines import in_words
+from tutelage.labeling.store import accounts, assignment, exchange
+from tutelage.labeling.store.accounts import NewPerson
+from tutelage.labeling.store.database import KEY, Workspace, open_workspace, write_private
+from tutelage.labeling.store.engines import in_words
+from tutelage.labeling.store.instructions import ensure_instructions
+from tutelage.labeling.store.tasks import queue_rankings
 from tutelage.runs import inputs_of, open_run
 from tutelage.settings.world import JudgeConfig, RankConfig
 from tutelage.stats.agreement import pairwise_agreement, summary
@@ -97,14 +100,16 @@ def _rank(config: RankConfig) -> None:
     workspace.key = hashlib.sha256(f"rank/{config.seed}".encode()).digest()
     write_private(workspace.folder / KEY, workspace.key)
     with workspace.write() as connection:
-        queue.ensure_instructions(connection)
+        ensure_instructions(connection)
         hired = {
-            accounts.add_person(connection, workspace, j.labeler.id, arm=j.labeler.arm, pseudonym=j.labeler.id): j
+            accounts.add_person(
+                connection, workspace, NewPerson(j.labeler.id, arm=j.labeler.arm, pseudonym=j.labeler.id)
+            ): j
             for pool in pools.values()
             for j in pool
         }
-        queue.queue_rankings(connection, candidates, rate=False)
-        queue.queue_rankings(connection, valid, rate=False, labelers=config.overlap)
+        queue_rankings(connection, candidates, rate=False)
+        queue_rankings(connection, valid, rate=False, labelers=config.overlap)
     work(workspace, hired, Random(f"rank/{config.seed}"))
     opened.require_folder()
     counts = exchange.export(workspace, opened.folder)

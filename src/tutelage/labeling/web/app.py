@@ -13,9 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import RedirectResponse, Response
 
-from tutelage.labeling import accounts, queue
-from tutelage.labeling.answers import Mistake
-from tutelage.labeling.database import Workspace
+from tutelage.labeling.store import accounts
+from tutelage.labeling.store.answers import Mistake
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.instructions import ensure_instructions
 from tutelage.labeling.web import entrance, manage, review, work
 from tutelage.labeling.web.render import STATIC, page
 from tutelage.labeling.web.security import Guard
@@ -27,7 +28,7 @@ def create_app(workspace: Workspace) -> FastAPI:
     app = FastAPI(title="tutelage", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.workspace = workspace
     with workspace.write() as connection:
-        queue.ensure_instructions(connection)
+        ensure_instructions(connection)
     for room in (entrance, work, manage, review):
         app.include_router(room.router)
 

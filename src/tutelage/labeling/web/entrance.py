@@ -7,8 +7,8 @@ import threading
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
-from tutelage.labeling import accounts
-from tutelage.labeling.answers import Mistake
+from tutelage.labeling.store import accounts
+from tutelage.labeling.store.answers import Mistake
 from tutelage.labeling.web.render import page
 from tutelage.labeling.web.security import COOKIE, Anybody, Form, set_session
 

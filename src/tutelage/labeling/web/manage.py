@@ -6,21 +6,15 @@ Every change is a POST that writes its event in the same transaction; what canno
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections import Counter, defaultdict
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, HTTPException, Query, Request
-from sqlalchemy import Connection, and_, case, func, select, update
 from starlette.datastructures import FormData
 from starlette.responses import RedirectResponse, Response
 
 from tutelage.data.records import Arm
-from tutelage.labeling import accounts, exchange, queue, screening
-from tutelage.labeling.answers import KINDS, Mistake
-from tutelage.labeling.database import record
-from tutelage.labeling.schema import answers, assignments, events, instructions, invites, people, prompts, tasks
+from tutelage.labeling.store import accounts, assignment, instructions, overview, prompts, screening
+from tutelage.labeling.store.answers import KINDS, Mistake
 from tutelage.labeling.web import review
 from tutelage.labeling.web.render import page
 from tutelage.labeling.web.security import Form, Id, Owner, storable
@@ -43,14 +37,9 @@ def people_page(request: Request, owner: Owner) -> Response:
 
 def _people(request: Request, owner: Any, *, link: str = "", link_for: str = "") -> Response:
     with request.app.state.workspace.read() as connection:
-        everybody = connection.execute(select(people).order_by(people.c.sign_in)).all()
-        work = _work(connection)
-        pending = connection.execute(
-            select(invites, people.c.name)
-            .outerjoin(people)
-            .where(invites.c.used.is_(None), invites.c.expires > time.time())
-            .order_by(invites.c.created.desc())
-        ).all()
+        everybody = accounts.everybody(connection)
+        work = overview.work_by_person(connection)
+        pending = accounts.pending_invites(connection)
     return page(
         request, "manage_people.html.j2", owner, everybody=everybody, work=work, pending=pending, link=link,
         link_for=link_for, choices=CHOICES,
@@ -78,17 +67,11 @@ def revoke_invite(request: Request, owner: Owner, fields: Form) -> Response:
 def person_page(request: Request, owner: Owner, person: Id) -> Response:
     agreement = review.insight(request.app)  # computed before, not within, the transaction below
     with request.app.state.workspace.read() as connection:
-        who = _person(connection, person)
+        who = accounts.person_of(connection, person)
         scores = screening.scores(connection, person)
         warnings = [w for w in screening.warnings(connection) if w.person == person]
-        recent = connection.execute(
-            select(answers, tasks.c.kind, tasks.c.purpose, tasks.c.prompt)
-            .select_from(answers.join(assignments).join(tasks, tasks.c.id == assignments.c.task))
-            .where(assignments.c.person == person)
-            .order_by(answers.c.id.desc())
-            .limit(20)
-        ).all()
-        work = _work(connection, person)[person]
+        recent = assignment.recent(connection, person, 20, corrected=True)
+        work = overview.work_by_person(connection)[person]
     return page(
         request, "manage_person.html.j2", owner, who=who, scores=scores, warnings=warnings, recent=recent, work=work,
         agreement=agreement.labelers.get(who.name, {}), choices=CHOICES,
@@ -110,7 +93,6 @@ def decide(request: Request, owner: Owner, person: Id, fields: Form) -> Response
     if decision not in ("admit", "decline"):
         raise Mistake("decision: admit or decline, please")
     with request.app.state.workspace.write() as connection:
-        _person(connection, person)
         scores = {c.name: {"score": c.score, "n": c.n} for c in screening.scores(connection, person)}
         accounts.change_person(
             connection, person, owner.id, status="working" if decision == "admit" else "paused", decision=decision,
@@ -122,7 +104,7 @@ def decide(request: Request, owner: Owner, person: Id, fields: Form) -> Response
 @router.post("/people/{person}/sign-out")
 def sign_out(request: Request, owner: Owner, person: Id) -> Response:
     with request.app.state.workspace.write() as connection:
-        _person(connection, person)
+        accounts.person_of(connection, person)
         accounts.end_sessions(connection, person, by=owner.id)
     return RedirectResponse(f"/people/{person}", 303)
 
@@ -130,7 +112,7 @@ def sign_out(request: Request, owner: Owner, person: Id) -> Response:
 @router.post("/people/{person}/password")
 def new_password(request: Request, owner: Owner, person: Id) -> Response:
     with request.app.state.workspace.write() as connection:
-        who = _person(connection, person)
+        who = accounts.person_of(connection, person)
         token = accounts.invite(connection, who.role, who.arm, who.status, person=person, by=owner.id)
     return _people(request, owner, link=_link(request, token), link_for=f"for {who.name} to set a new password")
 
@@ -142,36 +124,8 @@ def _chosen(fields: FormData, name: str) -> str:
     return value
 
 
-def _person(connection: Connection, person: int) -> Any:
-    who = connection.execute(select(people).where(people.c.id == person)).first()
-    if who is None:
-        raise LookupError(f"no person {person}")
-    return who
-
-
 def _link(request: Request, token: str) -> str:
     return f"{request.base_url}join/{token}"
-
-
-def _work(connection: Connection, person: int | None = None) -> dict[int, dict[str, Any]]:
-    """By person: answers done, tasks skipped, median seconds of an answer, when they last did anything."""
-    chosen = assignments.c.person == person if person is not None else assignments.c.person.is_not(None)
-    seconds: dict[int, list[float]] = defaultdict(list)
-    first = select(assignments.c.person, answers.c.seconds).select_from(answers.join(assignments))
-    for who, one in connection.execute(first.where(answers.c.number == 1, chosen)):
-        seconds[who].append(one)  # 0 where an answer was imported: nobody measured it
-    skipped = select(assignments.c.person, func.count()).where(assignments.c.state == "skipped", chosen)
-    skips: dict[int, int] = dict(connection.execute(skipped.group_by(assignments.c.person)).all())
-    last = select(events.c.person, func.max(events.c.at)).group_by(events.c.person)
-    active: dict[int | None, float] = dict(connection.execute(last).all())
-    found: dict[int, dict[str, Any]] = {}
-    for who in connection.execute(select(people.c.id)).scalars():
-        spent = seconds.get(who, [])
-        found[who] = {
-            "done": len(spent), "skipped": skips.get(who, 0), "active": active.get(who),
-            "median": statistics.median(measured) if (measured := [s for s in spent if s > 0]) else None,
-        }  # fmt: skip
-    return found
 
 
 # Prompts
@@ -183,38 +137,16 @@ def prompts_page(request: Request, owner: Owner) -> Response:
 
 
 def _prompts(request: Request, owner: Any, *, read: str | None = None, content: Any = None) -> Response:
-    now = time.time()
-    state = case((prompts.c.erased.is_not(None), "erased"), (prompts.c.quarantine.is_not(None), "held"), else_="ready")
-    leased = select(func.count()).where(
-        assignments.c.task == tasks.c.id, assignments.c.state == "leased", assignments.c.expires > now
-    )
-    with request.app.state.workspace.read() as connection:
-        counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        grouped = select(prompts.c.split, prompts.c.use_case, state, func.count())
-        for split, use_case, name, n in connection.execute(
-            grouped.group_by(prompts.c.split, prompts.c.use_case, state)
-        ):
-            counts[split or "", use_case or ""][name] += n
-        per_task = select(
-            tasks.c.kind, tasks.c.purpose, tasks.c.open, leased.scalar_subquery().label("leased")
-        ).subquery()
-        kinds = connection.execute(
-            select(
-                per_task.c.kind, per_task.c.purpose, func.count().label("all"),
-                func.sum(case((per_task.c.open, 1), else_=0)).label("open"),
-                func.sum(per_task.c.leased).label("leased"),
-            )
-            .group_by(per_task.c.kind, per_task.c.purpose)
-            .order_by(per_task.c.kind, per_task.c.purpose)
-        ).all()  # fmt: skip
-        is_held = and_(prompts.c.quarantine.is_not(None), prompts.c.erased.is_(None))
-        first = select(prompts.c.id, prompts.c.quarantine).where(is_held).order_by(prompts.c.id).limit(SHOWN)
-        # As JSON an id survives a form whatever characters it has.
-        held = [(row.id, json.dumps(row.id), row.quarantine) for row in connection.execute(first)]
-        all_held = connection.execute(select(func.count()).select_from(prompts).where(is_held)).scalar_one()
+    workspace = request.app.state.workspace
+    with workspace.read() as connection:
+        counts = overview.prompt_counts(connection)
+        kinds = overview.task_counts(connection)
+        first, all_held = prompts.quarantined_prompts(connection, SHOWN)
+    # As JSON an id survives a form whatever characters it has.
+    held = [(row.id, json.dumps(row.id), row.quarantine) for row in first]
     return page(
-        request, "manage_prompts.html.j2", owner, counts=sorted(counts.items()), kinds=kinds, held=held,
-        all_held=all_held, read=read, content=content, keeps_erased=request.app.state.workspace.keeps_erased,
+        request, "manage_prompts.html.j2", owner, counts=counts, kinds=kinds, held=held,
+        all_held=all_held, read=read, content=content, keeps_erased=workspace.keeps_erased,
     )  # fmt: skip
 
 
@@ -222,17 +154,14 @@ def _prompts(request: Request, owner: Any, *, read: str | None = None, content: 
 def read_prompt(request: Request, owner: Owner, fields: Form) -> Response:
     """Show the text of a prompt in quarantine. A POST, as it is an act: the audit says who read it."""
     with request.app.state.workspace.write() as connection:
-        row = _held(connection, fields)
-        record(connection, "quarantine read", person=owner.id, subject=row.id)
+        row = prompts.read_quarantined(connection, _prompt_id(fields), owner.id)
     return _prompts(request, owner, read=row.id, content=row.text)
 
 
 @router.post("/prompts/release")
 def release(request: Request, owner: Owner, fields: Form) -> Response:
     with request.app.state.workspace.write() as connection:
-        row = _held(connection, fields)
-        connection.execute(update(prompts).where(prompts.c.id == row.id).values(quarantine=None))
-        record(connection, "quarantine released", person=owner.id, subject=row.id, found=row.quarantine)
+        prompts.release_prompt(connection, _prompt_id(fields), owner.id)
     return RedirectResponse("/prompts", 303)
 
 
@@ -240,7 +169,8 @@ def release(request: Request, owner: Owner, fields: Form) -> Response:
 def erase(request: Request, owner: Owner, fields: Form) -> Response:
     _confirmed(fields)
     with request.app.state.workspace.erase() as connection:
-        exchange.erase_prompt(connection, _held(connection, fields).id, owner.id)
+        row = prompts.quarantined_prompt(connection, _prompt_id(fields))
+        prompts.erase_prompt(connection, row.id, owner.id)
     return RedirectResponse("/prompts", 303)
 
 
@@ -249,7 +179,7 @@ def erase_user(request: Request, owner: Owner, fields: Form) -> Response:
     _confirmed(fields)
     user = str(fields.get("user", "")).strip()
     with request.app.state.workspace.erase() as connection:
-        exchange.erase_user(connection, user, owner.id)
+        prompts.erase_user(connection, user, owner.id)
     return RedirectResponse("/prompts", 303)
 
 
@@ -258,18 +188,13 @@ def _confirmed(fields: FormData) -> None:
         raise Mistake("erasing cannot be undone: tick the box that says so")
 
 
-def _held(connection: Connection, fields: FormData) -> Any:
-    """The quarantined prompt that a form names."""
+def _prompt_id(fields: FormData) -> str | None:
+    """The id of the prompt that a form names; None if it is none."""
     try:
         name = json.loads(str(fields.get("prompt", "")))
     except (ValueError, RecursionError):  # the second of nothing but brackets
-        name = None
-    is_held = and_(prompts.c.quarantine.is_not(None), prompts.c.erased.is_(None))
-    sound = isinstance(name, str) and storable(name) == name  # as JSON it may be anything
-    row = sound and connection.execute(select(prompts).where(prompts.c.id == name, is_held)).first()
-    if not row:
-        raise LookupError("no such prompt in quarantine; somebody may have decided about it already")
-    return row
+        return None
+    return name if isinstance(name, str) and storable(name) == name else None  # as JSON it may be anything
 
 
 # Instructions
@@ -278,14 +203,7 @@ def _held(connection: Connection, fields: FormData) -> Any:
 @router.get("/instructions")
 def instructions_page(request: Request, owner: Owner) -> Response:
     with request.app.state.workspace.read() as connection:
-        pinned = select(answers.c.instruction, func.count().label("n")).group_by(answers.c.instruction).subquery()
-        rows = connection.execute(
-            select(instructions, people.c.name, func.coalesce(pinned.c.n, 0).label("answers"))
-            .outerjoin(people, people.c.id == instructions.c.author)
-            .outerjoin(pinned, pinned.c.instruction == instructions.c.id)
-            .order_by(instructions.c.version.desc())
-        ).all()
-    history = {kind: [row for row in rows if row.kind == kind] for kind in KINDS}
+        history = instructions.instruction_history(connection)
     return page(request, "manage_instructions.html.j2", owner, history=history)
 
 
@@ -309,9 +227,9 @@ def edit_instruction(request: Request, owner: Owner, kind: str, fields: Form) ->
         problem = f"The page needs 1 to {INSTRUCTION_CHARACTERS} characters; this has {len(text)}."
     elif fields.get("act") == "publish":
         with request.app.state.workspace.write() as connection:
-            newest = queue.current_instruction(connection, kind)
+            newest = instructions.current_instruction(connection, kind)
             if fields.get("base") == str(newest.version):
-                queue.add_instruction(connection, newest.kind, text, owner.id)
+                instructions.add_instruction(connection, newest.kind, text, owner.id)
                 return RedirectResponse("/instructions", 303)
         problem = (
             f"Version {newest.version} was published since you opened this page. Your text is below and is not lost: "
@@ -334,12 +252,8 @@ def _newest(request: Request, kind: str, version: int | None = None) -> Any:
         raise HTTPException(404, "There are no instructions of that name.")
     with request.app.state.workspace.read() as connection:
         if version is None:
-            return queue.current_instruction(connection, kind)
-        chosen = and_(instructions.c.kind == kind, instructions.c.version == version)
-        row = connection.execute(select(instructions).where(chosen)).first()
-    if row is None:
-        raise LookupError(f"no version {version} of these instructions")
-    return row
+            return instructions.current_instruction(connection, kind)
+        return instructions.instruction_version(connection, kind, version)
 
 
 # Audit
@@ -351,18 +265,8 @@ def audit_page(
 ) -> Response:
     kind = storable(kind)
     with request.app.state.workspace.read() as connection:
-        kinds = connection.execute(select(events.c.kind).distinct().order_by(events.c.kind)).scalars().all()
-        query = (
-            select(events, people.c.name)
-            .outerjoin(people, people.c.id == events.c.person)
-            .order_by(events.c.id.desc())
-            .limit(SHOWN + 1)
-        )
-        if kind:
-            query = query.where(events.c.kind == kind)
-        if before is not None:
-            query = query.where(events.c.id < before)
-        rows = connection.execute(query).all()
+        kinds = overview.event_kinds(connection)
+        rows = overview.latest_events(connection, SHOWN + 1, kind, before)
     older = rows[SHOWN - 1].id if len(rows) > SHOWN else None
     return page(
         request, "manage_audit.html.j2", owner, rows=rows[:SHOWN], kinds=kinds, kind=kind, older=older,

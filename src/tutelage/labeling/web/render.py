@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
-from tutelage.labeling import answers
+from tutelage.labeling.store import answers
 
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # Read once, so that no request names a file; the digest lets browsers keep each version for good.

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
-from sqlalchemy import Connection, and_, case, exists, func, insert, or_, select
 from starlette.responses import RedirectResponse, Response
 
-from tutelage.labeling import accounts, exchange, screening
-from tutelage.labeling.answers import SKIP_REASONS, Mistake
-from tutelage.labeling.database import record
-from tutelage.labeling.schema import answers, assignments, people, prompts, reviews, tasks
+from tutelage.labeling.store import accounts, exchange, overview, screening
+from tutelage.labeling.store.answers import SKIP_REASONS, Mistake
 from tutelage.labeling.web import plots
 from tutelage.labeling.web.render import page
 from tutelage.labeling.web.security import Form, Id, Owner, Reviewer
@@ -45,18 +40,11 @@ PAPER = {"training": "72.6 ± 1.5 %", "heldout": "77.3 ± 1.3 %"}  # section 3.4
 @router.get("/review")
 def review_page(request: Request, reviewer: Reviewer) -> Response:
     with request.app.state.workspace.read() as connection:
-        waiting = connection.execute(_waiting(reviewer.id).limit(SHOWN)).all()
-        left = connection.execute(select(func.count()).select_from(_waiting(reviewer.id).subquery())).scalar_one()
+        waiting, left = screening.waiting_demonstrations(connection, reviewer.id, SHOWN)
         gold = screening.gold_results(connection)
         warnings = screening.warnings(connection)
-        paused = set(connection.execute(select(people.c.name).where(accounts.PAUSED)).scalars())
-        skips = connection.execute(
-            select(assignments, people.c.name, tasks.c.kind, tasks.c.prompt)
-            .select_from(assignments.join(tasks).join(people, people.c.id == assignments.c.person))
-            .where(assignments.c.state == "skipped")
-            .order_by(assignments.c.id.desc())
-            .limit(SKIPS)
-        ).all()
+        paused = accounts.paused_names(connection)
+        skips = overview.latest_skips(connection, SKIPS)
     return page(
         request, "manage_review.html.j2", reviewer, waiting=waiting, left=left, gold=gold, warnings=warnings,
         skips=skips, reasons=SKIP_REASONS, paused=paused,
@@ -68,52 +56,12 @@ def rate(request: Request, reviewer: Reviewer, answer: Id, fields: Form) -> Resp
     quality = str(fields.get("quality", ""))
     if quality not in tuple("1234567"):
         raise Mistake("quality: choose a number from 1 to 7")
-    with request.app.state.workspace.write() as connection:
-        row = connection.execute(_demonstrations().where(answers.c.id == answer)).first()
-        if row is None:
-            raise LookupError("no such demonstration; it may have been corrected or withdrawn")
-        if row.person == reviewer.id:
-            raise HTTPException(403, "Nobody rates their own demonstration.")
-        mine = and_(reviews.c.answer == answer, reviews.c.reviewer == reviewer.id)
-        before = connection.execute(select(reviews.c.quality).where(mine)).scalar()
-        if before is None:
-            connection.execute(
-                insert(reviews).values(
-                    answer=answer, reviewer=reviewer.id, quality=int(quality), created=time.time()
-                )
-            )  # fmt: skip
-            record(connection, "reviewed", person=reviewer.id, subject=answer, quality=int(quality))
-        elif before != int(quality):  # the same again is a form sent twice
-            raise Mistake(f"you rated this demonstration already, with {before}")
+    try:
+        with request.app.state.workspace.write() as connection:
+            screening.rate_demonstration(connection, answer, reviewer.id, int(quality))
+    except screening.NotYours:
+        raise HTTPException(403, "Nobody rates their own demonstration.") from None
     return RedirectResponse("/review", 303)
-
-
-def _demonstrations() -> Any:
-    """The newest answers to demonstration tasks whose prompts may be shown."""
-    newer = answers.alias()
-    return (
-        select(
-            answers.c.id, answers.c.body, answers.c.created, assignments.c.person, tasks.c.purpose, prompts.c.text
-        )
-        .select_from(
-            answers.join(assignments)
-            .join(tasks, tasks.c.id == assignments.c.task)
-            .join(prompts, prompts.c.id == tasks.c.prompt)
-        )
-        .where(
-            tasks.c.kind == "demonstration", answers.c.body.is_not(None), prompts.c.text.is_not(None),
-            prompts.c.quarantine.is_(None),
-            ~exists().where(newer.c.assignment == answers.c.assignment, newer.c.number > answers.c.number),
-        )
-    )  # fmt: skip
-
-
-def _waiting(reviewer: int) -> Any:
-    rated = exists().where(reviews.c.answer == answers.c.id)
-    first = case((tasks.c.purpose == "screening", 0), else_=1)
-    # A task that is still open might be the reviewer's own next one, and nobody sees another's answer before their own.
-    settled = or_(tasks.c.purpose == "screening", ~tasks.c.open)
-    return _demonstrations().where(assignments.c.person != reviewer, settled, ~rated).order_by(first, answers.c.id)
 
 
 # Agreement
@@ -137,7 +85,7 @@ _computing = threading.Lock()  # one at a time; matplotlib wants that too
 def insight(app: FastAPI) -> Insight:
     """Agreement and plots of the work so far. Reads in a transaction of its own, computes after it."""
     with app.state.workspace.read() as connection:
-        key = _answers_key(connection)
+        key = overview.state_of_answers(connection)
     with _computing:
         known: Insight | None = getattr(app.state, "insight", None)
         if known is None or known.key != key:
@@ -145,32 +93,21 @@ def insight(app: FastAPI) -> Insight:
     return known
 
 
-def _answers_key(connection: Connection) -> tuple[int, ...]:
-    """Changes with every answer, correction, erasure (rows without a body stay) and release from quarantine."""
-    of_answers = connection.execute(select(func.count(answers.c.id), func.count(answers.c.body))).one()
-    held = select(func.count()).where(prompts.c.quarantine.is_not(None))
-    return *of_answers, connection.execute(held).scalar_one()
-
-
 def _compute(app: FastAPI) -> Insight:
     with app.state.workspace.read() as connection:
-        key = _answers_key(connection)
+        key = overview.state_of_answers(connection)
         rankings = exchange.stored_rankings(connection, names=True)
-        given = exchange.newest_answers(connection)
-        arms = dict(connection.execute(select(people.c.name, people.c.arm)).all())
-        rows = connection.execute(
-            select(tasks.c.kind, answers.c.seconds, answers.c.created)
-            .select_from(answers.join(assignments).join(tasks, tasks.c.id == assignments.c.task))
-            .where(answers.c.number == 1, answers.c.seconds > 0)  # imported ones were given elsewhere
-        ).all()
+        newest = exchange.newest_answers(connection)
+        arms = {person.name: person.arm for person in accounts.everybody(connection)}
+        rows = overview.answer_times(connection)
     groups = {"all": rankings} | {a: [r for r in rankings if arms.get(r.labeler or "") == a] for a in ARMS}
     measures = {name: agreement.summary(group, draws=DRAWS) for name, group in groups.items()}
-    for name, found in measures.items():
-        votes = exchange.flag_votes([r for r in given if name in ("all", r.arm)])
+    for name, values in measures.items():
+        votes = exchange.flag_votes([r for r in newest if name in ("all", r.arm)])
         if kappa := agreement.flags_kappa(votes, draws=DRAWS):
-            found["flags_kappa"] = kappa
+            values["flags_kappa"] = kappa
     labelers = agreement.by_labeler(rankings, draws=DRAWS)
-    rates = {name: found["strict"] for name, found in labelers.items() if found.get("strict", {}).get("pairs")}
+    rates = {name: values["strict"] for name, values in labelers.items() if values.get("strict", {}).get("pairs")}
     times = [row.seconds for row in rows if row.kind == "ranking"]
     days = Counter(int(row.created // 86400) for row in rows if 0 <= row.created < exchange.LATEST)
     drawn = {
@@ -184,10 +121,10 @@ def _compute(app: FastAPI) -> Insight:
 
 @router.get("/agreement")
 def agreement_page(request: Request, owner: Owner) -> Response:
-    found = insight(request.app)
+    current = insight(request.app)
     return page(
-        request, "manage_agreement.html.j2", owner, found=found, measures=MEASURES, arms=ARMS, paper=PAPER,
-        version="-".join(map(str, found.key)), alts=plots.ALTS,
+        request, "manage_agreement.html.j2", owner, found=current, measures=MEASURES, arms=ARMS, paper=PAPER,
+        version="-".join(map(str, current.key)), alts=plots.ALTS,
     )  # fmt: skip
 
 

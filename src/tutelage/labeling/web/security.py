@@ -12,14 +12,13 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Path, Request
-from sqlalchemy.exc import DBAPIError
 from starlette.datastructures import FormData, Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tutelage.labeling.accounts import SESSION_SECONDS, Paused, whose_session
-from tutelage.labeling.engines import is_outage
-from tutelage.terminal import message, reason
+from tutelage.labeling.store.accounts import SESSION_SECONDS, Paused, whose_session
+from tutelage.labeling.store.engines import cause_of, is_broken_off, is_outage
+from tutelage.terminal import message
 
 COOKIE = "tutelage_session"
 BODY_BYTES = 2_000_000
@@ -112,8 +111,8 @@ class Guard:
                     try:
                         await self.app(scope, body.again(), sealed)
                         break
-                    except DBAPIError as error:  # PostgreSQL ended the connection, and undid what was not committed
-                        if not error.connection_invalidated or started or attempt == ATTEMPTS - 1:
+                    except Exception as error:
+                        if not is_broken_off(error) or started or attempt == ATTEMPTS - 1:
                             raise
             except TooLarge:
                 await PlainTextResponse("Refused: too long.", 413)(scope, receive, sealed)
@@ -121,8 +120,7 @@ class Guard:
                 if is_outage(error) and not started:
                     # No address, which may hold a link's token, and no statement with what somebody wrote.
                     page = getattr(scope.get("route"), "path", "a page")
-                    cause = reason(getattr(error, "orig", None) or error)
-                    log.error(message(f"{scope['method']} {page}: {cause[:500]}"))
+                    log.error(message(f"{scope['method']} {page}: {cause_of(error)[:500]}"))
                     await PlainTextResponse(OUTAGE, 503)(scope, receive, sealed)
                     return
                 if not started:  # or the answer to a mistake of ours would be the only one without the headers

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
-from sqlalchemy import Connection
 from starlette.datastructures import FormData
 from starlette.responses import RedirectResponse, Response
 
-from tutelage.labeling import assignment, queue
-from tutelage.labeling.answers import DEMONSTRATION_CHARACTERS, KINDS, NOTE_CHARACTERS, Mistake, TaskKind
+from tutelage.labeling.store import assignment
+from tutelage.labeling.store.answers import DEMONSTRATION_CHARACTERS, KINDS, NOTE_CHARACTERS, Mistake, TaskKind
+from tutelage.labeling.store.database import Connection
+from tutelage.labeling.store.instructions import current_instruction
 from tutelage.labeling.web.render import page
 from tutelage.labeling.web.security import Anybody, Form, Id
 
@@ -115,7 +116,7 @@ def guide(request: Request, person: Anybody, kind: str) -> Response:
     if kind not in KINDS:
         raise LookupError(f"There are guides to: {', '.join(KINDS)}.")
     with request.app.state.workspace.read() as connection:
-        instruction = queue.current_instruction(connection, kind)
+        instruction = current_instruction(connection, kind)
     return page(request, "guide.html.j2", person, kind=kind, instruction=instruction)
 
 
@@ -178,9 +179,8 @@ def _store(
         body["ratings"] = [rating for rating in body["ratings"] if rating["quality"] is not None]
     if shown.kind == "labels" and not body["use_case"]:
         raise Mistake("choose a kind of request")
-    assignment.submit(
-        connection, person.id, shown.assignment, body, key, active_seconds=sent["active_seconds"], correct=correct
-    )
+    store = assignment.correct if correct else assignment.submit
+    store(connection, person.id, shown.assignment, body, key, active_seconds=sent["active_seconds"])
 
 
 def _read_draft(shown: assignment.Shown, fields: FormData) -> dict[str, Any]:

@@ -84,8 +84,8 @@ class _Answer(Record):
 
     @field_validator("annotations")
     @classmethod
-    def _annotations_known(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(given, ANNOTATIONS, "annotation")
+    def _annotations_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(names, ANNOTATIONS, "annotation")
 
 
 class DemonstrationAnswer(_Answer):
@@ -108,8 +108,8 @@ class LabelsAnswer(_Answer):
 
     @field_validator("use_case")
     @classmethod
-    def _use_case_known(cls, given: str | None) -> str | None:
-        return None if not given else _known((given,), dict.fromkeys(USE_CASES), "use case")[0]
+    def _use_case_known(cls, name: str | None) -> str | None:
+        return None if not name else _known((name,), dict.fromkeys(USE_CASES), "use case")[0]
 
 
 class CompletionRating(Record):
@@ -120,8 +120,8 @@ class CompletionRating(Record):
 
     @field_validator("flags")
     @classmethod
-    def _flags_known(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(given, FLAGS, "flag")
+    def _flags_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(names, FLAGS, "flag")
 
 
 class RankingAnswer(_Answer):
@@ -172,8 +172,8 @@ def one_line(error: ValueError) -> str:
     return f"{place}: {message}" if place else message
 
 
-def _known(given: tuple[str, ...], known: dict[str, Any], what: str) -> tuple[str, ...]:
-    for name in given:
+def _known(names: tuple[str, ...], known: dict[str, Any], what: str) -> tuple[str, ...]:
+    for name in names:
         if name not in known:
             raise ValueError(f"{name!r} is no {what}; known: {', '.join(known)}")
-    return tuple(sorted(set(given)))
+    return tuple(sorted(set(names)))

@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pwdlib import PasswordHash
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
 from tutelage.data.records import Arm
-from tutelage.labeling.answers import AREAS, Mistake
-from tutelage.labeling.database import Workspace, record
-from tutelage.labeling.schema import answers, assignments, events, invites, people, sessions, tasks
+from tutelage.labeling.store.answers import AREAS, Mistake
+from tutelage.labeling.store.database import Workspace, record
+from tutelage.labeling.store.prompts import ANSWERED
+from tutelage.labeling.store.schema import assignments, events, invites, people, sessions, tasks
 
 Role = Literal["owner", "reviewer", "labeler"]
 Status = Literal["screening", "working", "paused"]
@@ -34,11 +37,26 @@ _NOBODY = _passwords.hash(secrets.token_hex())  # checked when the name is unkno
 
 # Imported labelers have the status too, as they do no work here; but nobody has paused them.
 PAUSED = and_(people.c.status == "paused", people.c.password.is_not(None))
+_UNUSED = select(invites, people.c.name).outerjoin(people).where(invites.c.used.is_(None))
+_PERSON = select(people).where(people.c.id == bindparam("person"))
 _WHOSE = (  # built once, as every request asks it
     select(people)
     .join(sessions)
     .where(sessions.c.token_hash == bindparam("token_hash"), sessions.c.expires > bindparam("now"))
 )
+
+
+@dataclass(frozen=True)
+class NewPerson:
+    """Somebody to add. Without a password they cannot sign in (imported and simulated labelers)."""
+
+    name: str
+    role: Role = "labeler"
+    arm: Arm = "training"
+    status: Status = "working"
+    password: str | None = None
+    pseudonym: str | None = None  # what exports call them; made from the name if left out
+    areas: tuple[str, ...] = ()  # of sensitive content that they feel able to judge
 
 
 class TooOften(Mistake):
@@ -76,6 +94,12 @@ def invite(
     return token
 
 
+def pending_invites(connection: Connection) -> Sequence[Any]:
+    """Links that still work, the newest first, each with the `name` of the person it is for, if any."""
+    pending = _UNUSED.where(invites.c.expires > time.time()).order_by(invites.c.created.desc())
+    return connection.execute(pending).all()
+
+
 def revoke_invite(connection: Connection, token_hash: str, by: int | None = None) -> None:
     """Make a link that was not used yet useless.
 
@@ -91,8 +115,7 @@ def revoke_invite(connection: Connection, token_hash: str, by: int | None = None
 
 def owner_link(connection: Connection) -> str | None:
     """A token for the first owner if nobody can sign in as one yet; earlier ones stop working."""
-    owners = select(func.count()).where(people.c.role == "owner", people.c.status != "paused")
-    if connection.execute(owners).scalar_one():
+    if _owners(connection):
         return None
     connection.execute(delete(invites).where(invites.c.role == "owner", invites.c.used.is_(None)))
     return invite(connection, "owner")
@@ -100,42 +123,58 @@ def owner_link(connection: Connection) -> str | None:
 
 def open_invite(connection: Connection, token: str, now: float | None = None) -> Any:
     """The invitation of a link that is still good, with the `name` of the person it is for, if any; else None."""
-    row = connection.execute(
-        select(invites, people.c.name)
-        .outerjoin(people)
-        .where(invites.c.token_hash == hash_token(token), invites.c.used.is_(None))
-    ).first()
+    row = connection.execute(_UNUSED.where(invites.c.token_hash == hash_token(token))).first()
     return row if row is not None and row.expires > (time.time() if now is None else now) else None
 
 
-def add_person(
-    connection: Connection, workspace: Workspace, name: str, role: Role = "labeler", arm: Arm = "training",
-    status: Status = "working", *, password: str | None = None, pseudonym: str | None = None,
-    areas: tuple[str, ...] = (), now: float | None = None,
-) -> int:  # fmt: skip
-    """Add somebody; without a password they cannot sign in (imported and simulated labelers). Returns their id.
+def add_person(connection: Connection, workspace: Workspace, new: NewPerson, now: float | None = None) -> int:
+    """Add somebody; returns their id.
 
     Raises:
         Mistake: if the name is empty, too long, holds control characters or is taken, or the password is too short.
     """
-    name = " ".join(name.split())
+    name = " ".join(new.name.split())
     if not 0 < len(name) <= NAME_CHARACTERS or not name.isprintable():
         raise Mistake(f"name: 1 to {NAME_CHARACTERS} printable characters, please")
-    sign_in = sign_in_name(name)
-    if connection.execute(select(people.c.id).where(people.c.sign_in == sign_in)).first():
+    if person_named(connection, name):
         raise Mistake(f"name: {name!r} is taken; choose another")
-    person = connection.execute(
-        insert(people)
-        .values(
-            name=name, sign_in=sign_in, role=role, arm=arm, status=status,
-            pseudonym=pseudonym or workspace.pseudonym("labeler", sign_in),
-            password=None if password is None else hash_password(password),
-            areas=[a for a in areas if a in AREAS], created=time.time() if now is None else now,
-        )
-        .returning(people.c.id)
-    ).scalar_one()  # fmt: skip
-    record(connection, "joined", person=person, now=now, role=role, arm=arm, status=status)
+    standing = {"role": new.role, "arm": new.arm, "status": new.status}
+    row = standing | {
+        "name": name, "sign_in": sign_in_name(name), "areas": [area for area in new.areas if area in AREAS],
+        "pseudonym": new.pseudonym or workspace.pseudonym("labeler", sign_in_name(name)),
+        "password": None if new.password is None else hash_password(new.password),
+        "created": time.time() if now is None else now,
+    }  # fmt: skip
+    person = connection.execute(insert(people).returning(people.c.id), row).scalar_one()
+    record(connection, "joined", person=person, now=now, **standing)
     return person
+
+
+def everybody(connection: Connection) -> Sequence[Any]:
+    """The rows of all people, by name."""
+    return connection.execute(select(people).order_by(people.c.sign_in)).all()
+
+
+def person_of(connection: Connection, person: int) -> Any:
+    """The row of the person with this id.
+
+    Raises:
+        LookupError: if there is no such person.
+    """
+    row = connection.execute(_PERSON, {"person": person}).first()
+    if row is None:
+        raise LookupError(f"no person {person}")
+    return row
+
+
+def person_named(connection: Connection, name: str) -> Any:
+    """The row of the person who signs in by this name, or None."""
+    return connection.execute(select(people).where(people.c.sign_in == sign_in_name(name))).first()
+
+
+def paused_names(connection: Connection) -> set[str]:
+    """The names of those whom the owner has paused."""
+    return set(connection.execute(select(people.c.name).where(PAUSED)).scalars())
 
 
 def sign_in_name(name: str) -> str:
@@ -170,9 +209,8 @@ def join(
     if link is None:
         raise LookupError("this link was used already or is too old; ask for a new one")
     if link.person is None:
-        person = add_person(
-            connection, workspace, name, link.role, link.arm, link.status, password=password, areas=areas, now=now
-        )
+        new = NewPerson(name, link.role, link.arm, link.status, password, areas=areas)
+        person = add_person(connection, workspace, new, now)
     else:
         person = link.person
         connection.execute(update(people).where(people.c.id == person).values(password=hash_password(password)))
@@ -199,8 +237,7 @@ def check_password(
         )
         if connection.execute(failed).scalar_one() >= limit:
             raise TooOften(f"too many failed attempts; wait {FAILURE_SECONDS / 60:.0f} minutes")
-    named = people.c.sign_in == sign_in_name(name)
-    who = connection.execute(select(people.c.id, people.c.password).where(named)).first()
+    who = person_named(connection, name)
     right = _passwords.verify(password[: PASSWORD_CHARACTERS[1]], who.password if who and who.password else _NOBODY)
     return who.id if right and who and who.password else None
 
@@ -233,7 +270,7 @@ def start_session(connection: Connection, person: int, now: float | None = None)
         Paused: if this person is paused.
     """
     now = time.time() if now is None else now
-    if connection.execute(select(people.c.status).where(people.c.id == person)).scalar_one() == "paused":
+    if person_of(connection, person).status == "paused":
         raise Paused
     token = secrets.token_urlsafe(32)
     connection.execute(
@@ -266,26 +303,23 @@ def change_person(
         LookupError: if there is no such person.
         Mistake: if the arm of somebody who has answered would change, or no owner would be left who can sign in.
     """
-    who = connection.execute(select(people).where(people.c.id == person)).first()
-    if who is None:
-        raise LookupError(f"no person {person}")
+    who = person_of(connection, person)
     wanted = {"status": status, "arm": arm, "role": role}
     values: dict[str, Any] = {k: v for k, v in wanted.items() if v is not None and v != who._mapping[k]}
     if "arm" in values:
-        worked = (
-            select(func.count())
-            .select_from(answers.join(assignments).join(tasks))
-            .where(assignments.c.person == person, tasks.c.purpose == "work")
-        )
+        worked = select(func.count()).select_from(ANSWERED)
+        worked = worked.where(assignments.c.person == person, tasks.c.purpose == "work")
         if connection.execute(worked).scalar_one():
             raise Mistake(f"{who.name} has answered tasks as {who.arm}: an arm is for good, as exports go by it")
-    if who.role == "owner" and who.status != "paused" and ("role" in values or status == "paused"):
-        others = select(func.count()).where(
-            people.c.role == "owner", people.c.status != "paused", people.c.id != person
-        )
-        if not connection.execute(others).scalar_one():
-            raise Mistake(f"{who.name} is the only owner; make somebody else one first")
+    if ("role" in values or status == "paused") and _owners(connection) == {person}:
+        raise Mistake(f"{who.name} is the only owner; make somebody else one first")
     if values:
         connection.execute(update(people).where(people.c.id == person).values(**values))
     if values or detail:  # a decision that changes nothing is a decision
         record(connection, "changed", person=by, subject=person, **values, **detail)
+
+
+def _owners(connection: Connection) -> set[int]:
+    """The ids of all owners who are not paused."""
+    owners = select(people.c.id).where(people.c.role == "owner", people.c.status != "paused")
+    return set(connection.execute(owners).scalars())

@@ -22,10 +22,13 @@ from tutelage.data.candidates import read_asked, read_completions
 from tutelage.data.datasets import write_jsonl
 from tutelage.data.records import Arm, Completion, Prompt, Ranking
 from tutelage.files import write_json
-from tutelage.labeling import accounts, queue
-from tutelage.labeling.answers import FLAGS, one_line, read_answer
-from tutelage.labeling.database import Workspace, record
-from tutelage.labeling.schema import answers, assignments, completions, instructions, people, prompts, tasks
+from tutelage.labeling.store import accounts
+from tutelage.labeling.store.answers import FLAGS, one_line, read_answer
+from tutelage.labeling.store.database import Workspace, record
+from tutelage.labeling.store.instructions import current_instruction, ensure_instructions
+from tutelage.labeling.store.prompts import ANSWERED, VISIBLE, add_prompts
+from tutelage.labeling.store.schema import answers, assignments, completions, instructions, people, prompts, tasks
+from tutelage.labeling.store.tasks import HELD_OUT_SPLITS, Terms, add_task
 
 LATEST = 4_102_444_800.0  # 2100: no answer was given later
 Seconds = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
@@ -77,20 +80,16 @@ def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Ans
             instructions.c.version,
         )
         .select_from(
-            answers.join(assignments)
-            .join(first, and_(first.c.assignment == assignments.c.id, first.c.number == 1))  # whose time it is
-            .join(tasks, tasks.c.id == assignments.c.task)
-            .join(prompts, prompts.c.id == tasks.c.prompt)
+            ANSWERED.join(first, and_(first.c.assignment == assignments.c.id, first.c.number == 1))  # whose time it is
             .join(people, people.c.id == assignments.c.person)
             .join(instructions, instructions.c.id == answers.c.instruction)
         )
-        .where(tasks.c.purpose == purpose, ~newer.exists(), answers.c.body.is_not(None))
-        .where(prompts.c.text.is_not(None), prompts.c.quarantine.is_(None))
+        .where(tasks.c.purpose == purpose, ~newer.exists(), answers.c.body.is_not(None), VISIBLE)
         .order_by(answers.c.created, answers.c.id)
     ).all()  # fmt: skip
     theirs = select(tasks.c.prompt).where(tasks.c.purpose == purpose)
     written = {c.id: c for c in connection.execute(select(completions).where(completions.c.prompt.in_(theirs)))}
-    found: dict[Hashable, Answered] = {}
+    newest: dict[Hashable, Answered] = {}
     for row in rows:
         values = dict(row._mapping)
         mine = [written[i] for i in values.pop("completions")]
@@ -102,9 +101,9 @@ def newest_answers(connection: Connection, *, purpose: str = "work") -> list[Ans
         # A comparison is of two models, whose answers may be those of two others.
         seen = answered.policies if row.kind == "comparison" else frozenset(answered.texts)
         question = (row.person, row.kind, row.prompt, seen)
-        found.pop(question, None)
-        found[question] = answered
-    return list(found.values())
+        newest.pop(question, None)
+        newest[question] = answered
+    return list(newest.values())
 
 
 def stored_rankings(
@@ -128,12 +127,12 @@ def flag_votes(rows: Sequence[Answered]) -> list[list[list[int]]]:
 
     A labeler who rated a completion among others a second time has one vote, the newer.
     """
-    said: dict[str, dict[tuple[str, int], Container[str]]] = defaultdict(dict)
+    flags_of: dict[str, dict[tuple[str, int], Container[str]]] = defaultdict(dict)
     for r in rows:
         for text, rating in zip(r.texts, r.body.get("ratings") or (), strict=False):
-            said[r.prompt][text, r.person] = rating["flags"]
+            flags_of[r.prompt][text, r.person] = rating["flags"]
     votes: dict[str, dict[tuple[str, str], list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-    for prompt, ratings in said.items():
+    for prompt, ratings in flags_of.items():
         for (text, _), flags in ratings.items():
             for flag in FLAGS:
                 votes[prompt][text, flag][flag in flags] += 1
@@ -193,7 +192,7 @@ def _make_room(folder: Path, names: list[str]) -> None:
 
 
 def _file_of(r: Answered, trained: Container[str] = ()) -> str:
-    trains = r.arm == "training" and r.split not in queue.HELD_OUT_SPLITS
+    trains = r.arm == "training" and r.split not in HELD_OUT_SPLITS
     if r.kind == "ranking":
         seen = "_on_training_prompts" if r.prompt in trained else ""
         return "rankings.jsonl" if trains else f"rankings_{r.arm}_labelers{seen}.jsonl"
@@ -231,23 +230,22 @@ def _judgments(connection: Connection, rows: Sequence[Answered]) -> list[dict[st
     ties = (
         select(prompts.c.id, prompts.c.use_case, tasks.c.completions)
         .select_from(tasks.join(prompts))
-        .where(tasks.c.kind == "comparison", tasks.c.capacity == 0)
-        .where(prompts.c.text.is_not(None), prompts.c.quarantine.is_(None))
+        .where(tasks.c.kind == "comparison", tasks.c.capacity == 0, VISIBLE)
         .order_by(tasks.c.id)
     )
     written = dict(connection.execute(select(completions.c.id, completions.c.policies)).all())
     judged += [(p, use, tuple(written[i][0] for i in two), 0.5, 0) for p, use, two in connection.execute(ties)]
-    found: dict[str, dict[str, Any]] = {}
+    by_prompt: dict[str, dict[str, Any]] = {}
     for prompt, use_case, (baseline, model), won, vote in judged:
-        row = found.setdefault(prompt, {"id": prompt, "use_case": use_case, "baseline": baseline, "models": {}})
+        row = by_prompt.setdefault(prompt, {"id": prompt, "use_case": use_case, "baseline": baseline, "models": {}})
         row["models"].setdefault(model, []).append((won, vote))
-    for row in found.values():
+    for row in by_prompt.values():
         wins = {
             model: {"wins": sum(won for won, _ in all_) / len(all_), "votes": sum(vote for _, vote in all_)}
             for model, all_ in row["models"].items()
         }
         row["models"] = {row["baseline"]: {"wins": 0.5}} | wins
-    return list(found.values())
+    return list(by_prompt.values())
 
 
 def _pairs(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -328,26 +326,23 @@ def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
     rows = read_asked(path, "completions", "ranks", "labeler")
     counts: dict[str, int] = defaultdict(int)
     with workspace.write() as connection:
-        queue.ensure_instructions(connection)
-        page = queue.current_instruction(connection, "ranking").id
-        there = {p.pseudonym: p for p in connection.execute(select(people))}
+        ensure_instructions(connection)
+        page = current_instruction(connection, "ranking").id
+        there = {p.pseudonym: p for p in accounts.everybody(connection)}
         for number, (prompt, row) in enumerate(rows, start=1):
             try:
                 item = _ImportedRow.model_validate({k: v for k, v in row.items() if v is not None})
                 ranking = _imported(prompt, item)
-                counts["prompts"] += queue.add_prompts(connection, [prompt])
-                order = sorted(zip((c.text for c in ranking.completions), ranking.ranks, strict=True))
-                said = json.dumps(
-                    [prompt.id, item.labeler, order]
-                )  # whatever else a row tells, that is the same answer
-                key = f"import-{hashlib.sha256(said.encode()).hexdigest()}"
+                counts["prompts"] += add_prompts(connection, [prompt])
+                key = _key(ranking)
                 if connection.execute(select(answers.c.id).where(answers.c.key == key)).first():
                     counts["there already"] += 1
                     continue
                 arm, name = item.arm, item.labeler
                 if name not in there:
-                    person = accounts.add_person(connection, workspace, name, arm=arm, status="paused", pseudonym=name)
-                    there[name] = connection.execute(select(people).where(people.c.id == person)).one()
+                    new = accounts.NewPerson(name, arm=arm, status="paused", pseudonym=name)
+                    person = accounts.add_person(connection, workspace, new)
+                    there[name] = accounts.person_of(connection, person)
                     counts["labelers"] += 1
                 if there[name].password is not None:
                     raise ValueError(f"labeler {name!r} works in this workspace, so the answer is here already")
@@ -361,13 +356,20 @@ def import_rankings(workspace: Workspace, path: str) -> dict[str, int]:
     return dict(counts)
 
 
+def _key(ranking: Ranking) -> str:
+    """What tells that an answer was imported before, whatever else its row says: its prompt, labeler and ranks."""
+    order = sorted(zip((c.text for c in ranking.completions), ranking.ranks, strict=True))
+    whole = json.dumps([ranking.prompt.id, ranking.labeler, order])
+    return f"import-{hashlib.sha256(whole.encode()).hexdigest()}"
+
+
 def _imported(prompt: Prompt, item: _ImportedRow) -> Ranking:
-    given = read_completions(item.completions)
-    ranking = Ranking(prompt=prompt, completions=tuple(given), ranks=tuple(item.ranks), labeler=item.labeler)
+    written = read_completions(item.completions)
+    ranking = Ranking(prompt=prompt, completions=tuple(written), ranks=tuple(item.ranks), labeler=item.labeler)
     best: dict[str, int] = {}  # identical completions are one, under its better rank
-    for completion, rank in zip(given, item.ranks, strict=True):
+    for completion, rank in zip(written, item.ranks, strict=True):
         best[completion.text] = min(rank, best.get(completion.text, rank))
-    kept = {c.text: c for c in reversed(given)}
+    kept = {c.text: c for c in reversed(written)}
     places = sorted(set(best.values()))  # 1, 3, 7 means 1, 2, 3
     closed = tuple(places.index(rank) + 1 for rank in best.values())
     return ranking.model_copy(update={"completions": tuple(kept[text] for text in best), "ranks": closed})
@@ -380,10 +382,9 @@ def _store(
     k = len(ranking.completions)
     body = {"ranks": list(ranking.ranks), "ratings": item.ratings if len(item.ratings) == k else []}
     body |= {name: row[name] for name in ("annotations", "note") if row.get(name)}
-    answer = read_answer("ranking", k, bool(body["ratings"]), body)
-    task = queue.add_task(
-        connection, "ranking", ranking.prompt, ranking.completions, rate=bool(body["ratings"]), capacity=1
-    )
+    rated = bool(body["ratings"])
+    answer = read_answer("ranking", k, rated, body)
+    task = add_task(connection, "ranking", ranking.prompt, ranking.completions, Terms(rate=rated))
     connection.execute(update(tasks).where(tasks.c.id == task).values(open=False))
     order = item.order if sorted(item.order) == list(range(k)) else list(range(k))
     assignment = connection.execute(
@@ -399,38 +400,3 @@ def _store(
             seconds=item.seconds, active_seconds=item.active_seconds, key=key, created=item.at,
         )
     )  # fmt: skip
-
-
-def erase_prompt(connection: Connection, prompt: str, by: int | None = None) -> None:
-    """Remove a prompt's text, its completions and all answers to it; a tombstone with its id stays.
-
-    Raises:
-        LookupError: if there is no such prompt.
-    """
-    if connection.execute(select(prompts.c.id).where(prompts.c.id == prompt)).first() is None:
-        raise LookupError(f"no prompt {prompt!r}")
-    its = select(assignments.c.id).join(tasks).where(tasks.c.prompt == prompt)
-    connection.execute(update(answers).where(answers.c.assignment.in_(its)).values(body=None))
-    connection.execute(update(assignments).where(assignments.c.id.in_(its)).values(draft=None, skipped=None))
-    connection.execute(update(completions).where(completions.c.prompt == prompt).values(text=None))
-    connection.execute(update(tasks).where(tasks.c.prompt == prompt).values(open=False, reference=None))
-    now = record(connection, "erased", person=by, subject=prompt)
-    connection.execute(
-        update(prompts)
-        .where(prompts.c.id == prompt)
-        .values(text=None, user=None, meta={}, use_case=None, quarantine=None, erased=now)
-    )
-
-
-def erase_user(connection: Connection, user: str, by: int | None = None) -> int:
-    """Remove everything that a prompts' author has written, as `erase_prompt`; returns how many prompts.
-
-    Raises:
-        LookupError: if no prompt is of this user.
-    """
-    theirs = list(connection.execute(select(prompts.c.id).where(prompts.c.user == user)).scalars())
-    if not theirs:
-        raise LookupError(f"no prompt here is by user {user!r}")
-    for prompt in theirs:
-        erase_prompt(connection, prompt, by)
-    return len(theirs)

@@ -25,9 +25,9 @@ from sqlalchemy import Connection, Engine, Float, Integer, Table, Text, insert, 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from tutelage.labeling import schema
-from tutelage.labeling.database import FILE, KEY, KEY_BYTES, URL, Workspace, record, write_private
-from tutelage.labeling.engines import begin_write, head, in_words, known, make_engine, prepare_file, upgrade
+from tutelage.labeling.store import schema
+from tutelage.labeling.store.database import FILE, KEY, KEY_BYTES, URL, Workspace, record, write_private
+from tutelage.labeling.store.engines import begin_write, head, in_words, known, make_engine, prepare_file, upgrade
 from tutelage.terminal import reason
 
 FORMAT = "tutelage workspace 2"

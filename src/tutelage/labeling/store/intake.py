@@ -19,7 +19,7 @@ import hashlib
 import logging
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -92,16 +92,16 @@ class Report(Record):
     @property
     def counts(self) -> dict[Rule, int]:
         """How many prompts each rule dropped, quarantined or moved."""
-        return {rule: len(found) for rule, found in self.findings.items()}
+        return {rule: len(hits) for rule, hits in self.findings.items()}
 
     def lines(self) -> list[str]:
         """For people: the sum, then a line for each rule that did something, with its first case."""
         kept = ", ".join(f"{n} {split}" for split, n in self.kept.items())
         lines = [f"prompts: {self.read} read, {sum(self.kept.values())} kept ({kept})"]
-        for rule, found in self.findings.items():
-            if found:
-                first = f"{found[0].id!r} {found[0].reason}"
-                lines.append(f"{rule}: {len(found)} {OUTCOME.get(rule, 'dropped')} (first: {first})")
+        for rule, hits in self.findings.items():
+            if hits:
+                first = f"{hits[0].id!r} {hits[0].reason}"
+                lines.append(f"{rule}: {len(hits)} {OUTCOME.get(rule, 'dropped')} (first: {first})")
         return lines if self.screened else [*lines, "personal data: not screened (personal_data is off)"]
 
 
@@ -143,27 +143,12 @@ def intake(prompts: Sequence[Prompt], rules: Rules, known: Sequence[Prompt] = ()
 
     first_with = {_beginning(prompt.text, rules.prefix): prompt.id for prompt in reversed(known)}
     per_user = Counter(prompt.user for prompt in known)
-
-    def fault(prompt: Prompt, beginning: str) -> tuple[Rule, str] | None:
-        length = len(_joined(prompt.text).strip())
-        if not rules.min_characters <= length <= rules.max_characters:
-            return "length", f"has {length} characters, not {rules.min_characters} to {rules.max_characters}"
-        if rules.languages and language and (found := language(_turns(prompt.text)[0])) not in (None, *rules.languages):
-            return "language", f"is in {found}, not in {' or '.join(rules.languages)}"
-        if first := first_with.get(beginning):
-            whole = len(beginning) < rules.prefix
-            shared = "repeats" if whole else f"shares its first {rules.prefix} characters with"
-            return "duplicates", f"{shared} {first!r}"
-        if prompt.user is not None and per_user[prompt.user] >= rules.max_per_user:
-            return "per user", f"comes after {rules.max_per_user} prompts of its user"
-        return None
-
     findings: dict[Rule, list[Finding]] = {rule: [] for rule in get_args(Rule)}
     passed: list[Prompt] = []
-    quarantined: list[Prompt] = []
+    held: list[Prompt] = []
     for prompt in prompts:
         beginning = _beginning(prompt.text, rules.prefix)
-        if broken := fault(prompt, beginning):
+        if broken := _broken_rule(prompt, rules, language, first_with.get(beginning), per_user[prompt.user]):
             rule, reason = broken
             findings[rule].append(Finding(id=prompt.id, reason=reason))
             continue
@@ -172,34 +157,52 @@ def intake(prompts: Sequence[Prompt], rules: Rules, known: Sequence[Prompt] = ()
         if screen and (entities := screen(_joined(prompt.text), rules.min_confidence)):
             reason = "holds " + ", ".join(f"{n} {entity}" for entity, n in entities.items())
             findings["personal data"].append(Finding(id=prompt.id, reason=reason, entities=entities))
-            quarantined.append(prompt)
+            held.append(prompt)
         else:
             passed.append(prompt)
 
-    split_of = {
-        p.user: p.split for p in reversed((*known, *passed, *quarantined)) if p.user is not None and p.split is not None
-    }
-
-    def assigned(prompt: Prompt) -> Prompt:
-        if prompt.user is None:
-            split = prompt.split or _drawn_split(rules, "prompt", prompt.id)
-        else:
-            split = split_of.get(prompt.user) or _drawn_split(rules, "user", prompt.user)
-        if prompt.split not in (None, split):
-            reason = f"came as {prompt.split}, but its user is in {split}"
+    split_of = {p.user: p.split for p in reversed((*known, *passed, *held)) if p.user is not None and p.split}
+    kept = [_with_split(prompt, split_of, rules) for prompt in passed]
+    quarantined = [_with_split(prompt, split_of, rules) for prompt in held]  # one released must not train by mistake
+    for came, prompt in zip((*passed, *held), (*kept, *quarantined), strict=True):
+        if came.split not in (None, prompt.split):
+            reason = f"came as {came.split}, but its user is in {prompt.split}"
             findings["split"].append(Finding(id=prompt.id, reason=reason))
-        return prompt.model_copy(update={"split": split})
-
-    kept = [assigned(prompt) for prompt in passed]
-    quarantined = [assigned(prompt) for prompt in quarantined]  # one that is released must not train by mistake
     splits = Counter(prompt.split for prompt in kept)
     report = Report(
         read=len(prompts),
         kept={split: splits[split] for split in SPLITS},
         screened=rules.personal_data,
-        findings={rule: tuple(found) for rule, found in findings.items()},
+        findings={rule: tuple(hits) for rule, hits in findings.items()},
     )
     return Intake(kept, quarantined, report)
+
+
+def _broken_rule(
+    prompt: Prompt, rules: Rules, language: Callable[[str], str | None] | None, twin: str | None, of_user: int
+) -> tuple[Rule, str] | None:
+    """The first of rules 1 to 4 that a prompt breaks, and how: `twin` begins like it, `of_user` came before it."""
+    length = len(_joined(prompt.text).strip())
+    if not rules.min_characters <= length <= rules.max_characters:
+        return "length", f"has {length} characters, not {rules.min_characters} to {rules.max_characters}"
+    if rules.languages and language and (spoken := language(_turns(prompt.text)[0])) not in (None, *rules.languages):
+        return "language", f"is in {spoken}, not in {' or '.join(rules.languages)}"
+    if twin:
+        whole = len(_beginning(prompt.text, rules.prefix)) < rules.prefix
+        shared = "repeats" if whole else f"shares its first {rules.prefix} characters with"
+        return "duplicates", f"{shared} {twin!r}"
+    if prompt.user is not None and of_user >= rules.max_per_user:
+        return "per user", f"comes after {rules.max_per_user} prompts of its user"
+    return None
+
+
+def _with_split(prompt: Prompt, split_of: Mapping[str, Split], rules: Rules) -> Prompt:
+    """A prompt in its user's split; in its own if nobody is named as its user."""
+    if prompt.user is None:
+        split = prompt.split or _drawn_split(rules, "prompt", prompt.id)
+    else:
+        split = split_of.get(prompt.user) or _drawn_split(rules, "user", prompt.user)
+    return prompt.model_copy(update={"split": split})
 
 
 def _turns(text: Text) -> list[str]:
@@ -231,8 +234,8 @@ def _language_model(wanted: tuple[str, ...]) -> Callable[[str], str | None]:
         raise ValueError(f"languages: unknown code {unknown[0]!r}; {nearest(unknown[0], model.labels)}")
 
     def language(text: str) -> str | None:
-        found = model.classify(text)[0]
-        return None if found in ("und", "zxx") else found  # zxx: no language at all
+        code = model.classify(text)[0]
+        return None if code in ("und", "zxx") else code  # zxx: no language at all
 
     return language
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from random import Random, SystemRandom
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, exists, func, insert, not_, or_, select, update
 
-from tutelage.labeling.accounts import Paused
-from tutelage.labeling.answers import KINDS, SKIP_REASONS, Answer, Mistake, Note, TaskKind, read_answer
-from tutelage.labeling.database import record
-from tutelage.labeling.queue import current_instruction
-from tutelage.labeling.schema import answers, assignments, completions, instructions, people, prompts, tasks
+from tutelage.labeling.store.accounts import Paused, person_of
+from tutelage.labeling.store.answers import KINDS, SKIP_REASONS, Answer, Mistake, Note, TaskKind, read_answer
+from tutelage.labeling.store.database import record
+from tutelage.labeling.store.instructions import current_instruction
+from tutelage.labeling.store.prompts import ANSWERED, VISIBLE
+from tutelage.labeling.store.schema import answers, assignments, completions, instructions, people, prompts, tasks
 
 LEASE_SECONDS = 3600.0
 SECRET = SystemRandom()
@@ -54,15 +55,13 @@ class Shown:
 
 
 # Statements are built once: building one takes longer than running it. `person`, `now` and so on are parameters.
-_WHO = select(people).where(people.c.id == bindparam("person"))
-_VISIBLE = and_(prompts.c.quarantine.is_(None), prompts.c.text.is_not(None))
 _IN_PURPOSES = tasks.c.purpose.in_(bindparam("purposes", expanding=True))
 _FOR_ARM = or_(tasks.c.arm.is_(None), tasks.c.arm == bindparam("arm"))
 _LEASED = (  # what a person has in hand, leases that ran out included
     select(assignments.c.id, assignments.c.task, assignments.c.expires, tasks.c.kind)
     .select_from(assignments.join(tasks).join(prompts, prompts.c.id == tasks.c.prompt))
     .where(assignments.c.person == bindparam("person"), assignments.c.state == "leased")
-    .where(_IN_PURPOSES, _FOR_ARM, _VISIBLE)
+    .where(_IN_PURPOSES, _FOR_ARM, VISIBLE)
     .order_by(assignments.c.id)
 )
 _LIVE = and_(assignments.c.state == "leased", assignments.c.expires > bindparam("now"))
@@ -80,7 +79,7 @@ _FREE = (  # tasks that a person may take now, the oldest first
     select(tasks)
     .select_from(tasks.join(prompts))
     .where(
-        tasks.c.open, _IN_PURPOSES, _FOR_ARM, _VISIBLE, ~_MET, _OTHERS.scalar_subquery() < tasks.c.capacity
+        tasks.c.open, _IN_PURPOSES, _FOR_ARM, VISIBLE, ~_MET, _OTHERS.scalar_subquery() < tasks.c.capacity
     )
     .order_by(tasks.c.id)
 )  # fmt: skip
@@ -133,9 +132,7 @@ def next_task(
         LookupError: if there is no such person.
     """
     now = time.time() if now is None else now
-    who = connection.execute(_WHO, {"person": person}).first()
-    if who is None:
-        raise LookupError(f"no person {person}")
+    who = person_of(connection, person)
     purposes = PURPOSES[who.status]
     mine = connection.execute(_LEASED, {"person": person, "arm": who.arm, "purposes": purposes}).all()
     held = [a for a in mine if a.expires > now and kind in (None, a.kind)]
@@ -205,43 +202,28 @@ def save_draft(
 
 def submit(
     connection: Connection, person: int, assignment: int, body: dict[str, Any], key: str, *,
-    active_seconds: float | None = None, now: float | None = None, correct: bool = False,
+    active_seconds: float | None = None, now: float | None = None,
 ) -> int:  # fmt: skip
     """Store an answer whole; returns its id. `body` is in the order shown; what is stored is in the task's own.
 
     Args:
         key: of the form that is sent: the same key again changes nothing and returns the first answer's id.
-        correct: add a newer answer to a task that was submitted.
+        active_seconds: how long the page was in view, if the browser says so.
 
     Raises:
         LookupError: if the assignment is not this person's.
         Conflict: if the task was answered or skipped already.
         Mistake: if the answer is incomplete, naming what is missing.
     """
-    now = time.time() if now is None else now
-    row = _mine(connection, person, assignment)
-    before = connection.execute(_BY_KEY, {"key": key}).first()
-    if before is not None:
-        if before.assignment != assignment:
-            raise Conflict("this form was sent for another task")
-        return before.id
-    if row.state != ("submitted" if correct else "leased"):
-        raise Conflict(f"this task is {row.state} already")
-    answer = read_answer(row.kind, len(row.completions), row.rate, body)
-    number = _newest(connection, assignment).number + 1 if correct else 1
-    stored = connection.execute(
-        _ANSWER,
-        {
-            "assignment": assignment, "number": number, "body": _as_stored(answer, row.order),
-            "instruction": row.instruction, "seconds": max(0.0, now - row.leased), "active_seconds": active_seconds,
-            "key": key, "created": now,
-        },
-    ).scalar_one()  # fmt: skip
-    connection.execute(_SUBMITTED, {"assignment": assignment})
-    if row.capacity == 1 or connection.execute(_SUBMISSIONS, {"task_": row.task}).scalar_one() >= row.capacity:
-        connection.execute(_CLOSE, {"task_": row.task})
-    record(connection, "corrected" if correct else "submitted", person=person, subject=row.task, now=now, answer=stored)
-    return stored
+    return _store(connection, _mine(connection, person, assignment), "leased", body, key, active_seconds, now)
+
+
+def correct(
+    connection: Connection, person: int, assignment: int, body: dict[str, Any], key: str, *,
+    active_seconds: float | None = None, now: float | None = None,
+) -> int:  # fmt: skip
+    """Store a newer answer to a task that was submitted; returns its id. Arguments and errors are those of `submit`."""
+    return _store(connection, _mine(connection, person, assignment), "submitted", body, key, active_seconds, now)
 
 
 def skip(
@@ -271,7 +253,7 @@ def skip(
 def progress(connection: Connection, person: int, now: float | None = None) -> dict[str, Any]:
     """How much a person has done in all and in the last day, and how many tasks of each kind they can have now."""
     now = time.time() if now is None else now
-    who = connection.execute(select(people.c.arm, people.c.status).where(people.c.id == person)).one()
+    who = person_of(connection, person)
     purposes = PURPOSES[who.status]
     wanted = {"person": person, "arm": who.arm, "now": now, "purposes": purposes}
     free = _FREE.order_by(None).subquery()
@@ -293,20 +275,46 @@ def done_today(connection: Connection, person: int, now: float | None = None) ->
     return connection.execute(_TODAY, {"person": person, "since": now - 86400}).scalar_one()
 
 
-def recent(connection: Connection, person: int, most: int) -> Sequence[Any]:
-    """A person's newest answers, at most one of a task: `assignment`, `kind`, `number`, `created`, `seconds`,
-    `active_seconds`, and `withdrawn` if its prompt may be shown no more."""
-    newest = select(func.max(answers.c.id)).join(assignments).where(assignments.c.person == person)
+def recent(connection: Connection, person: int, most: int, corrected: bool = False) -> Sequence[Any]:
+    """A person's newest answers, those that they `corrected` since only if asked for: each with `kind`, `purpose` and
+    `prompt` of its task, and `withdrawn` if that prompt may be shown no more."""
     query = (
-        select(
-            answers, tasks.c.kind, or_(prompts.c.text.is_(None), prompts.c.quarantine.is_not(None)).label("withdrawn")
-        )
-        .select_from(answers.join(assignments).join(tasks).join(prompts, prompts.c.id == tasks.c.prompt))
-        .where(answers.c.id.in_(newest.group_by(answers.c.assignment)))
-        .order_by(answers.c.id.desc())
-        .limit(most)
+        select(answers, tasks.c.kind, tasks.c.purpose, tasks.c.prompt, not_(VISIBLE).label("withdrawn"))
+        .select_from(ANSWERED)
+        .where(assignments.c.person == person)
     )
-    return connection.execute(query).all()
+    if not corrected:
+        newest = select(func.max(answers.c.id)).join(assignments).where(assignments.c.person == person)
+        query = query.where(answers.c.id.in_(newest.group_by(answers.c.assignment)))
+    return connection.execute(query.order_by(answers.c.id.desc()).limit(most)).all()
+
+
+def _store(
+    connection: Connection, row: Any, state: str, body: dict[str, Any], key: str, active_seconds: float | None,
+    now: float | None,
+) -> int:  # fmt: skip
+    """Store an answer to an assignment that is in this state: the first if it is leased, else a correction."""
+    before = connection.execute(_BY_KEY, {"key": key}).first()
+    if before is not None:
+        if before.assignment != row.id:
+            raise Conflict("this form was sent for another task")
+        return before.id
+    if row.state != state:
+        raise Conflict(f"this task is {row.state} already")
+    now = time.time() if now is None else now
+    answer = read_answer(row.kind, len(row.completions), row.rate, body)
+    number = 1 if state == "leased" else _newest(connection, row.id).number + 1
+    values = {
+        "assignment": row.id, "number": number, "body": _as_stored(answer, row.order), "instruction": row.instruction,
+        "seconds": max(0.0, now - row.leased), "active_seconds": active_seconds, "key": key, "created": now,
+    }  # fmt: skip
+    stored = connection.execute(_ANSWER, values).scalar_one()
+    connection.execute(_SUBMITTED, {"assignment": row.id})
+    if row.capacity == 1 or connection.execute(_SUBMISSIONS, {"task_": row.task}).scalar_one() >= row.capacity:
+        connection.execute(_CLOSE, {"task_": row.task})
+    kind = "submitted" if number == 1 else "corrected"
+    record(connection, kind, person=row.person, subject=row.task, now=now, answer=stored)
+    return stored
 
 
 def _mine(connection: Connection, person: int, assignment: int) -> Any:

@@ -13,9 +13,22 @@ from sqlalchemy import func, select
 from tutelage.data import candidates
 from tutelage.data.datasets import DataError
 from tutelage.data.records import Completion, Prompt
-from tutelage.labeling import queue
-from tutelage.labeling.database import Workspace
-from tutelage.labeling.schema import completions, events, instructions, prompts, tasks
+from tutelage.labeling.store.database import Workspace
+from tutelage.labeling.store.instructions import add_instruction, current_instruction, ensure_instructions
+from tutelage.labeling.store.prompts import add_prompts
+from tutelage.labeling.store.schema import completions, events, instructions, prompts, tasks
+from tutelage.labeling.store.tasks import (
+    EVERYBODY,
+    Terms,
+    add_completions,
+    add_task,
+    doubly_labeled,
+    queue_candidates,
+    queue_comparisons,
+    queue_known,
+    queue_prompts,
+    queue_rankings,
+)
 
 P = Prompt(id="p", text="q")
 TWO = (Completion(text="a", policy="sft"), Completion(text="b", policy="ppo"))
@@ -29,20 +42,20 @@ def queued(workspace: Workspace, *columns: str) -> list[tuple[Any, ...]]:
 
 def test_the_doubly_labeled_share_is_fixed_by_the_prompts_id() -> None:
     ids = [f"prompt {i}" for i in range(4000)]
-    tenth = {i for i in ids if queue.doubly_labeled(i, 0.1)}
-    fifth = {i for i in ids if queue.doubly_labeled(i, 0.2)}
+    tenth = {i for i in ids if doubly_labeled(i, 0.1)}
+    fifth = {i for i in ids if doubly_labeled(i, 0.2)}
     assert len(tenth) == pytest.approx(400, abs=4 * 19)  # four standard deviations of a fair draw
     assert tenth < fifth
-    assert not any(queue.doubly_labeled(i, 0) for i in ids)
-    assert all(queue.doubly_labeled(i, 1) for i in ids)
+    assert not any(doubly_labeled(i, 0) for i in ids)
+    assert all(doubly_labeled(i, 1) for i in ids)
     # sha256 of "prompt 8" begins c2df, which is 0.761 of the way
-    assert [queue.doubly_labeled("prompt 8", share) for share in (0.760, 0.762)] == [False, True]
+    assert [doubly_labeled("prompt 8", share) for share in (0.760, 0.762)] == [False, True]
 
 
 def test_rankings_go_to_arms_by_split(workspace: Workspace) -> None:
     asked = [(Prompt(id=str(s), text=str(s), split=s), TWO) for s in (None, "train", "valid", "test")]
     with workspace.write() as connection:
-        assert queue.queue_rankings(connection, asked, overlap=0.0, labelers=2) == 6
+        assert queue_rankings(connection, asked, overlap=0.0, labelers=2) == 6
     assert queued(workspace, "prompt", "arm", "capacity") == [
         ("None", "training", 2), ("train", "training", 2), ("valid", "training", 2), ("valid", "heldout", 2),
         ("test", "training", 2), ("test", "heldout", 2),
@@ -52,21 +65,21 @@ def test_rankings_go_to_arms_by_split(workspace: Workspace) -> None:
 def test_the_overlap_wants_one_labeler_more(workspace: Workspace) -> None:
     asked = [(Prompt(id=f"p{i}", text=f"q{i}"), TWO) for i in range(50)]
     with workspace.write() as connection:
-        queue.queue_rankings(connection, asked, overlap=0.3)
+        queue_rankings(connection, asked, overlap=0.3)
     for prompt, capacity in queued(workspace, "prompt", "capacity"):
-        assert capacity == 1 + queue.doubly_labeled(prompt, 0.3)
+        assert capacity == 1 + doubly_labeled(prompt, 0.3)
     assert set(Counter(capacity for (capacity,) in queued(workspace, "capacity"))) == {1, 2}
 
 
 def test_known_items_are_everybodys_and_unrated(workspace: Workspace) -> None:
     three = (*TWO, Completion(text="a", policy="gpt"))  # identical to the first: two to rank
     with workspace.write() as connection:
-        assert queue.queue_known(connection, "ranking", [(P, three, {"ranks": [2, 1]})], "gold") == 1
-        assert queue.queue_known(connection, "labels", [(P, (), {"annotations": ["sensitive"]})], "screening") == 1
-        assert queue.queue_known(connection, "demonstration", [(P, (), None)], "screening") == 1
+        assert queue_known(connection, "ranking", [(P, three, {"ranks": [2, 1]})], "gold") == 1
+        assert queue_known(connection, "labels", [(P, (), {"annotations": ["sensitive"]})], "screening") == 1
+        assert queue_known(connection, "demonstration", [(P, (), None)], "screening") == 1
     assert queued(workspace, "kind", "purpose", "arm", "capacity", "rate") == [
-        ("ranking", "gold", None, queue.EVERYBODY, False), ("labels", "screening", None, queue.EVERYBODY, False),
-        ("demonstration", "screening", None, queue.EVERYBODY, False),
+        ("ranking", "gold", None, EVERYBODY, False), ("labels", "screening", None, EVERYBODY, False),
+        ("demonstration", "screening", None, EVERYBODY, False),
     ]  # fmt: skip
     ranking, labels, demonstration = queued(workspace, "reference")
     assert (ranking[0]["ranks"], labels[0]["annotations"], demonstration) == ([2, 1], ["sensitive"], (None,))
@@ -86,9 +99,9 @@ def test_known_items_are_everybodys_and_unrated(workspace: Workspace) -> None:
 )
 def test_impossible_tasks_are_named(sqlite: Workspace, kind: Any, written: Any, reference: Any, said: str) -> None:
     with sqlite.write() as connection:
-        queue.add_prompts(connection, [P])
+        add_prompts(connection, [P])
     with pytest.raises(ValueError, match="prompt") as error, sqlite.write() as connection:
-        queue.add_task(connection, kind, P, written, reference=reference)
+        add_task(connection, kind, P, written, Terms(reference=reference))
     assert said in str(error.value)
     with sqlite.read() as connection:
         assert connection.execute(select(func.count()).select_from(completions)).scalar_one() == 0
@@ -98,7 +111,7 @@ def test_comparisons_with_the_baseline(workspace: Workspace) -> None:
     """Two models differ from the baseline, one equals it: two to judge, and a tie that wants nobody."""
     answers = {"ppo": "new", "sft": "base", "copy": "base", "gpt": "big"}
     with workspace.write() as connection:
-        assert queue.queue_comparisons(connection, [(P, answers)], "sft", labelers=3) == 2
+        assert queue_comparisons(connection, [(P, answers)], "sft", labelers=3) == 2
         written = dict(connection.execute(select(completions.c.id, completions.c.policies)).all())
     found = queued(workspace, "completions", "arm", "capacity", "open", "rate")
     pairs = [tuple(written[i][0] for i in ids) for ids, *_ in found]
@@ -107,15 +120,15 @@ def test_comparisons_with_the_baseline(workspace: Workspace) -> None:
         ("heldout", 3, True, False), ("heldout", 0, False, False), ("heldout", 3, True, False),
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"'p': baseline 'base' is not among"), workspace.write() as connection:
-        queue.queue_comparisons(connection, [(P, answers)], "base")
+        queue_comparisons(connection, [(P, answers)], "base")
 
 
 def test_a_prompt_has_one_task_of_a_kind(workspace: Workspace) -> None:
     other = Prompt(id="o", text="other")
     with workspace.write() as connection:
-        assert queue.queue_prompts(connection, "demonstration", [P, P]) == 1
-        assert queue.queue_prompts(connection, "demonstration", [P, other]) == 1
-        assert queue.queue_prompts(connection, "labels", [P]) == 1
+        assert queue_prompts(connection, "demonstration", [P, P]) == 1
+        assert queue_prompts(connection, "demonstration", [P, other]) == 1
+        assert queue_prompts(connection, "labels", [P]) == 1
     assert queued(workspace, "kind", "prompt", "arm") == [
         ("demonstration", "p", "training"), ("demonstration", "o", "training"), ("labels", "p", "training"),
     ]  # fmt: skip
@@ -123,11 +136,11 @@ def test_a_prompt_has_one_task_of_a_kind(workspace: Workspace) -> None:
 
 def test_a_prompts_id_means_one_text(workspace: Workspace) -> None:
     with workspace.write() as connection:
-        assert queue.add_prompts(connection, [P], {"p": {"EMAIL_ADDRESS": 1}}) == 1
-        assert queue.add_prompts(connection, [P]) == 0
+        assert add_prompts(connection, [P], {"p": {"EMAIL_ADDRESS": 1}}) == 1
+        assert add_prompts(connection, [P]) == 0
         assert connection.execute(select(prompts.c.quarantine)).scalar_one() == {"EMAIL_ADDRESS": 1}
     with pytest.raises(ValueError, match="'p' is there already with another text"), workspace.write() as connection:
-        queue.add_prompts(connection, [Prompt(id="new", text="x"), Prompt(id="p", text="changed")])
+        add_prompts(connection, [Prompt(id="new", text="x"), Prompt(id="p", text="changed")])
     with workspace.read() as connection:
         assert connection.execute(select(prompts.c.id)).scalars().all() == ["p"]
 
@@ -137,7 +150,7 @@ def test_user_and_split_are_completed_but_not_changed(workspace: Workspace) -> N
 
     def known(**values: Any) -> tuple[Any, ...]:
         with workspace.write() as connection:
-            assert queue.add_prompts(connection, [Prompt(id="r", text="q", **values)]) <= 1
+            assert add_prompts(connection, [Prompt(id="r", text="q", **values)]) <= 1
             return tuple(connection.execute(select(prompts.c.user, prompts.c.split)).one())
 
     assert known() == (None, None)
@@ -157,8 +170,8 @@ def test_half_a_surrogate_pair_is_a_question_mark(workspace: Workspace) -> None:
     halves = [Completion(text=f"half {half}", policy="sft", finish="length") for half in ("\ud83d", "\udc00")]
     whole = Completion(text="a pair \U0001f600", policy="ppo", finish="stop")
     with workspace.write() as connection:
-        queue.add_prompts(connection, [P])
-        assert len(queue.add_completions(connection, "p", [*halves, whole])) == 2
+        add_prompts(connection, [P])
+        assert len(add_completions(connection, "p", [*halves, whole])) == 2
         found = connection.execute(select(completions).order_by(completions.c.id)).all()
     assert [(c.text, c.policies, c.finish) for c in found] == [
         ("half ?", ["sft"], "length"), ("a pair \U0001f600", ["ppo"], "stop"),
@@ -167,7 +180,7 @@ def test_half_a_surrogate_pair_is_a_question_mark(workspace: Workspace) -> None:
 
 def queue_file(workspace: Workspace, path: Path) -> int:
     with workspace.write() as connection:
-        return queue.queue_candidates(connection, path)
+        return queue_candidates(connection, path)
 
 
 def test_a_file_is_queued_once(workspace: Workspace, tmp_path: Path) -> None:
@@ -193,11 +206,11 @@ def test_a_file_is_queued_once(workspace: Workspace, tmp_path: Path) -> None:
 
 def test_instructions_have_versions(workspace: Workspace) -> None:
     with workspace.write() as connection:
-        queue.ensure_instructions(connection)  # there already
-        assert queue.add_instruction(connection, "labels", "Second.") == 2
-        queue.ensure_instructions(connection)
-        assert queue.current_instruction(connection, "labels").text == "Second."
-        assert queue.current_instruction(connection, "ranking").version == 1
+        ensure_instructions(connection)  # there already
+        assert add_instruction(connection, "labels", "Second.") == 2
+        ensure_instructions(connection)
+        assert current_instruction(connection, "labels").text == "Second."
+        assert current_instruction(connection, "ranking").version == 1
         assert connection.execute(select(func.count()).select_from(instructions)).scalar_one() == 5
         told = connection.execute(select(events).where(events.c.kind == "instruction published")).all()
     assert max((e.id, e.subject, e.detail["version"]) for e in told)[1:] == ("labels", 2)

@@ -24,22 +24,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.engine import make_url
 
-from tutelage.labeling.engines import (
-    BUSY_MILLISECONDS,
-    Unavailable,
-    begin_write,
-    check,
-    connected,
-    deadline,
-    files_of,
-    in_words,
-    make_engine,
-    make_private,
-    prepare_file,
-    sqlite_file,
-    upgrade,
-)
-from tutelage.labeling.schema import events
+from tutelage.labeling.store import engines
+from tutelage.labeling.store.engines import BUSY_MILLISECONDS, Unavailable, begin_write, deadline
+from tutelage.labeling.store.schema import events
 
 _RECORD = insert(events)
 KEY, URL, FILE = "secret.key", "database.url", "labeling.db"
@@ -88,9 +75,9 @@ class Workspace:
         self._reader = engine.execution_options(isolation_level="REPEATABLE READ") if postgres else engine
         self.key = key
         self._writers = _Queue()  # SQLite's own waiting is a poll, and a lock of Python's lets the last come first
-        self._file = sqlite_file(engine)
-        self._inode = self._file and self._file.stat().st_ino
-        self._log: int | None = None  # the inode of SQLite's log, which stays while a connection is open
+        self._file = engines.sqlite_file(engine)
+        self._inodes: dict[Path, int] = {}  # of SQLite's file, and of its log, which stays while a connection is open
+        self._require_file()
         self.keeps_erased = False  # whether what was erased may still be in SQLite's files, as somebody reads
 
     def rehearse(self) -> None:
@@ -100,8 +87,8 @@ class Workspace:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database and changes nothing."""
-        self._still_there()
-        with connected(self._reader, deadline()) as connection, connection.begin():
+        self._require_file()
+        with engines.connected(self._reader, deadline()) as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -109,12 +96,13 @@ class Workspace:
         """A transaction that no other writer runs beside: kept whole at the end, undone whole on an error."""
         until = deadline()
         with self._writers:
-            self._still_there()
+            self._require_file()
             with begin_write(self.engine, until) as connection:
                 yield connection
                 if self._rehearsal:
                     connection.rollback()
-            self._still_there(written=True)  # deleted meanwhile? Then nobody is told that this was stored
+            self._require_file()  # deleted meanwhile? Then nobody is told that this was stored
+            self._require_file("-wal", "stop the server now, which saves what it wrote there")
             if self.keeps_erased:
                 with suppress(sqlite3.OperationalError):  # what was written is kept, in the log
                     self.empty_log()
@@ -132,24 +120,22 @@ class Workspace:
             with self._writers:
                 self.empty_log(waiting=True)
 
-    def _still_there(self, written: bool = False) -> None:
-        """SQLite would go on writing into a file that was deleted, and all of it would be lost with this process."""
-        if not self._is_there():
-            raise Unavailable(f"database: {self._file} was deleted or replaced; stop the server and restore a backup")
-        if written and self._file is not None:
-            log = self._file.with_name(self._file.name + "-wal")
-            inode = log.stat().st_ino if log.exists() else None
-            self._log = self._log or inode
-            if inode is None or inode != self._log:
-                raise Unavailable(
-                    f"database: {log} was deleted or replaced; stop the server now, which saves what it wrote there"
-                )
+    def _require_file(self, end: str = "", remedy: str = "stop the server and restore a backup") -> None:
+        """SQLite would go on writing into a file that was deleted, and all of it would be lost with this process.
 
-    def _is_there(self) -> bool:
+        Raises:
+            Unavailable: if SQLite's file (or with an `end` to its name, one beside it) is gone, or is another than at
+                the first look.
+        """
+        if self._file is None:
+            return
+        path = self._file.with_name(self._file.name + end)
         try:
-            return self._file is None or self._file.stat().st_ino == self._inode
+            inode = path.stat().st_ino
         except OSError:
-            return False
+            inode = None
+        if inode is None or inode != self._inodes.setdefault(path, inode):
+            raise Unavailable(f"database: {path} was deleted or replaced; {remedy}")
 
     def empty_log(self, waiting: bool = False) -> None:
         """Move SQLite's write-ahead log into the database and truncate it; unless `waiting`, only if nobody reads."""
@@ -173,7 +159,8 @@ class Workspace:
     def close(self) -> None:
         """Give all connections back, with nothing left in SQLite's log."""
         try:
-            if self._is_there():
+            with suppress(Unavailable):
+                self._require_file()
                 self.empty_log()
         finally:
             self.engine.dispose()
@@ -201,17 +188,17 @@ def open_workspace(folder: Path, database: str | None = None) -> Workspace:
     before = _read_url(place) if place.exists() else own if complete else None
     if database and before and database != before:
         raise ValueError(f"database: {folder} keeps its work in {make_url(before)!r}; another needs another workspace")
-    engine = make_engine(database or before or own)
+    engine = engines.make_engine(database or before or own)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        with in_words(engine):
-            prepare_file(engine, complete)
-            check(engine)
-            upgrade(engine, complete)
+        with engines.in_words(engine):
+            engines.prepare_file(engine, complete)
+            engines.check(engine)
+            engines.upgrade(engine, complete)
             if not complete:
                 secret = _make_key(engine, key, place, database)
-            for path in (key, place, *files_of(engine)):
-                make_private(path)
+            for path in (key, place, *engines.files_of(engine)):
+                engines.make_private(path)
             workspace = Workspace(folder, engine, secret)
             workspace.empty_log()  # what was erased before a crash may still be in it
     except BaseException:

@@ -19,7 +19,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, OperationalError
 
 from tutelage.terminal import reason
 
@@ -47,17 +47,27 @@ def in_words(engine: Engine | None = None) -> Iterator[None]:
     except (DatabaseError, sqlite3.DatabaseError) as error:
         if not is_outage(error):
             raise
-        cause = reason(getattr(error, "orig", None) or error)
+        cause = cause_of(error)
         broken = "malformed" in cause or "not a database" in cause
         remedy = "; it is damaged: restore a backup into another folder" if broken else ""
-        raise ValueError(f"database: cannot use {engine.url!r}: {cause}{remedy}" if engine else
-                         f"database: {cause}{remedy}") from None  # fmt: skip
+        subject = f"cannot use {engine.url!r}: " if engine else ""
+        raise ValueError(f"database: {subject}{cause}{remedy}") from None
 
 
 def is_outage(error: BaseException) -> bool:
     """Whether an error tells of the database's state (down, full, damaged, read-only), not of a statement of ours."""
     plain = (DatabaseError, sqlite3.DatabaseError)
     return isinstance(error, OperationalError | sqlite3.OperationalError | Unavailable) or type(error) in plain
+
+
+def is_broken_off(error: Exception) -> bool:
+    """Whether PostgreSQL ended the connection, and so undid what was not committed."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def cause_of(error: Exception) -> str:
+    """What the database said, in one line, without the statement that it said it of."""
+    return reason(getattr(error, "orig", None) or error)
 
 
 def make_engine(url: str) -> Engine:
