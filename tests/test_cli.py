@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from pydantic import AfterValidator, BaseModel
 
-from tutelage.cli import Parser, add_settings, main, settings
+from tutelage.cli import main
 from tutelage.recipe import BASE, STAGES, plan
+from tutelage.settings.options import Parser, add_settings, settings
 
 
 @pytest.fixture

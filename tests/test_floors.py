@@ -122,7 +122,12 @@ def test_only_models_are_looked_into() -> None:
 
 
 # Functions of more than 60 lines or seven parameters, and why.
-LONG: dict[str, str] = {}
+LONG = {
+    "labeling/store/migrations/versions/0001_first.py:upgrade": "is the schema as it was, column by column",
+    "models/cpu/attention.py:attention": "its parameters are transformers'",
+    "models/logprobs.py:forward": "autograd takes everything flat",
+    "models/logprobs.py:token_logprobs": "every architecture's head, each part by name",
+}
 
 
 def test_functions_are_short() -> None:
@@ -134,7 +139,7 @@ def test_functions_are_short() -> None:
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 parameters = [a.arg for a in arguments if a.arg not in ("self", "cls")]
                 if lines > 60 or len(parameters) > 7:
-                    long.add(f"{file.relative_to(PACKAGE)}:{node.name}, {lines} lines, {len(parameters)} parameters")
+                    long.add(f"{file.relative_to(PACKAGE)}:{node.name}")
     assert long == set(LONG)
 
 

@@ -356,7 +356,7 @@ def test_a_user_is_drawn_by_a_fixed_function_of_the_seed():
     prompts = [Prompt(id=f"{user}{i}", text=f"{user}{i}", user=user) for i in range(2) for user in "abcdefghijkl"]
     splits = {prompt.id: prompt.split for prompt in intake(prompts, NO_SCREEN).kept}
     assert [splits[f"{user}0"] for user in "abcdefghijkl"] == (
-        "train test train train train train train train train test train train".split()
+        "train train train train train train train valid train train train train".split()
     )
     assert all(splits[f"{user}0"] == splits[f"{user}1"] for user in "abcdefghijkl")
     other = intake(prompts, Rules(personal_data=False, seed=1)).kept

@@ -31,8 +31,8 @@ from test_broken_files import deep, parquet
 from test_datasets import READERS, ROWS
 from tutelage.cli import main
 from tutelage.data.datasets import write_jsonl
+from tutelage.data.judgments import read_judgments
 from tutelage.data.sources import DataError
-from tutelage.evaluation.preference import read_judgments
 from tutelage.recipe import RECIPES, STAGES, plan
 from tutelage.settings.common import make
 from tutelage.settings.strict_yaml import read_yaml

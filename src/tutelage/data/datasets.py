@@ -148,7 +148,8 @@ def read_rankings(source: str | os.PathLike[str], ties: bool = False) -> Loaded[
         )
         if not all(c.text.strip() for c in found.completions):
             raise Drop("empty completion")
-        kept = sorted(min(equal, key=lambda i: found.ranks[i]) for equal in by_text(found.completions).values())
+        texts = [c.text for c in found.completions]
+        kept = sorted(min(equal, key=lambda i: found.ranks[i]) for equal in by_text(texts).values())
         if len(kept) < 2:
             raise Drop("fewer than two distinct completions")
         if len(kept) == len(found.completions):

@@ -73,11 +73,11 @@ class Completion(Record):
     finish: Literal["stop", "length"] | None = None
 
 
-def by_text(completions: Iterable[Completion]) -> dict[str, list[int]]:
-    """Which of the completions have each text: equal texts are one answer, whoever wrote them."""
+def by_text(texts: Iterable[str]) -> dict[str, list[int]]:
+    """At which places each text stands: completions of equal texts are one answer, whoever wrote them."""
     places: dict[str, list[int]] = {}
-    for i, completion in enumerate(completions):
-        places.setdefault(completion.text, []).append(i)
+    for i, text in enumerate(texts):
+        places.setdefault(text, []).append(i)
     return places
 
 

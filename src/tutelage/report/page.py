@@ -17,10 +17,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from tutelage.data.judgments import FAULTS
 from tutelage.files import write_json
 from tutelage.report import figures
 from tutelage.report import summary as numbers
-from tutelage.report.summary import FAULTS, Folder, first, read_lines, results
+from tutelage.report.summary import Folder, first, read_lines, results
 from tutelage.report.verdict import verdict
 from tutelage.runs import open_run
 from tutelage.settings.report import ReportConfig

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.data.judgments import FAULTS
 from tutelage.runs import done as results_of
 from tutelage.runs import identity_of, lost_file
 from tutelage.settings.strict_yaml import read_yaml
 from tutelage.stats.intervals import FEW, estimate
 from tutelage.terminal import reason
-
-FAULTS = {"hallucination": "hallucination", "constraint": "constraint met", "toxicity": "toxicity"}
 
 
 @dataclass(frozen=True)

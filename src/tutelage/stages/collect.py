@@ -15,9 +15,11 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from tutelage.data.candidates import write_candidates
 from tutelage.data.datasets import read_demonstrations, read_prompts
-from tutelage.data.records import Completion, Prompt, Text, by_text
+from tutelage.data.records import Completion, Demonstration, Prompt, Text, by_text
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.runs import dropped, inputs_of, open_run
@@ -60,6 +62,17 @@ def draw_slots(config: CollectConfig, prompts: Sequence[Prompt], rng: Random) ->
     drawn = [(p, rng.choices(names, weights)[0]) for p in range(len(prompts)) for _ in range(rng.randint(k_min, k_max))]
     copies = number_copies(prompts[p] for p, _ in drawn)
     return [Slot(p, name, copy) for (p, name), copy in zip(drawn, copies, strict=True)]
+
+
+def load_writer(
+    config: CollectConfig,
+    tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    examples: tuple[Demonstration, ...],
+    name: str,
+) -> Writer:
+    """A policy by name, with the worked examples if it gets them."""
+    policy = load_policy(config.writers[name], tokenizers[name])
+    return Writer(name, policy, tokenizers[name], examples if name in config.few_shot else ())
 
 
 def fitting(writer: Writer, prompts: Sequence[Prompt], slots: Sequence[Slot], config: CollectConfig) -> dict[int, bool]:
@@ -110,11 +123,7 @@ def run(config: CollectConfig) -> None:
         )
     examples = tuple(read_demonstrations(config.examples).records[: config.shots]) if config.examples else ()
     tokenizers = {name: load_tokenizer(folder) for name, folder in config.writers.items()}
-
-    def open_writer(name: str) -> Writer:
-        policy = load_policy(config.writers[name], tokenizers[name])
-        return Writer(name, policy, tokenizers[name], examples if name in config.few_shot else ())
-
+    open_writer = partial(load_writer, config, tokenizers, examples)
     nothing = f"{config.prompts}: no prompt got two distinct completions within the models' context"
     # 1. Who writes which completion of which prompt.
     names, slots = list(config.writers), draw_slots(config, prompts, rng)
@@ -139,7 +148,8 @@ def run(config: CollectConfig) -> None:
     for i, completion in sorted(written.items()):
         if completion.text.strip():
             groups.setdefault(slots[i].prompt, []).append(completion)
-    distinct = {p: tuple(group[equal[0]] for equal in by_text(group).values()) for p, group in groups.items()}
+    equals = {p: by_text(c.text for c in group).values() for p, group in groups.items()}
+    distinct = {p: tuple(groups[p][equal[0]] for equal in of) for p, of in equals.items()}
     candidates = [(prompts[p], texts) for p, texts in distinct.items() if len(texts) >= 2]
     if not candidates:
         raise ValueError(nothing)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ from tutelage.models.precision import full_precision
 from tutelage.models.texts import text_rows
 from tutelage.models.tokens import encode_prompt, load_tokenizer, require_same_tokens
 from tutelage.objectives.advantages import explained_variance, kl_shaped_rewards
-from tutelage.objectives.kl import AdaptiveKL, FixedKL, k1
+from tutelage.objectives.kl import AdaptiveKL, FixedKL, KLController, k1
 from tutelage.objectives.masked import keep, masked_mean
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import Run, dropped, inputs_of, open_run
@@ -97,13 +98,10 @@ def run(config: OnlineConfig) -> None:
     learner = Learner(config, algorithm, models.policy, models.value_model, texts)
     begin(opened, *plan(config, prompts, iterations, texts), trained=[*learner.models.values()], lost=unused)
     torch.manual_seed(config.seed)
-    beta, target = config.kl_coef, config.kl_target
-    kl = AdaptiveKL(beta, target, config.kl_horizon) if target else FixedKL(beta)
     kept = {**learner.models, "average": models.average}
     checkpoint = Checkpoint(opened, kept, learner.optimizers, config.checkpoint_seconds)
     resumed = checkpoint.resume()
-    if isinstance(kl, AdaptiveKL) and "kl_coef" in resumed:
-        kl.kl_coef = resumed["kl_coef"]
+    kl = kl_controller(config, resumed)
     watch = Watch(opened, models.tokenizer)
     decay = average_decay(config, iterations)
     for iteration in opened.track(range(resumed["step"], iterations)):
@@ -142,6 +140,13 @@ def run(config: OnlineConfig) -> None:
     opened.finish(
         prompts=len(prompts), dropped=unused, kl_coef=kl.value, ema_decay=decay, average_moved=way, final=final
     )
+
+
+def kl_controller(config: OnlineConfig, resumed: Mapping[str, Any]) -> KLController:
+    """What sets the weight of the KL penalty, as it was when the run was interrupted."""
+    if config.kl_target is None:
+        return FixedKL(config.kl_coef)
+    return AdaptiveKL(resumed.get("kl_coef", config.kl_coef), config.kl_target, config.kl_horizon)
 
 
 def roll_out(

@@ -6,11 +6,11 @@ reader would. What an instruction asks for, in whatever words, belongs to one sp
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from random import Random
 
+from tutelage.data.draws import fraction
 from tutelage.lab.world import lexicon as lex
 from tutelage.lab.world.kinds import (
     FORMS,
@@ -86,7 +86,7 @@ SALT = 2546
 
 def split_by_hash(text: str) -> str:
     """The split that a text belongs to."""
-    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+    place = fraction(text)
     for name, share in SPLITS.items():
         if place < share:
             return name

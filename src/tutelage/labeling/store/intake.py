@@ -15,7 +15,6 @@ at 80 characters each and 15 at 540, nearly all of it screening, and importing p
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from bisect import bisect
 from collections import Counter
@@ -27,6 +26,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tutelage.data.draws import fraction
 from tutelage.data.records import Prompt, Record, Split, Text
 from tutelage.settings.common import nearest
 
@@ -137,10 +137,7 @@ def intake(prompts: Sequence[Prompt], rules: Rules, known: Sequence[Prompt] = ()
     texts: dict[str, Text] = {}
     for prompt in (*known, *prompts):
         if texts.setdefault(prompt.id, prompt.text) != prompt.text:
-            raise ValueError(
-                f"prompt id {prompt.id!r} stands for two different texts; give each prompt an id of its own"
-            )
-
+            raise ValueError(f"prompt id {prompt.id!r} stands for two different texts; give each an id of its own")
     first_with = {_beginning(prompt.text, rules.prefix): prompt.id for prompt in reversed(known)}
     per_user = Counter(prompt.user for prompt in known)
     findings: dict[Rule, list[Finding]] = {rule: [] for rule in get_args(Rule)}
@@ -286,6 +283,5 @@ def _no_warnings(record: logging.LogRecord) -> bool:
 
 def _drawn_split(rules: Rules, kind: str, name: str) -> Split:
     """A fixed function of seed and name: the same in every import and on every machine."""
-    digest = hashlib.blake2b(f"{rules.seed}/{kind}/{name}".encode(), digest_size=8).digest()
-    position = (int.from_bytes(digest, "big") >> 11) / 2**53
+    position = fraction(f"{rules.seed}/{kind}/{name}")
     return SPLITS[bisect(list(accumulate(rules.shares)), position, hi=len(SPLITS) - 1)]

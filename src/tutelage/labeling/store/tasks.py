@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any, Literal
 from sqlalchemy import Connection, insert, select
 
 from tutelage.data.candidates import read_candidates
-from tutelage.data.records import Arm, Completion, Prompt
+from tutelage.data.draws import fraction
+from tutelage.data.records import Arm, Completion, Prompt, by_text
 from tutelage.files import fingerprint
 from tutelage.labeling.store.answers import TaskKind, read_answer
 from tutelage.labeling.store.database import record
@@ -41,17 +41,11 @@ WORK = Terms()
 
 def add_completions(connection: Connection, prompt: str, new: Sequence[Completion]) -> list[int]:
     """Store a prompt's completions; identical texts become one, which names every policy that wrote it. Their ids."""
-    same: dict[str, list[Completion]] = {}
-    for completion in new:
-        whole = completion.text.encode("utf-8", "replace").decode()  # a byte-level model may write half a character
-        same.setdefault(whole, []).append(completion)
-    rows = [
-        {
-            "prompt": prompt, "text": text, "policies": sorted({c.policy for c in written if c.policy}),
-            "finish": written[0].finish,
-        }
-        for text, written in same.items()
-    ]  # fmt: skip
+    texts = [c.text.encode("utf-8", "replace").decode() for c in new]  # a byte-level model may write half a character
+    rows = []
+    for text, equal in by_text(texts).items():
+        policies = sorted({policy for i in equal if (policy := new[i].policy)})
+        rows.append({"prompt": prompt, "text": text, "policies": policies, "finish": new[equal[0]].finish})
     if not rows:
         return []
     return list(connection.execute(_COMPLETIONS, rows).scalars())
@@ -201,4 +195,4 @@ def queued_already(connection: Connection, source: str, kind: str) -> bool:
 
 def doubly_labeled(prompt: str, overlap: float) -> bool:
     """Whether a prompt is among the share that two labelers answer: fixed by its id."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "big") / 2**48 < overlap
+    return fraction(prompt) < overlap
