@@ -45,3 +45,18 @@ class Algorithm(Protocol):
 
 
 ALGORITHMS: Mapping[type[Group], Callable[[Any], Algorithm]] = {settings.PPO: PPO}
+
+
+def make_algorithm(settings: Group, batch_size: int) -> Algorithm:
+    """The algorithm of these settings.
+
+    Raises:
+        ValueError: if an iteration's episodes are no whole number of its groups of samples.
+    """
+    algorithm = ALGORITHMS[type(settings)](settings)
+    if batch_size % algorithm.samples_per_prompt:
+        raise ValueError(
+            f"batch_size={batch_size} is no multiple of the {algorithm.samples_per_prompt} samples of a prompt that "
+            "the algorithm takes; change one of the two"
+        )
+    return algorithm

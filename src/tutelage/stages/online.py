@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.algorithms import ALGORITHMS, Algorithm
+from tutelage.algorithms import Algorithm, make_algorithm
 from tutelage.algorithms.learner import Learner
 from tutelage.data.datasets import read_prompts, read_texts
 from tutelage.data.records import Prompt, Request
@@ -89,7 +89,7 @@ def run(config: OnlineConfig) -> None:
     opened = open_run("online", config, inputs_of(config, *config.INPUTS))
     if opened is None:
         return
-    algorithm = ALGORITHMS[type(config.algorithm)](config.algorithm)
+    algorithm = make_algorithm(config.algorithm, config.batch_size)
     models = load_models(config, algorithm)
     prompts, lost = usable_prompts(config, models)
     texts, lost_texts = pretraining_rows(config, models)

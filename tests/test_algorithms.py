@@ -1,0 +1,222 @@
+"""The loop knows no algorithm by name, and every pass goes through the model's own method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tutelage import algorithms
+from tutelage.algorithms.learner import Learner
+from tutelage.data.datasets import write_jsonl
+from tutelage.data.records import Prompt, Request, Sample
+from tutelage.models import loading
+from tutelage.models.loading import new_scalar, save_model
+from tutelage.objectives.policy import clipped_policy_loss
+from tutelage.rewards.reward_model import RewardModel
+from tutelage.runs import done
+from tutelage.sampling import engines
+from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.rollout import Episodes, Rollout, episodes_of
+from tutelage.settings.algorithms import PPO
+from tutelage.settings.online import OnlineConfig
+from tutelage.settings.reward import RewardConfig
+from tutelage.settings.sft import SftConfig
+from tutelage.stages import online, reward, sft
+
+
+class LeaveOneOut:
+    """Four samples of a prompt and no value model: a completion's credit is over the mean of the three others."""
+
+    samples_per_prompt = 4
+    needs_values = False
+    value_learning_rate = 0.0
+
+    def __init__(self, settings: PPO) -> None:
+        self.cliprange = settings.cliprange
+
+    def credit(self, episodes: Episodes, rewards: torch.Tensor, values: torch.Tensor | None) -> Any:
+        assert values is None
+        sums = torch.zeros(int(episodes.group.max()) + 1).index_add(0, episodes.group, rewards.sum(1))
+        others = (sums[episodes.group] - rewards.sum(1)) / 3
+        return (rewards.sum(1) - others)[:, None].expand(rewards.shape), None
+
+    def policy_loss(self, logprobs: torch.Tensor, rollout: Rollout) -> Any:
+        loss, _ = clipped_policy_loss(logprobs, rollout.logprobs, rollout.advantages, rollout.mask, self.cliprange)
+        return loss, {}
+
+    def value_loss(self, values: torch.Tensor, rollout: Rollout) -> Any:
+        raise AssertionError("there is no value model")
+
+
+@pytest.fixture
+def files(folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> dict[str, Any]:
+    """What the loop reads."""
+    save_model(new_scalar(folders("llama"), tokenizer, seed=1), tokenizer, tmp_path / "reward_model")
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("the cat", "a b c", "moon", "sun", "red")])
+    return {
+        "model": str(folders("llama")), "reward_model": str(tmp_path / "reward_model"),
+        "prompts": str(tmp_path / "prompts.jsonl"), "batch_size": 8, "mini_batch_size": 4, "total_episodes": 16,
+        "sampler": {"max_new_tokens": 6}, "optimizer": {"learning_rate": 1e-3},
+    }  # fmt: skip
+
+
+def test_an_algorithm_without_a_value_model_runs_in_the_same_loop(
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(algorithms.ALGORITHMS, PPO, LeaveOneOut)  # type: ignore[arg-type]
+    rollouts: list[Rollout] = []
+    real = Learner.improve
+
+    def improve(self: Learner, rollout: Rollout, *rest: Any) -> Any:
+        assert self.value_model is None
+        assert list(self.optimizers) == ["policy"]
+        rollouts.append(rollout)
+        if len(rollouts) == 3:
+            raise KeyboardInterrupt
+        return real(self, rollout, *rest)
+
+    monkeypatch.setattr(Learner, "improve", improve)
+    config = OnlineConfig(**files | {"total_episodes": 32}, checkpoint_seconds=1e-9, output=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        online.run(config)
+    kept = {path.name for path in (tmp_path / "run" / "state").glob("*.safetensors")}
+    assert kept == {"policy.safetensors", "policy.optimizer.safetensors", "average.safetensors", "rng.safetensors"}
+    online.run(config)
+    assert done(tmp_path / "run") is not None
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["episodes"] for row in rows] == [8, 16, 24, 32]
+    assert all("loss/policy" in row and not {"loss/value", "val/explained_variance"} & row.keys() for row in rows)
+    for rollout in rollouts:
+        names = [prompt.id for prompt in rollout.prompts]
+        assert names[:4] == [names[0]] * 4 != names[4:] == [names[4]] * 4
+        assert rollout.group.tolist() == [0] * 4 + [1] * 4
+        assert len({tuple(ids) for ids in rollout.sequences[:4]}) > 1  # each copy has a seed of its own
+        assert rollout.values is rollout.returns is None
+        whole = rollout.rewards[:4].sum(1)
+        assert_close(rollout.advantages[0, 0], whole[0] - whole[1:].mean())
+    assert rollouts[2].sequences == rollouts[3].sequences  # the third was made again after the interruption
+
+
+def test_groups_must_divide_an_iteration() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(algorithms.ALGORITHMS, PPO, LeaveOneOut)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="batch_size=6 is no multiple of the 4 samples of a prompt"):
+            algorithms.make_algorithm(PPO(), 6)
+
+
+def test_part_of_a_rollout_is_a_rollout() -> None:
+    prompts = [Prompt(id=str(i), text="a") for i in range(3)]
+    requests = [Request((5,) * (i + 1), i, 4, ()) for i in range(3)]
+    samples = [Sample((6, 7), (-1.0, -2.0), "stop"), Sample((8,), (-3.0,), "length"), Sample((9,), (-4.0,), "stop")]
+    episodes = episodes_of(prompts, requests, samples)
+    assert episodes.mask.tolist() == [[True, True], [True, False], [True, False]]
+    assert episodes.logprobs.tolist() == [[-1, -2], [-3, 0], [-4, 0]]
+    table = torch.arange(6.0).view(3, 2)
+    rollout = Rollout(
+        **vars(episodes), scores=torch.tensor([1.0, 2.0, 3.0]), ref_logprobs=table, values=None, rewards=table,
+        advantages=table, returns=None,
+    )  # fmt: skip
+    part = rollout.take([2, 0])
+    assert [p.id for p in part.prompts] == ["2", "0"]
+    assert (part.sequences, part.prompt_lengths) == ([[5, 5, 5, 9], [5, 6, 7]], [3, 1])
+    assert (part.group.tolist(), part.ended.tolist(), part.scores.tolist()) == ([2, 0], [True, True], [3, 1])
+    assert part.advantages.tolist() == [[4, 5], [0, 1]]
+    assert part.values is None
+    with pytest.raises(AttributeError):
+        part.scores = table  # type: ignore[misc]
+
+
+@contextmanager
+def only_through_the_models_own_method(monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> Iterator[None]:
+    """A forward pass outside of the model's own method and of sampling is an error, as where models are sharded."""
+    inside = 0
+    real, real_sample = loading.with_forward, LocalSampler.sample
+
+    def entered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            inside += 1
+            seen.add(name)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside -= 1
+
+        return call
+
+    def check(module: torch.nn.Module, *_: Any) -> None:
+        assert inside, f"{type(module).__name__} is called from outside"
+
+    def with_forward(model: PreTrainedModel) -> PreTrainedModel:
+        model = real(model)
+        (name,) = {"token_logprobs", "token_scores"} & vars(model).keys()
+        setattr(model, name, entered(name, getattr(model, name)))
+        model.base_model.register_forward_pre_hook(check)
+        return model
+
+    monkeypatch.setattr(loading, "with_forward", with_forward)
+    monkeypatch.setattr(LocalSampler, "sample", entered("sample", real_sample))
+    yield
+
+
+def test_every_pass_of_training_goes_through_the_models_own_method(
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"p {i}", "completions": [" a", " b c", " d"], "ranks": [1, 2, 2]} for i in range(6)]
+    write_jsonl(tmp_path / "rankings.jsonl", rows)
+    write_jsonl(tmp_path / "demos.jsonl", [{"prompt": row["prompt"], "completion": " a"} for row in rows])
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": "the cat sat on the mat and the moon was red " * 8}])
+    texts, model = str(tmp_path / "texts.jsonl"), files["model"]
+    seen: set[str] = set()
+    with only_through_the_models_own_method(monkeypatch, seen):
+        rankings = {"model": model, "rankings": str(tmp_path / "rankings.jsonl"), "output": tmp_path / "reward"}
+        reward.run(RewardConfig(**rankings))
+        demonstrations = {"model": model, "demonstrations": str(tmp_path / "demos.jsonl"), "output": tmp_path / "sft"}
+        sft.run(SftConfig(**demonstrations, epochs=1, pretraining_texts=texts, reward_model=files["reward_model"]))
+        online.run(OnlineConfig(**files, pretraining_texts=texts, ptx_length=16, output=tmp_path / "ppo"))
+    assert seen == {"token_logprobs", "token_scores", "sample"}
+
+
+def test_any_sampler_serves_the_loop(files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages ask for the engine that the settings name, and know none."""
+    asked: list[int] = []
+
+    class Fives:
+        """Says 5 twice, and ends."""
+
+        def sample(self, requests: Sequence[Request]) -> list[Sample]:
+            asked.append(len(requests))
+            return [Sample((5, 5, 1), (-1.0, -1.0, -1.0), "stop") for _ in requests]
+
+    monkeypatch.setattr(online, "open_sampler", lambda *args, **kwargs: Fives())
+    monkeypatch.setattr(engines, "LocalSampler", None)
+    online.run(OnlineConfig(**files, output=tmp_path / "run"))
+    assert asked == [8, 8, 5, 5]  # two iterations, and both sets of weights at the end
+    (first, *_) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert (json.loads(first)["objective/length"], json.loads(first)["objective/ended"]) == (3, 1)
+    assert load_file(tmp_path / "run" / "last" / "model.safetensors")
+
+
+def test_a_reward_model_reads_ids_or_texts(
+    files: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model = RewardModel(files["reward_model"])
+    assert model.reads(tokenizer)
+    prompts = [Prompt(id="p", text="the cat")]
+    (ids,) = model.encode(prompts, [" sat"], [True])
+    assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(ids[:-1]) == "the cat sat"
+    (cut,) = model.encode(prompts, [" sat"], [False])
+    assert cut == ids[:-1]
+    length = len(tokenizer.encode("the cat"))
+    assert model.leaves_room(prompts, model.context - length - 1) == [True]  # the end takes one
+    assert model.leaves_room(prompts, model.context - length) == [False]
