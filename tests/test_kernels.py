@@ -20,6 +20,7 @@ from torch.testing import assert_close
 
 from tutelage.models.cpu import build, kernels
 from tutelage.models.logprobs import token_logprobs
+from tutelage.models.packing import Trees
 from tutelage.sampling import local
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -181,7 +182,7 @@ def test_attention(d: int, heads: int, kv_heads: int, cuts: list[list[int]], rot
     n = cuts[-1][-1]
     angles = some_angles(n, d) if rotary and d % 2 == 0 else None
     compare(
-        lambda q, k, v: kernels.attention(q, k, v, angles, kernels.Trees.of(cuts), 0.3),
+        lambda q, k, v: kernels.attention(q, k, v, angles, Trees.of(cuts), 0.3),
         lambda q, k, v: plain_attention(q, k, v, angles, cuts, 0.3),
         [torch.randn(n, h, d).to(dtype) for h in (heads, kv_heads, kv_heads)],
     )
@@ -192,14 +193,14 @@ def test_attention(d: int, heads: int, kv_heads: int, cuts: list[list[int]], rot
 def test_what_stood_in_memory_before_does_not_matter(cuts: list[list[int]], dtype: torch.dtype) -> None:
     torch.set_num_threads(1)  # so that the same memory is worked in
     nothing = [torch.full((512, 4, 32), torch.nan, dtype=dtype).requires_grad_() for _ in range(3)]
-    out = kernels.attention(*nothing, None, kernels.Trees.of([[0, 512]]), 1.0)
+    out = kernels.attention(*nothing, None, Trees.of([[0, 512]]), 1.0)
     out.backward(torch.full_like(out, torch.nan))
     test_attention(20, 4, 2, cuts, True, dtype)
 
 
 def test_what_is_in_no_tree_is_nothing() -> None:
     given = [torch.randn(24, 2, 8, requires_grad=True) for _ in range(3)]
-    out = kernels.attention(*given, None, kernels.Trees.of([[0, 5], [9, 20]]), 1.0)
+    out = kernels.attention(*given, None, Trees.of([[0, 5], [9, 20]]), 1.0)
     out.sum().backward()
     for x in (out, *(y.grad for y in given)):
         assert (x[5:9] == 0).all()
@@ -213,7 +214,7 @@ def test_without_gradients_the_results_are_the_same() -> None:
         lambda: kernels.rms_norm(x, w, 1e-5, torch.float32),
         lambda: kernels.add_rms_norm(x, x, w, 1e-5, torch.float32)[1],
         lambda: kernels.swiglu(x, x),
-        lambda: kernels.attention(x, x, x, None, kernels.Trees.of([[0, 12]]), 1.0),
+        lambda: kernels.attention(x, x, x, None, Trees.of([[0, 12]]), 1.0),
     ):
         expected = make()
         for off in (torch.no_grad, torch.inference_mode):
@@ -269,7 +270,7 @@ print(turns(5))
 
 def test_a_broken_gradient_stays_broken() -> None:
     q, k, v = (torch.randn(9, 2, 8, requires_grad=True) for _ in range(3))
-    out = kernels.attention(q, k, v, None, kernels.Trees.of([[0, 4], [4, 9]]), 1.0)
+    out = kernels.attention(q, k, v, None, Trees.of([[0, 4], [4, 9]]), 1.0)
     grad = torch.zeros_like(out)
     grad[5, 1, 3] = torch.nan
     out.backward(grad)

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 import torch
 
-from tutelage.models.cpu.kernels import Trees
-
 STEP = 64  # tokens to which passes with bf16 products are rounded up on processors; see `rounded`
 
 
@@ -26,6 +24,27 @@ def rounded(tokens: int, step: int) -> int:
     """A number of tokens, up to a multiple of step: processors build a new bf16 product for each new shape, which takes
     longer than the product itself, so shapes come from a small set (`STEP`)."""
     return -(-tokens // step) * step
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Which tokens of a flat (n,) axis belong together: tree t is cut at `bounds[first[t]:first[t + 1]]`.
+
+    A token sees what is before it in its part and the whole first part of its tree; a row is a tree of one part.
+    """
+
+    bounds: torch.Tensor  # (m,) int64, rising within a tree; the end of one tree and the start of the next are two
+    first: torch.Tensor  # (trees + 1,) int64
+    tokens: int  # in all trees, which do not overlap
+
+    @staticmethod
+    def of(cuts: Sequence[Sequence[int]]) -> Trees:
+        """By the cuts of each tree, those of its parts: beginning, end of the first part, …, end of the last."""
+        first = [0]
+        for each in cuts:
+            first.append(first[-1] + len(each))
+        tokens = sum(each[-1] - each[0] for each in cuts)
+        return Trees(torch.tensor([b for each in cuts for b in each]), torch.tensor(first), tokens)
 
 
 @dataclass(frozen=True)

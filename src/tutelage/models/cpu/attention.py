@@ -1,4 +1,4 @@
-"""Attention for transformers' own modules, registered under `NAME`: our kernels on processors (kernels/), else torch's.
+"""Attention for transformers' own modules, registered under `NAME`: our kernel on processors, else torch's.
 
 Rows are causal and right-padded; trees (`models/packing.py`) are said twice, as a mask for torch and as cuts for ours.
 """
@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from tutelage.models.cpu import kernels
-from tutelage.models.cpu.kernels import Trees
+from tutelage.models.packing import Trees
 
 NAME = "tutelage"
 UNUSUAL = ("softcap", "position_bias", "s_aux", "sinks")  # arguments of some architectures that torch's own must handle

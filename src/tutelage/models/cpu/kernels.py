@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tutelage.models.cpu.build import function, library, signatures
+from tutelage.models.packing import Trees
 
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 POINTERS = {"float*": torch.float32, "i64*": torch.int64, "bool*": torch.bool}
@@ -125,27 +126,6 @@ class _Swiglu(torch.autograd.Function):
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Trees:
-    """Which tokens of a flat (n,) axis belong together: tree t is cut at `bounds[first[t]:first[t + 1]]`.
-
-    A token sees what is before it in its part and the whole first part of its tree; a row is a tree of one part.
-    """
-
-    bounds: Tensor  # (m,) int64, rising within a tree; the last of one tree and the first of the next are two entries
-    first: Tensor  # (trees + 1,) int64
-    tokens: int  # in all trees, which do not overlap
-
-    @staticmethod
-    def of(cuts: Sequence[Sequence[int]]) -> Trees:
-        """By the cuts of each tree, those of its parts: beginning, end of the first part, …, end of the last."""
-        first = [0]
-        for each in cuts:
-            first.append(first[-1] + len(each))
-        tokens = sum(each[-1] - each[0] for each in cuts)
-        return Trees(torch.tensor([b for each in cuts for b in each]), torch.tensor(first), tokens)
 
 
 def attention(
