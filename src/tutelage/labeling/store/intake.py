@@ -166,12 +166,9 @@ def intake(prompts: Sequence[Prompt], rules: Rules, known: Sequence[Prompt] = ()
             reason = f"came as {came.split}, but its user is in {prompt.split}"
             findings["split"].append(Finding(id=prompt.id, reason=reason))
     splits = Counter(prompt.split for prompt in kept)
-    report = Report(
-        read=len(prompts),
-        kept={split: splits[split] for split in SPLITS},
-        screened=rules.personal_data,
-        findings={rule: tuple(hits) for rule, hits in findings.items()},
-    )
+    in_splits = {split: splits[split] for split in SPLITS}
+    by_rule = {rule: tuple(hits) for rule, hits in findings.items()}
+    report = Report(read=len(prompts), kept=in_splits, screened=rules.personal_data, findings=by_rule)
     return Intake(kept, quarantined, report)
 
 
