@@ -23,12 +23,9 @@ def read_candidates(path: str | PathLike[str]) -> list[Candidates]:
     read = []
     for number, (prompt, row) in enumerate(read_asked(path, "completions"), start=1):
         try:
-            completions = read_completions(row["completions"])
+            read.append((prompt, read_completions(row["completions"])))
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {one_line(error)}") from None
-        if (distinct := len({c.text for c in completions})) < 2:
-            raise ValueError(f"{path}: row {number}: a ranking needs two distinct completions, here are {distinct}")
-        read.append((prompt, completions))
     return read
 
 
@@ -47,14 +44,17 @@ def read_asked(path: str | PathLike[str], *required: str) -> list[tuple[Prompt, 
 
 
 def read_completions(given: Any) -> tuple[Completion, ...]:
-    """Completions from a row: a list of strings or of {text, policy, finish}.
+    """The completions of a row that are to be ranked: a list of strings or of {text, policy, finish}.
 
     Raises:
-        ValueError: if they are something else.
+        ValueError: if they are something else, or fewer than two distinct ones.
     """
     if not isinstance(given, list):
         raise ValueError(f"completions is {given!r}; expected a list of strings or of {{text, policy, finish}}")
-    return tuple(Completion(text=c) if isinstance(c, str) else Completion.model_validate(c) for c in given)
+    completions = tuple(Completion(text=c) if isinstance(c, str) else Completion.model_validate(c) for c in given)
+    if (distinct := len({c.text for c in completions})) < 2:
+        raise ValueError(f"a ranking needs two distinct completions, here are {distinct}")
+    return completions
 
 
 def write_candidates(path: Path, candidates: Iterable[tuple[Prompt, Sequence[Completion]]]) -> None:

@@ -130,6 +130,12 @@ class Ranking(Record):
         )
         return [(i, j) for i, j in ordered if self.ranks[i] != self.ranks[j]]
 
+    @property
+    def best_ranks(self) -> dict[str, int]:
+        """The rank of each distinct text: equal texts are one answer, under their best rank."""
+        equals = by_text(c.text for c in self.completions)
+        return {text: min(self.ranks[i] for i in equal) for text, equal in equals.items()}
+
     def comparisons(self) -> list[Comparison]:
         """The ranking as chosen/rejected pairs, ties dropped."""
         texts = [c.text for c in self.completions]

@@ -388,9 +388,7 @@ def panels(rankings: Sequence[Ranking]) -> list[Panel]:
     """
     groups: dict[Hashable, dict[Hashable, tuple[int, dict[str, int]]]] = defaultdict(dict)
     for number, r in enumerate(rankings):
-        best: dict[str, int] = {}
-        for completion, rank in zip(r.completions, r.ranks, strict=True):
-            best[completion.text] = min(rank, best.get(completion.text, rank))
+        best = r.best_ranks
         whose = number if r.labeler is None else (r.labeler, frozenset(best))
         groups[r.prompt.identity][whose] = (number, best)
     out = []

@@ -366,9 +366,7 @@ def _key(ranking: Ranking) -> str:
 def _imported(prompt: Prompt, item: _ImportedRow) -> Ranking:
     written = read_completions(item.completions)
     ranking = Ranking(prompt=prompt, completions=tuple(written), ranks=tuple(item.ranks), labeler=item.labeler)
-    best: dict[str, int] = {}  # identical completions are one, under its better rank
-    for completion, rank in zip(written, item.ranks, strict=True):
-        best[completion.text] = min(rank, best.get(completion.text, rank))
+    best = ranking.best_ranks
     kept = {c.text: c for c in reversed(written)}
     places = sorted(set(best.values()))  # 1, 3, 7 means 1, 2, 3
     closed = tuple(places.index(rank) + 1 for rank in best.values())
