@@ -395,7 +395,7 @@ GOOD: dict[str, Any] = {"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2
         ({"ranks": 1}, "row 2: ranks: Input should be a valid list"),
         ({"completions": "ab"}, "row 2: completions is 'ab'; expected a list"),
         ({"completions": ["a", {"words": "b"}]}, "row 2: text: Field required"),
-        ({"completions": ["a", "a"]}, "row 2: prompt 'x': a ranking task cannot have 1 distinct"),
+        ({"completions": ["a", "a"]}, "row 2: a ranking needs two distinct completions, here are 1"),
         ({"labeler": ""}, "row 2: labeler: String should have at least 1"),
         ({"labeler": None}, "row 2: labeler: Field required"),
         ({"labeler": "Ann"}, "row 2: name: 'Ann' is taken"),
