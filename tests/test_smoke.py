@@ -91,13 +91,13 @@ def test_every_metric_is_explained_and_none_is_invented(smoke: Path) -> None:
 
 def test_every_result_that_is_explained_is_there(smoke: Path) -> None:
     rows = re.findall(r"^\| (`[^|]+`) \| (\w+)", METRICS.split("## Results")[1], flags=re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) == 8
     found = {"report": set(json.loads((smoke / "report" / "summary.json").read_text()))}
     for path in smoke.glob("*/done.json"):
         done = json.loads(path.read_text())
         found.setdefault(done["stage"], set()).update(done)
     for names, stage in rows:
-        assert set(re.findall(r"`(\w+)`", names)) <= found[stage]
+        assert set(re.findall(r"`(\w+)`", names.replace("JUDGE", "gold"))) <= found[stage]
     assert json.loads((smoke / "report" / "summary.json").read_text())["tax"]["rise"]["ppo"]["prompts"] == 40
 
 
@@ -187,7 +187,7 @@ def test_the_labeling_guide_leads_to_a_reward_model(
         assert main(line) == 0, capsys.readouterr().err
         ran.append(" ".join(line[:2] if line[0] == "label" else line[:1]))
     workspace.close()
-    assert ran == ["label prompts", "collect", "label export", "reward", "compare"]
+    assert ran == ["label prompts", "collect", "label queue", "label export", "reward", "compare"]
     assert Path("runs/work-reward/model/config.json").exists()
 
 
