@@ -135,6 +135,14 @@ def test_part_of_a_rollout_is_a_rollout() -> None:
         part.scores = table  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("sample", [Sample((), (), "stop"), Sample((5, 6), (-1.0,), "stop")])
+def test_a_sampler_that_breaks_its_word_is_named(sample: Sample) -> None:
+    """One log-probability too many would shift all that come after it."""
+    good = Sample((5,), (-1.0,), "stop")
+    with pytest.raises(ValueError, match=r"sampler: answer 1 has \d tokens and \d log-probabilities"):
+        episodes_of([Prompt(id="p", text="a")] * 2, [Request((5,), 0, 4, ())] * 2, [good, sample])
+
+
 @contextmanager
 def only_through_the_models_own_method(monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> Iterator[None]:
     """A forward pass outside of the model's own method and of sampling is an error, as where models are sharded."""

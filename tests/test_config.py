@@ -6,13 +6,16 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
 from tutelage.recipe import PACKAGE, RECIPES, STAGES, plan
 from tutelage.settings.algorithms import PPO
-from tutelage.settings.common import StageConfig, make, names_of, nearest, to_plain
+from tutelage.settings.common import Group, StageConfig, make, names_of, nearest, to_plain
 from tutelage.settings.online import OnlineConfig
+from tutelage.settings.options import Parser, add_settings, settings
 from tutelage.settings.pretrain import PretrainConfig
 from tutelage.settings.reward import RewardConfig
 from tutelage.settings.sft import SftConfig
@@ -156,6 +159,80 @@ def test_a_group_in_part_leaves_the_rest_as_the_stage_has_it() -> None:
     values = files | {"optimizer": {"weight_decay": 0.5}, "optimizer.learning_rate": 1e-3, "algorithm": "ppo"}
     config = make(OnlineConfig, values | {"algorithm.lam": 0.5}, "r.yaml")
     assert (config.optimizer.weight_decay, config.optimizer.learning_rate, config.algorithm.lam) == (0.5, 1e-3, 0.5)
+
+
+FILES = {"model": "m", "reward_model": "r", "prompts": "p", "output": "o"}
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        ({"optimizer.learning_rate": 1e-3}, {"optimizer.warmup_steps": 5}),
+        ({"optimizer": {"learning_rate": 1, "warmup_steps": 5}}, {"optimizer.learning_rate": 1e-3}),
+        ({"optimizer.learning_rate": 1e-3, "optimizer": {"warmup_steps": 5, "learning_rate": 1}}, {}),
+        ({"optimizer.learning_rate": 1, "optimizer": {"warmup_steps": 5}}, {"optimizer": {"learning_rate": 1e-3}}),
+        ({"optimizer": {"learning_rate": 1e-3}}, {"optimizer": "adamw", "optimizer.warmup_steps": 5}),
+    ],
+)
+def test_what_wins_over_a_group_leaves_the_rest_of_it(layers: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    config = make(OnlineConfig, FILES | layers[0], "r.yaml", layers[1])
+    assert (config.optimizer.learning_rate, config.optimizer.warmup_steps) == (1e-3, 5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"optimizer": 5, "optimizer.learning_rate": 1}, {"optimizer": PPO()}, {"sampler": AdamW(learning_rate=1)}],
+)
+def test_what_is_no_such_group_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"r.yaml: (optimizer|sampler)=.*: Input should be a valid dictionary"):
+        make(OnlineConfig, FILES | values, "r.yaml")
+
+
+class Other(Group):
+    """A second algorithm."""
+
+    name: Literal["other"] = "other"
+    """Which."""
+    cliprange: float = 0.5
+    """Its own default."""
+    only: int = 1
+    """What PPO has not."""
+
+
+class Choice(StageConfig):
+    """A stage with two algorithms."""
+
+    algorithm: Annotated[PPO | Other, Field(discriminator="name")] = PPO(cliprange=0.3)
+    """Which algorithm."""
+
+
+def test_a_name_chooses_among_classes() -> None:
+    """With the defaults of the class that is chosen, but for the stage's own class, whose are the stage's."""
+    output = {"output": Path("o")}
+    assert Choice(**output, algorithm=Other()).algorithm == Other()
+    assert Choice(**output, algorithm=Other(cliprange=0.1)).algorithm == Other(cliprange=0.1)
+    assert make(Choice, {"output": "o", "algorithm": "other"}, "").algorithm == Other()
+    typed = {"algorithm.name": "other", "algorithm.only": 3}
+    assert make(Choice, {"output": "o"}, "", typed).algorithm == Other(only=3)
+    assert make(Choice, {"output": "o", "algorithm.lam": 0.5}, "").algorithm == PPO(cliprange=0.3, lam=0.5)
+    with pytest.raises(ValueError, match=r"algorithm\.ppo\.only=1: Extra inputs are not permitted"):
+        make(Choice, {"output": "o", "algorithm.only": 1}, "")
+    parser = Parser()
+    add_settings(parser, Choice)
+    arguments = parser.parse_args(["--output", "o", "--algorithm", "other", "--algorithm.only", "7"])
+    assert settings(Choice, arguments).algorithm == Other(only=7)
+
+
+def test_an_iteration_cannot_turn_the_kl_coefficient_negative() -> None:
+    values = FILES | {"kl_target": 1.0, "batch_size": 500, "mini_batch_size": 50}
+    with pytest.raises(ValueError, match="kl_horizon=100 is so short"):
+        make(OnlineConfig, values | {"kl_horizon": 100}, "")
+    assert make(OnlineConfig, values | {"kl_horizon": 101}, "").kl_horizon == 101
+
+
+def test_a_switch_is_no_number() -> None:
+    with pytest.raises(ValueError, match="epochs=True: expected a number"):
+        make(SftConfig, SFT | {"epochs": True}, "")
 
 
 def test_a_config_is_frozen() -> None:

@@ -886,10 +886,10 @@ def test_after_a_resume_the_reference_is_the_sft_policy(
         asked.append(distance(start, model.state_dict()))
         return real_logprobs(model, *args)
 
-    def improve(self: Learner, rollout: Rollout, warmth: float, watch: Watch) -> Any:
-        if watch.step == 2 and len(asked) == 3:
+    def improve(self: Learner, rollout: Rollout, iteration: int, *rest: Any) -> Any:
+        if iteration == 2 and len(asked) == 3:
             raise KeyboardInterrupt
-        return real_improve(self, rollout, warmth, watch)
+        return real_improve(self, rollout, iteration, *rest)
 
     monkeypatch.setattr(online, "completion_logprobs", logprobs)
     monkeypatch.setattr(Learner, "improve", improve)

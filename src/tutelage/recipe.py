@@ -157,12 +157,16 @@ def plan(
             )
         if not RUN_NAME.fullmatch(name):
             raise ValueError(f"{recipe}: {short(name)} names a folder; use letters, digits, `-`, `_` and `.`")
-        settings = settings | changes.get(name, {})
+        changed = changes.get(name, {})
+        settings = dict(settings)
         verb = settings.pop("stage", name)
         if not isinstance(verb, str) or verb not in STAGES:
             raise ValueError(f"{recipe}: {name}: unknown stage {short(verb)}; {nearest(str(verb), list(STAGES))}")
-        values = {"seed": seed, "overwrite": overwrite} | fill(settings, names, f"{recipe}: {name}")
-        config = make(STAGES[verb].config_class(), values | {"output": folder / name}, f"{recipe}: {name}")
+        if "output" in {*settings, *changed}:
+            raise ValueError(f"{recipe}: {name}: output is the run's name in the recipe's folder; leave it out")
+        place = f"{recipe}: {name}"
+        values = {"seed": seed, "overwrite": overwrite} | fill(settings, names, place) | {"output": folder / name}
+        config = make(STAGES[verb].config_class(), values, place, fill(changed, names, place))
         steps.append((name, STAGES[verb], config))
     return steps
 
@@ -181,11 +185,14 @@ def _given(
     inputs = dict(inputs)
     changes: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
-        run, dot, setting = name.partition(".")
+        run, dot, _ = name.partition(".")
+        runs = [each for each in content["stages"] if name.startswith(f"{each}.")]
         if name in inputs:
             inputs[name] = value
-        elif dot and run in content["stages"]:
-            changes.setdefault(run, {})[setting] = parse_yaml(f"{recipe}: --set {name}={short(value)}", value)
+        elif runs:
+            run = max(runs, key=len)  # a run's name may hold a dot
+            changed = parse_yaml(f"{recipe}: --set {name}={short(value)}", value)
+            changes.setdefault(run, {})[name.removeprefix(f"{run}.")] = changed
         else:
             what = nearest(run, list(content["stages"])) if dot else nearest(name, list(inputs))
             raise ValueError(f"{recipe}: --set {name}: no such {'run' if dot else 'input'}; {what}")

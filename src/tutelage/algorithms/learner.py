@@ -45,9 +45,9 @@ class Learner:
         """The models by name."""
         return {"policy": self.policy} | ({"value_model": self.value_model} if self.value_model is not None else {})
 
-    def improve(self, rollout: Rollout, warmth: float, watch: Watch) -> dict[str, float]:
-        """Learn from a rollout, at this share of the learning rates; returns metrics: means per token or update."""
-        config, iteration = self.config, watch.step
+    def improve(self, rollout: Rollout, iteration: int, warmth: float, watch: Watch) -> dict[str, float]:
+        """Learn from a rollout, with learning rates times `warmth`; returns metrics, means per token or per update."""
+        config = self.config
         for model in self.models.values():
             model.eval()  # no dropout in RL: the ratio compares one policy with itself (Stiennon 2020)
         per_token: Counter[str] = Counter()

@@ -17,7 +17,7 @@ from tutelage.models.tokens import decode_answer
 class Episodes:
     """n prompts with a sampled completion each, right-padded to t tokens.
 
-    `group` (n,): episodes of equal number answer the same drawing of a prompt. `sequences` are ids of prompt and
+    `group` (n,): episodes of equal number were sampled together from one prompt. `sequences` are ids of prompt and
     completion, of which the first `prompt_lengths` are the prompt's. `mask` (n, t) is true on completion tokens,
     `logprobs` (n, t) are theirs under the policy that sampled them, in nats, 0 on padding. `ended` (n,) is false where
     a completion was cut off.
@@ -71,17 +71,25 @@ def _take(value: Any, rows: Sequence[int]) -> Any:
 def episodes_of(
     prompts: Sequence[Prompt], requests: Sequence[Request], samples: Sequence[Sample], samples_per_prompt: int = 1
 ) -> Episodes:
-    """Episodes of what was asked and answered, in the order of the requests; each prompt stands there so many times in
-    a row."""
+    """Episodes of what was asked and answered, in the order of the requests; `prompts` repeats each prompt
+    `samples_per_prompt` times in a row.
+
+    Raises:
+        ValueError: if a sampler broke its word: no tokens, or not one log-probability for each.
+    """
+    for number, sample in enumerate(samples):
+        tokens, logprobs = len(sample.completion_ids), len(sample.logprobs)
+        if not tokens or tokens != logprobs:
+            raise ValueError(f"sampler: answer {number} has {tokens} tokens and {logprobs} log-probabilities")
     lengths = torch.tensor([len(s.completion_ids) for s in samples])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    logprobs = torch.tensor([logprob for s in samples for logprob in s.logprobs])
+    flat = torch.tensor([logprob for s in samples for logprob in s.logprobs])
     return Episodes(
         prompts=prompts,
         group=torch.arange(len(prompts)) // samples_per_prompt,
         sequences=[[*r.prompt_ids, *s.completion_ids] for r, s in zip(requests, samples, strict=True)],
         prompt_lengths=[len(r.prompt_ids) for r in requests],
         mask=mask,
-        logprobs=torch.zeros(mask.shape).masked_scatter(mask, logprobs),
+        logprobs=torch.zeros(mask.shape).masked_scatter(mask, flat),
         ended=torch.tensor([s.finish == "stop" for s in samples]),
     )

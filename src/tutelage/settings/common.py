@@ -15,14 +15,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from tutelage.shipped import resolve_model
 from tutelage.terminal import plain, short
 
-Count = Annotated[int, Field(gt=0, le=10**12)]  # the limit stops a slip of the keyboard, not a large run
-Whole = Annotated[int, Field(ge=0, le=10**12)]
+
+def _no_switch(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_switch), Field(gt=0, le=10**12)]  # stops a slip of the keyboard, not a run
+Whole = Annotated[int, BeforeValidator(_no_switch), Field(ge=0, le=10**12)]
 Number = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -50,11 +57,14 @@ class Settings(BaseModel):
 
 
 class Group(Settings):
-    """Settings that belong together; where there is a choice of classes, `name` chooses."""
+    """Settings that belong together; where there is a choice of classes, `name` chooses.
+
+    An instance that is given to a stage counts for what was set in it, as a mapping of these settings would.
+    """
 
     def with_(self, given: Any) -> Any:
         """These settings with those that are set in `given`: a mapping, a group, or a name alone."""
-        values = given.model_dump(exclude_unset=True) if isinstance(given, Group) else given
+        values = given.model_dump(exclude_unset=True) if type(given) is type(self) else given
         if isinstance(values, str) and "name" in type(self).model_fields:
             values = {"name": values}
         if not isinstance(values, dict):
@@ -90,20 +100,21 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^/]+)?")  # org/name, or org/name:split
 
 def nearest(key: str, known: list[str]) -> str:
     """`did you mean 'x'?` for the closest known name, which may be one in a group, else the list of all."""
-    inside = [name for name in known if "." in name and name.split(".")[-1] == key.lstrip("-")]
-    close = inside or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+    inside = [name for name in known if name.split(".")[-1] == key.lstrip("-")]
+    group = [name for name in known if name.startswith(key.rpartition(".")[0] + ".")]
+    close = inside or difflib.get_close_matches(key, group or known, n=1, cutoff=0.5)
+    if not close:
+        return f"known: {', '.join(sorted(group or known))}"
+    return f"did you mean {' or '.join(map(repr, close))}?"
 
 
-def make(kind: type[C], values: dict[str, Any], source: str) -> C:
-    """A validated config.
+def make(kind: type[C], values: Mapping[str, Any], source: str, over: Mapping[str, Any] | None = None) -> C:
+    """A validated config of these values and, winning over them, others.
 
     Raises:
         ValueError: one line per problem, naming source, key, value and remedy.
     """
-    known, given, values = names_of(kind), values, {}
-    for name, value in given.items():
-        put(values, name, value)
+    known, values = names_of(kind), _layered(kind, values, over or {})
     if unknown := [name for name in _names_in(kind, values) if name not in known]:
         raise ValueError("\n".join(f"{source}: unknown key {short(k)}; {nearest(k, known)}" for k in unknown))
     try:
@@ -113,7 +124,9 @@ def make(kind: type[C], values: dict[str, Any], source: str) -> C:
         for problem in error.errors():
             key = plain(".".join(str(part) for part in problem["loc"]))
             fault = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "missing":
+            if problem["type"] == "missing" and len(problem["loc"]) > 1:
+                lines.append(f"{source}: {key} is required")
+            elif problem["type"] == "missing":
                 lines.append(f"{source}: {key} is required: {kind.model_fields[str(problem['loc'][0])].description}")
             else:
                 lines.append(f"{source}: {key}={short(problem['input'])}: {fault}" if key else f"{source}: {fault}")
@@ -150,15 +163,26 @@ def _names_in(kind: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
     return [*values, *inner]
 
 
-def put(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set a value by its name; `optimizer.learning_rate` sets one within a group, and leaves the others."""
-    group, _, inner = name.partition(".")
-    if not (group and inner):
-        values[name] = value
-        return
-    before = values.get(group, {})
-    rest = {"name": before} if isinstance(before, str) else before if isinstance(before, dict) else {}
-    values[group] = rest | {inner: value}
+def _layered(kind: type[BaseModel], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """One mapping of several, the later ones winning; a group that is set in part leaves the rest of it.
+
+    In each layer `optimizer.learning_rate` sets one value within `optimizer`, wherever it stands. What is no group, as
+    `optimizer: 5`, is kept, to be refused.
+    """
+    groups = {name for name, field in kind.model_fields.items() if groups_of(field)}
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in sorted(layer.items(), key=lambda item: "." in str(item[0])):  # whole groups first
+            group, _, inner = str(name).partition(".")
+            if group not in groups:
+                values[name] = value
+                continue
+            new = {inner: value} if inner else {"name": value} if isinstance(value, str) else value
+            before = values.get(group, {})
+            if not isinstance(before, dict):
+                continue
+            values[group] = before | new if isinstance(new, dict) else new
+    return values
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:

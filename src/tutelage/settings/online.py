@@ -12,9 +12,11 @@ from typing import ClassVar
 from pydantic import model_validator
 
 from tutelage.settings.algorithms import PPO
-from tutelage.settings.common import Count, Fraction, Model, Number, Positive, Source
+from tutelage.settings.common import Count, Model, Number, Positive, Share, Source
 from tutelage.settings.sampler import LocalSampling
 from tutelage.settings.training import AdamW, Length, TrainingConfig
+
+MOST_SURPRISE = 0.2  # share by which the adaptive coefficient moves at the most over its horizon (Ziegler 2019)
 
 
 class OnlineConfig(TrainingConfig):
@@ -55,7 +57,7 @@ class OnlineConfig(TrainingConfig):
     """Episodes over which the adaptive coefficient moves (Ziegler 2019: 10,000)."""
     missing_eos_penalty: Number = 1.0
     """Taken off the score of a completion that was cut off (Ziegler 2019's code: 1)."""
-    ema_decay: Fraction | None = None
+    ema_decay: Share | None = None
     """Per iteration, of the averaged policy in `model/` (paper: 0.992 over its 500 iterations). If not set, it follows
     the run's length: the average spans the same share of it. 0 takes the last weights, which `last/` has anyway."""
     pretraining_texts: Source | None = None
@@ -76,4 +78,9 @@ class OnlineConfig(TrainingConfig):
             raise ValueError("sampler.temperature=0 explores nothing, and has no log-probabilities; set it above 0")
         if self.batch_size % self.mini_batch_size:
             raise ValueError(f"mini_batch_size={self.mini_batch_size} does not divide batch_size={self.batch_size}")
+        if self.kl_target and self.kl_horizon <= MOST_SURPRISE * self.batch_size:
+            raise ValueError(
+                f"kl_horizon={self.kl_horizon} is so short that one iteration of batch_size={self.batch_size} could "
+                "make the KL coefficient negative; raise it"
+            )
         return self

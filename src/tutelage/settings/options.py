@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tutelage.settings.common import C, groups_of, make, put
+from tutelage.settings.common import C, groups_of, make
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
 from tutelage.terminal import short
 
@@ -55,14 +55,17 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None
 
 
 def _options(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, Any]]:
-    """Each setting's name, field and default, those of groups in their place; the defaults are this stage's."""
+    """Each setting's name, field and default; of a group those of its fields, with this stage's defaults.
+
+    Where a group can be of several classes, a field that two of them have is one option.
+    """
     for name, field in kind.model_fields.items():
         preset = field.get_default(call_default_factory=True)
         if not groups_of(field):
             yield name, field, preset
-        for group in groups_of(field):
-            for inner, each in group.model_fields.items():
-                yield f"{name}.{inner}", each, getattr(preset, inner, each.default)
+        fields = {inner: each for group in reversed(groups_of(field)) for inner, each in group.model_fields.items()}
+        for inner, each in fields.items():
+            yield f"{name}.{inner}", each, getattr(preset, inner, each.default)
 
 
 def checked(kind: Any) -> Callable[[str], Any]:
@@ -105,20 +108,21 @@ def settings(kind: type[C], arguments: argparse.Namespace) -> C:
     Raises:
         ValueError: naming file or command line, setting, value and remedy.
     """
-    values = read_yaml(arguments.config) if arguments.config else {}
+    file = read_yaml(arguments.config) if arguments.config else {}
     source = str(arguments.config or "command line")
+    typed: dict[str, Any] = {}
     for name, field, _ in _options(kind):
         given = getattr(arguments, name)
         if isinstance(given, list):
-            put(values, name, _mapping(name, given))
+            typed[name] = _mapping(name, given)
         elif given is not None:
             # A path or name is taken as typed, a list as a,b; all else is a YAML value, as in a recipe.
             annotation = _set(field.annotation)
             text = annotation in (str, Path)
             if typing.get_origin(annotation) in (list, tuple) and not given.lstrip().startswith("["):
                 given = f"[{given}]"
-            put(values, name, given if text or not isinstance(given, str) else _yaml(name, given))
-    return make(kind, values, source)
+            typed[name] = given if text or not isinstance(given, str) else _yaml(name, given)
+    return make(kind, file, source, typed)
 
 
 def _yaml(name: str, given: str) -> Any:

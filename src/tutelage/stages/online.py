@@ -1,4 +1,4 @@
-"""The one reinforcement-learning loop (paper, section 3.5, equation 2): episodes of one prompt and completion.
+"""The one reinforcement-learning loop (paper, section 3.5, equation 2); an episode is one prompt with one completion.
 
 With pretraining text it is PPO-ptx. Differs from the paper in what the paper leaves open: both losses are means per
 token of an update, so `ptx_coef` weighs two numbers of the same unit.
@@ -65,7 +65,7 @@ class Models:
 
 
 def load_models(config: OnlineConfig, algorithm: Algorithm) -> Models:
-    """The policy, its two copies, the reward model and, where the algorithm needs one, a value model that starts as it.
+    """The policy, its two copies, the reward model and, if the algorithm needs one, a value model, at first its copy.
 
     Raises:
         ValueError: if policy and reward model have other tokens.
@@ -96,7 +96,8 @@ def run(config: OnlineConfig) -> None:
     unused = dropped(lost, pretraining_texts=lost_texts)
     iterations = math.ceil(config.total_episodes / config.batch_size)
     learner = Learner(config, algorithm, models.policy, models.value_model, texts)
-    begin(opened, *plan(config, prompts, iterations, texts), trained=[*learner.models.values()], lost=unused)
+    trained = [*learner.models.values()]
+    begin(opened, *plan(config, prompts, iterations, texts), trained=trained, kept=[models.average], lost=unused)
     torch.manual_seed(config.seed)
     kept = {**learner.models, "average": models.average}
     checkpoint = Checkpoint(opened, kept, learner.optimizers, config.checkpoint_seconds)
@@ -112,7 +113,7 @@ def run(config: OnlineConfig) -> None:
         # 6. Update policy and value model; policy and pretraining gradients share a buffer.
         warmth = constant_after_warmup(iteration, config.optimizer.warmup_steps)
         watch.reads(iteration, rollout.sequences)
-        metrics = learner.improve(rollout, warmth, watch)
+        metrics = learner.improve(rollout, iteration, warmth, watch)
 
         # 7. Average the weights, in fp32.
         with torch.no_grad():
@@ -193,9 +194,9 @@ def sample(
 
 
 def scores_of(models: Models, episodes: Episodes) -> torch.Tensor:
-    """(n,) scores of the sampled ids or, where the reward model's chat template is another, of the texts in its own.
+    """(n,) scores of the sampled ids; if the chat templates differ, of the texts in the reward model's own.
 
-    A text that comes out longer than it was sampled, as bytes that are no characters do, is cut off at its context.
+    Such a text may be longer than what was sampled, as bytes that are no characters are; it is cut at the context.
     """
     reward, tokenizer = models.reward, models.tokenizer
     if reward.reads(tokenizer):
@@ -266,7 +267,7 @@ def plan(config: OnlineConfig, prompts: Sequence[Asked], iterations: int, texts:
 
 
 def average_decay(config: OnlineConfig, iterations: int) -> float:
-    """The decay of the average per iteration: as set, or such that the start weighs as much at the end as in the paper.
+    """The decay of the average per iteration: as set, or so that the start ends with the same weight as in the paper.
 
     There it weighs 0.992^500 = 0.018; so here the decay is 0.992^(500 / iterations), whatever the run's length.
     """
@@ -299,17 +300,20 @@ def usable_prompts(config: OnlineConfig, models: Models) -> tuple[list[Asked], d
         ValueError: if none is left.
     """
     reward, new = models.reward, config.sampler.max_new_tokens
-    context = min(context_length(models.policy), reward.context)
+    reads = reward.reads(models.tokenizer)
+    context = min(context_length(models.policy), reward.context) if reads else context_length(models.policy)
     loaded = read_prompts(config.prompts)
     encoded = [(p, tuple(encode_prompt(models.tokenizer, p.text))) for p in loaded.records]
     prompts = [(p, ids) for p, ids in encoded if len(ids) <= min(config.max_prompt_tokens, context - new)]
     if not prompts:
+        most = config.max_prompt_tokens
+        remedy = f"raise max_prompt_tokens={most}" if most < context - new else f"lower sampler.max_new_tokens={new}"
         raise ValueError(
-            f"{config.prompts}: none of {len(encoded)} prompts leaves room for a completion: "
-            f"lower sampler.max_new_tokens={new} (the models' context is {context} tokens)"
+            f"{config.prompts}: none of {len(encoded)} prompts leaves room for a completion: {remedy} (the models' "
+            f"context is {context} tokens)"
         )
     lost = {**loaded.dropped, "too long": len(encoded) - len(prompts)}
-    if reward.reads(models.tokenizer):
+    if reads:
         return prompts, lost
     fits = reward.leaves_room([p for p, _ in prompts], new)  # its template may be longer
     if not any(fits):
@@ -326,15 +330,15 @@ def pretraining_rows(config: OnlineConfig, models: Models) -> tuple[torch.Tensor
     if config.pretraining_texts is None:
         return None, {}
     texts = read_texts(config.pretraining_texts)
-    length = min(config.ptx_length, context_length(models.policy), models.reward.context)
+    length = min(config.ptx_length, context_length(models.policy))
     return text_rows(models.tokenizer, texts.records, length), texts.dropped
 
 
 def iteration_prompts(
     prompts: Sequence[Asked], iteration: int, config: OnlineConfig, samples_per_prompt: int = 1
 ) -> list[Asked]:
-    """The prompts of an iteration, each as often as it is sampled: a window on shuffled passes over all, a function of
-    the seed alone."""
+    """The prompts of an iteration, each as often as it is sampled: slices of prompts that are shuffled again and again,
+    a function of the seed alone."""
     number = config.batch_size // samples_per_prompt
     first = iteration * number
     passes = range(first // len(prompts), (first + number - 1) // len(prompts) + 1)

@@ -139,15 +139,16 @@ def read(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, context: int)
     demonstrations: list[list[int]] = []
     if config.demonstrations:
         written = read_demonstrations(config.demonstrations)
-        pairs = encode_pairs(tokenizer, [(d.prompt.text, d.completion, True) for d in written.records])
-        demonstrations = [p + c for p, c in pairs if len(p) + len(c) <= context]
+        texts = encode_pairs(tokenizer, [(d.prompt.text, d.completion, True) for d in written.records])
+        demonstrations = [p + c for p, c in texts if len(p) + len(c) <= context]
         if not demonstrations:
             raise ValueError(
-                f"{config.demonstrations}: none of {len(pairs)} demonstrations fits the context of {context} tokens"
+                f"{config.demonstrations}: none of {len(texts)} demonstrations fits the context of {context} tokens"
             )
-        lost["demonstrations"] = {**written.dropped, "too long": len(pairs) - len(demonstrations)}
+        lost["demonstrations"] = {**written.dropped, "too long": len(texts) - len(demonstrations)}
     unused = dropped({**loaded.dropped, "too long": too_long}, **lost)
-    return Data(train, sum(len(r.pairs) for r in records), held_out, demonstrations, unused)
+    pairs = sum(int((e.ranks[:, None] < e.ranks).sum()) for e in train)
+    return Data(train, pairs, held_out, demonstrations, unused)
 
 
 def run(config: RewardConfig) -> None:

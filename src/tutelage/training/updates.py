@@ -99,14 +99,20 @@ def require_finite_measure(run: Run, measure: str, value: float) -> None:
         )
 
 
-def begin(run: Run, *plan: str, trained: Sequence[nn.Module], lost: Mapping[str, int]) -> None:
+def begin(
+    run: Run, *plan: str, trained: Sequence[nn.Module], lost: Mapping[str, int], kept: Sequence[nn.Module] = ()
+) -> None:
     """Say what will be done, and see that memory and disk suffice for gradients, Adam's moments and checkpoints.
+
+    Checkpoints hold the models that are `trained`, with their moments, and others that are `kept`.
 
     Raises:
         ValueError: if they do not.
         DryRun: in a dry run.
     """
-    weights = sum(p.numel() * p.element_size() for model in trained for p in model.parameters())
+    weights, others = (
+        sum(p.numel() * p.element_size() for model in models for p in model.parameters()) for models in (trained, kept)
+    )
     device = next(trained[0].parameters()).device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     more = 3 * weights  # gradients, and two moments
@@ -115,10 +121,10 @@ def begin(run: Run, *plan: str, trained: Sequence[nn.Module], lost: Mapping[str,
             f"{run.stage}: gradients and optimizer take {more / 2**20:,.0f} MiB beside the models, and only "
             f"{free / 2**20:,.0f} MiB of memory are free; use a smaller model, or a machine with more memory"
         )
-    # Three checkpoints of weights and two moments, as the next is written beside two; and the model.
+    # Three checkpoints of weights and two moments, as the next is written beside two; and the models.
     run.begin(
         *plan, f"memory: {more / 2**30:.2f} GiB for gradients and optimizer, beside the models and one pass",
-        lost=lost, disk=10 * weights,
+        lost=lost, disk=10 * weights + 4 * others,
     )  # fmt: skip
 
 
