@@ -1,7 +1,7 @@
-"""What an algorithm is: samples of a prompt, credit of a token, losses. The loop asks it, and knows none by name.
+"""The interface of an algorithm of reinforcement learning: samples per prompt, credit per token, losses.
 
-To add one, write its file beside `ppo.py` and its settings in `settings/algorithms.py`, and name both in
-`ALGORITHMS`.
+The loop knows none by name. To add one, write its file beside `ppo.py` and its settings in `settings/algorithms.py`,
+and name both in `ALGORITHMS`.
 """
 
 from __future__ import annotations

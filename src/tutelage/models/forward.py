@@ -109,8 +109,8 @@ def token_logprobs(
 def token_scores(
     self: PreTrainedModel, batch: MicroBatch | TreeBatch, row: torch.Tensor, column: torch.Tensor
 ) -> torch.Tensor:
-    """What a scalar model's head reads (…) at the batch's tokens at rows (…) and columns (…): a score at a sequence's
-    last token, a value at the token before the one that is chosen."""
+    """The scalar head's outputs (…) at the batch's tokens at rows (…) and columns (…): a score at a sequence's last
+    token, a value at the token before the one that is chosen."""
     with autocast(self):
         hidden = hidden_at(self, batch, row, column)
     return self.score(hidden.float()).squeeze(-1)

@@ -1,5 +1,5 @@
-"""What any Hugging Face model has read, by place: its own modules beside a cache that is allocated once, or, where an
-architecture's cache cannot be used so, the tokens, which are then read again for every new one.
+"""What a Hugging Face model has read, by place: a cache that is allocated once or, where an architecture's cache cannot
+be used so, the tokens, which are then read again for every new one.
 
 The same for Llama and its kin on processors, with our kernels, is `models/cpu/llama.py`'s `Memory`.
 """

@@ -1,5 +1,4 @@
-"""A reward model as a reader of what policies write: the sampled ids where both read alike, else the texts in its own
-template."""
+"""A reward model, which scores sampled ids if tokenizers and templates agree, else texts in its own template."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ class RewardModel:
         return [a + b for a, b in encode_pairs(self.tokenizer, triples)]
 
     def leaves_room(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[bool]:
-        """Whether each prompt, in its own template, leaves room for so many of its tokens."""
+        """Whether each prompt, in its template, leaves room for `max_new_tokens` of its tokens."""
         empty = self.encode(prompts, [""] * len(prompts), [True] * len(prompts))
         return [len(ids) + max_new_tokens <= self.context for ids in empty]
 

@@ -53,7 +53,7 @@ class Writer:
 
 
 def number_copies(prompts: Iterable[Prompt]) -> list[int]:
-    """Of each prompt how often it (by id) came before: a file may hold a prompt twice, and wants other samples then."""
+    """How often each prompt's id came before: a file may hold a prompt twice, and wants other samples then."""
     seen: Counter[str] = Counter()
     numbers = []
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""The engines that sample, by the name in the settings."""
+"""Which engine samples."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from tutelage.settings.sampler import LocalSampling
 
 
 def open_sampler(settings: LocalSampling, policy: PreTrainedModel, bf16: bool = False) -> Sampler:
-    """The engine that the settings name, sampling from a policy; in bf16 if asked and where that gains."""
+    """An engine with these settings that samples from a policy; in bf16 if asked and where that gains."""
     return LocalSampler(policy, settings.batch_tokens, bf16)

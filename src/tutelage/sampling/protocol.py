@@ -1,4 +1,4 @@
-"""What the RL loop asks of an engine that samples."""
+"""What is asked of an engine that samples."""
 
 from __future__ import annotations
 

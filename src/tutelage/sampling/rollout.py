@@ -43,7 +43,7 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Rollout(Episodes):
-    """Episodes with their scores, and the credit of every token: complete when it is made.
+    """Episodes with their scores and the credit of every token; immutable.
 
     `scores` (n,) are the reward's own; `ref_logprobs`, `rewards` and `advantages` (n, t); `values` and `returns` (n, t)
     where the algorithm has a value model, else None.

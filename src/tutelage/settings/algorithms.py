@@ -29,3 +29,6 @@ class PPO(Group):
     """Scale rewards to unit variance, mean kept (Ziegler 2019's code: off)."""
     whiten_advantages: bool = True
     """Standardise advantages over the iteration's tokens (Ziegler 2019's code)."""
+
+
+Algorithm = PPO  # what `algorithm` can be

@@ -35,7 +35,7 @@ class CollectConfig(StageConfig):
     weights: dict[str, Number] = {}
     """How often a policy writes a completion, relative to the others; 1 where not named."""
     few_shot: list[str] = []
-    """Policies that get worked examples before the prompt, as a base model should."""
+    """Policies that get worked examples before the prompt: for base models."""
     examples: Source | None = None
     """Demonstrations to take the worked examples from."""
     shots: Count = 3

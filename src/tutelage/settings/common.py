@@ -1,7 +1,7 @@
 """Settings of a stage: a frozen pydantic model filled from a YAML file and command-line overrides.
 
-What belongs together is a group, as `optimizer` is: nested in a file, and `optimizer.learning_rate` wherever it stands
-in one line. Unknown keys are errors that name the nearest known key. Nothing here imports torch.
+What belongs together is a group, as `optimizer` is: nested in a file, dotted on the command line
+(`optimizer.learning_rate`). Unknown keys are errors that name the nearest known key. Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class AnswerConfig(StageConfig):
     greedy: list[str] = []
     """Models that also answer without chance, as `NAME_greedy`."""
     best_of: str | None = None
-    """Model whose best of `best_of_n` samples by the reward model is one more row, `best_of_N`."""
+    """Adds a row with the best of this model's `best_of_n` samples, chosen by the reward model: `best_of_N`."""
     best_of_n: Count = 8
     """Samples of it."""
     reward_model: Model | None = None

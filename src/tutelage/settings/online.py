@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
-from tutelage.settings.algorithms import PPO
+from tutelage.settings.algorithms import PPO, Algorithm
 from tutelage.settings.common import Count, Model, Number, Positive, Share, Source
 from tutelage.settings.sampler import LocalSampling
 from tutelage.settings.training import AdamW, Length, TrainingConfig
@@ -32,15 +32,16 @@ class OnlineConfig(TrainingConfig):
     """Scores completions; the value model starts from it."""
     prompts: Source
     """Prompts to practise on."""
-    algorithm: PPO = PPO()
+    algorithm: Algorithm = PPO()
     """Which algorithm, by name, and its own settings."""
     optimizer: AdamW = AdamW(learning_rate=9.65e-6, warmup_steps=10, epsilon=1e-5)
-    """Of the policy: its rate rises from a tenth over the first iterations, then stays (paper: 10 iterations; it does
-    not state the final value, its SFT peak stands here). Adam's epsilon is Stiennon 2020's; the paper is silent."""
+    """Of the policy and, except for the rate, of the value model. The rate rises from a tenth over the first
+    iterations, then stays (paper: 10 iterations; it does not state the final value, its SFT peak stands here).
+    Epsilon is Stiennon 2020's; the paper is silent."""
     sampler: LocalSampling = LocalSampling(max_new_tokens=1024)
     """What samples, and how (paper: temperature 1, 1,024 tokens at the most)."""
     total_episodes: Count = 256_000
-    """Completions sampled in all (paper: 256k)."""
+    """Completions sampled in all, rounded up to whole iterations (paper: 256k)."""
     batch_size: Count = 512
     """Episodes of an iteration (paper: 512)."""
     mini_batch_size: Count = 64
@@ -66,7 +67,7 @@ class OnlineConfig(TrainingConfig):
     """gamma of equation 2, in our normalisation: policy loss and ptx loss are both means per token (the paper's 27.8
     belongs to another, and drowns the policy loss here)."""
     ptx_per_episode: Positive = 1
-    """Pretraining rows of an episode; more give a smoother gradient, not a heavier one (paper: 8)."""
+    """Pretraining rows per episode; more reduce the gradient's noise, not its weight (paper: 8)."""
     ptx_length: Length = 128
     """Tokens of a pretraining row."""
     sample_every: Count = 10

@@ -22,7 +22,7 @@ from tutelage.terminal import short
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that names the nearest option when one is unknown."""
+    """argparse without abbreviations, whose errors are ValueErrors."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -86,7 +86,7 @@ def _shown(default: Any) -> str:
 
 
 def _set(annotation: Any) -> Any:
-    """A setting's type where it is set: without the None of those that need not be, and what Annotated adds."""
+    """A setting's type without Optional and Annotated."""
     optional = typing.get_origin(annotation) in (types.UnionType, typing.Union)  # the latter of annotated types
     kind = typing.get_args(annotation)[0] if optional else annotation
     return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind

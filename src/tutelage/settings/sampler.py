@@ -17,4 +17,4 @@ class LocalSampling(Group):
     max_new_tokens: Count = 256
     """Most tokens of a completion."""
     batch_tokens: Count = 32_768
-    """Tokens that the completions under way may hold, prompts included. It bounds memory."""
+    """Size of the cache in tokens, for all completions sampled at once, prompts included."""
