@@ -116,9 +116,7 @@ def run(config: OnlineConfig) -> None:
         metrics = learner.improve(rollout, iteration, warmth, watch)
 
         # 7. Average the weights, in fp32.
-        with torch.no_grad():
-            for averaged, parameter in zip(models.average.parameters(), models.policy.parameters(), strict=True):
-                averaged.lerp_(parameter, 1 - decay)
+        move(models.average, models.policy, 1 - decay)
 
         # 8. Log, steer the KL coefficient, checkpoint.
         metrics |= measures(rollout, config, kl.value)
@@ -272,6 +270,13 @@ def average_decay(config: OnlineConfig, iterations: int) -> float:
     There it weighs 0.992^500 = 0.018; so here the decay is 0.992^(500 / iterations), whatever the run's length.
     """
     return config.ema_decay if config.ema_decay is not None else PAPER_DECAY ** (PAPER_ITERATIONS / iterations)
+
+
+@torch.no_grad()
+def move(average: PreTrainedModel, policy: PreTrainedModel, share: float) -> None:
+    """Move the averaged weights by this share of their distance to the policy's."""
+    for averaged, parameter in zip(average.parameters(), policy.parameters(), strict=True):
+        averaged.lerp_(parameter, share)
 
 
 @torch.no_grad()
