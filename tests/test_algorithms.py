@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,7 @@ from tutelage.objectives.policy import clipped_policy_loss
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import done
 from tutelage.sampling import engines
-from tutelage.sampling.local import LocalSampler
+from tutelage.sampling.local import LocalSampler, in_bf16
 from tutelage.sampling.rollout import Episodes, Rollout, episodes_of
 from tutelage.settings.algorithms import PPO
 from tutelage.settings.online import OnlineConfig
@@ -38,7 +40,6 @@ class LeaveOneOut:
 
     samples_per_prompt = 4
     needs_values = False
-    value_learning_rate = 0.0
 
     def __init__(self, settings: PPO) -> None:
         self.cliprange = settings.cliprange
@@ -52,9 +53,6 @@ class LeaveOneOut:
     def policy_loss(self, logprobs: torch.Tensor, rollout: Rollout) -> Any:
         loss, _ = clipped_policy_loss(logprobs, rollout.logprobs, rollout.advantages, rollout.mask, self.cliprange)
         return loss, {}
-
-    def value_loss(self, values: torch.Tensor, rollout: Rollout) -> Any:
-        raise AssertionError("there is no value model")
 
 
 @pytest.fixture
@@ -166,7 +164,7 @@ def only_through_the_models_own_method(monkeypatch: pytest.MonkeyPatch, seen: se
 
     def with_forward(model: PreTrainedModel) -> PreTrainedModel:
         model = real(model)
-        (name,) = {"token_logprobs", "token_scores"} & vars(model).keys()
+        name = "token_scores" if hasattr(model, "score") else "token_logprobs"
         setattr(model, name, entered(name, getattr(model, name)))
         model.base_model.register_forward_pre_hook(check)
         return model
@@ -212,6 +210,34 @@ def test_any_sampler_serves_the_loop(files: dict[str, Any], tmp_path: Path, monk
     (first, *_) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert (json.loads(first)["objective/length"], json.loads(first)["objective/ended"]) == (3, 1)
     assert load_file(tmp_path / "run" / "last" / "model.safetensors")
+
+
+def test_a_copy_of_a_model_goes_when_nobody_has_it(files: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """At once, without a collection: each call of a sampler in bf16 makes one."""
+    gc.disable()
+    try:
+        policy = loading.load_policy(files["model"], tokenizer)
+        copied = weakref.ref(in_bf16(policy))
+        assert copied() is None
+        whole = weakref.ref(policy)
+        del policy
+        assert whole() is None
+    finally:
+        gc.enable()
+
+
+def test_engines_are_opened_as_the_settings_say(files: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    """While it trains the loop samples in bf16 where that gains; what it reports is sampled exactly."""
+    seen: list[tuple[int, bool]] = []
+
+    def spy(policy: PreTrainedModel, batch_tokens: int, bf16: bool) -> LocalSampler:
+        seen.append((batch_tokens, bf16))
+        return LocalSampler(policy, batch_tokens, bf16)
+
+    monkeypatch.setattr(engines, "LocalSampler", spy)
+    sampler = {"max_new_tokens": 6, "batch_tokens": 123}
+    online.run(OnlineConfig(**files | {"sampler": sampler}, output=tmp_path / "run"))
+    assert seen == [(123, True), (123, False), (123, False)]
 
 
 def test_a_reward_model_reads_ids_or_texts(

@@ -309,10 +309,18 @@ def test_every_judge_has_win_rates_of_its_own(tmp_path: Path) -> None:
         {"models": {"ppo": {"wins": 0.5}}},
     ]
     found = judged(tmp_path, [{"id": str(i), **row} for i, row in enumerate(rows)])
-    assert found["judges"] == ["people", "a model", "labelers"]
-    means = {key: found[key]["ppo"]["mean"] for key in ("win_rate", "a model_win_rate", "labelers_win_rate")}
-    assert means == {"win_rate": 1.0, "a model_win_rate": 0.0, "labelers_win_rate": 0.5}
+    assert found["judges"] == ["labelers", "people", "a model"]
+    means = {key: found[key]["ppo"]["mean"] for key in ("win_rate", "people_win_rate", "a model_win_rate")}
+    assert means == {"win_rate": 0.5, "people_win_rate": 1.0, "a model_win_rate": 0.0}
     assert found["a model_win_rate"]["sft"]["mean"] == 0.5  # against itself
+
+
+def test_labelers_count_wherever_they_stand_in_the_file(tmp_path: Path) -> None:
+    """A judge who has not judged an answer is no judge of it."""
+    rows = [{"wins": {"gold": 1.0, "labelers": None}}, {"wins": {"gold": 1.0, "labelers": 0.0}}]
+    found = judged(tmp_path, [{"id": str(i), "models": {"ppo": row}} for i, row in enumerate(rows)])
+    assert found["judges"] == ["labelers", "gold"]
+    assert (found["win_rate"]["ppo"]["mean"], found["win_rate"]["ppo"]["n"]) == (0.0, 1)
 
 
 def test_judgments_of_one_text_are_of_one_prompt(tmp_path: Path) -> None:

@@ -945,23 +945,31 @@ def test_a_reward_model_reads_its_own_template(
     save_model(new_scalar(folders("llama"), other, 0), other, tmp_path / "reward")
     c = config("online", reward_model=tmp_path / "reward", total_episodes=16, pretraining_texts=None, max_new_tokens=80)
     read: list[list[int]] = []
-    some_ended: list[bool] = []
-    real_scores, real_encode = RewardModel.scores, RewardModel.encode
+    ends: list[bool] = []
+    real_scores, real_encode, real_scores_of = RewardModel.scores, RewardModel.encode, online.scores_of
 
     def scores(self: RewardModel, sequences: Any) -> torch.Tensor:
         read.extend(sequences)
         return real_scores(self, sequences)
 
-    def encode(self: RewardModel, prompts: Any, texts: Any, ended: Any) -> list[list[int]]:
-        some_ended.append(any(ended) and not all(ended))
-        return real_encode(self, prompts, texts, ended)
+    def scores_of(models: Any, episodes: Episodes) -> torch.Tensor:
+        def encode(self: RewardModel, prompts: Any, texts: Any, ended: Any) -> list[list[int]]:
+            assert list(ended) == [ids[-1] == other.eos_token_id for ids in episodes.sequences]
+            ends.extend(ended)
+            first, *others = real_encode(self, prompts, texts, ended)
+            return [first + [5] * 128, *others]  # as bytes that are no characters become longer
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RewardModel, "encode", encode)
+            return real_scores_of(models, episodes)
 
     monkeypatch.setattr(RewardModel, "scores", scores)
-    monkeypatch.setattr(RewardModel, "encode", encode)
+    monkeypatch.setattr(online, "scores_of", scores_of)
     online.run(c)
     texts = [other.decode(ids) for ids in read]
-    assert len(texts) == 16 + 2 * 24  # an iteration, and both sets of weights at the end
-    assert any(some_ended[1:])  # at the end of the run, where what ended is found out a second time
+    assert len(texts) == len(ends) == 16 + 2 * 24  # an iteration, and both sets of weights at the end
+    assert {True, False} == set(ends)
+    assert [len(read[i]) for i in (0, 16, 40)] == [128] * 3  # cut at the reward model's context
     assert all(text.startswith("<user>") and "<|endoftext|><assistant>" in text for text in texts)
     with pytest.raises(ValueError, match="reward: its chat template differs"):
         sft.run(config("sft", reward_model=tmp_path / "reward"))

@@ -35,8 +35,8 @@ def test_a_spike_is_far_above_what_a_loss_was() -> None:
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("loss/train", "lower learning_rate"), ("loss/ptx", "lower learning_rate"),
-        ("loss/value", "lower value_learning_rate"),
+        ("loss/train", "lower optimizer.learning_rate"), ("loss/ptx", "lower optimizer.learning_rate"),
+        ("loss/value", "lower algorithm.value_learning_rate"),
     ],
 )  # fmt: skip
 def test_every_loss_with_a_scale_is_watched(name: str, remedy: str) -> None:

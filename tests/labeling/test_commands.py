@@ -69,6 +69,16 @@ def work(folder: Path, people: list[int], answer: dict[str, dict[str, Any]]) -> 
     return done
 
 
+def test_a_prompt_that_comes_again_stays_in_its_split(folder: Path, tmp_path: Path) -> None:
+    """Whatever would be drawn for it now, with another seed or other shares."""
+    source = write(tmp_path / "p.jsonl", *({"prompt": f"Poem {i}."} for i in range(20)))
+    label("prompts", folder, source, "--no-personal-data", "--output", tmp_path / "first.jsonl")
+    label("prompts", folder, source, "--no-personal-data", "--seed", 7, "--output", tmp_path / "second.jsonl")
+    first, second = (read_prompts(tmp_path / f"{name}.jsonl").records for name in ("first", "second"))
+    assert first == second
+    assert len({prompt.split for prompt in first}) > 1
+
+
 def test_rows_without_a_prompt_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "p.jsonl", {"prompt": "Write a poem."}, {"prompt": " "}, {"prompt": ""})
     label("prompts", folder, source, "--no-personal-data")

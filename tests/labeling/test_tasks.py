@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 from tutelage.data import candidates
 from tutelage.data.datasets import DataError
 from tutelage.data.records import Completion, Prompt
+from tutelage.labeling import commands
 from tutelage.labeling.store.database import Workspace
 from tutelage.labeling.store.instructions import add_instruction, current_instruction, ensure_instructions
 from tutelage.labeling.store.prompts import add_prompts
@@ -23,7 +24,6 @@ from tutelage.labeling.store.tasks import (
     add_completions,
     add_task,
     doubly_labeled,
-    queue_candidates,
     queue_comparisons,
     queue_known,
     queue_prompts,
@@ -179,8 +179,10 @@ def test_half_a_surrogate_pair_is_a_question_mark(workspace: Workspace) -> None:
 
 
 def queue_file(workspace: Workspace, path: Path) -> int:
-    with workspace.write() as connection:
-        return queue_candidates(connection, path)
+    """How many tasks came of it."""
+    before = len(queued(workspace, "id"))
+    commands.queue_file(workspace.folder, commands.QueueRequest(str(path)))
+    return len(queued(workspace, "id")) - before
 
 
 def test_a_file_is_queued_once(workspace: Workspace, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Algorithm(Protocol):
     needs_values: bool
     """Whether a value model is loaded and trained."""
     value_learning_rate: float
-    """Of the value model, where there is one."""
+    """Of the value model; asked only of an algorithm that needs one, as `value_loss` is."""
 
     def credit(
         self, episodes: Episodes, rewards: torch.Tensor, values: torch.Tensor | None

@@ -90,7 +90,9 @@ class Learner:
 
     def _step(self, warmth: float, watch: Watch) -> float:
         """Step every model; returns the norm of the policy's gradient."""
-        rates = {"policy": self.config.optimizer.learning_rate, "value_model": self.algorithm.value_learning_rate}
+        rates = {"policy": self.config.optimizer.learning_rate}
+        if self.value_model is not None:
+            rates["value_model"] = self.algorithm.value_learning_rate
         norms = {
             name: update(optimizer, self.models[name], self.config.optimizer.max_grad_norm, warmth * rates[name], watch)
             for name, optimizer in self.optimizers.items()

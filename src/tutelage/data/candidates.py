@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.datasets import one_line, read_prompts, read_rows, write_jsonl
+from tutelage.data.datasets import one_line, read_asked, write_jsonl
 from tutelage.data.records import Completion, Prompt
 
 Candidates = tuple[Prompt, tuple[Completion, ...]]
@@ -27,20 +27,6 @@ def read_candidates(path: str | PathLike[str]) -> list[Candidates]:
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {one_line(error)}") from None
     return read
-
-
-def read_asked(path: str | PathLike[str], *required: str) -> list[tuple[Prompt, dict[str, Any]]]:
-    """Rows with these fields, each beside its prompt.
-
-    Raises:
-        DataError: if the file is missing or malformed.
-        ValueError: if a prompt is empty.
-    """
-    rows = read_rows(path, "prompt", *required)
-    prompts = read_prompts(path).records
-    if len(prompts) != len(rows):
-        raise ValueError(f"{path}: {len(rows) - len(prompts)} rows have an empty prompt; leave them out")
-    return list(zip(prompts, rows, strict=True))
 
 
 def read_completions(given: Any) -> tuple[Completion, ...]:

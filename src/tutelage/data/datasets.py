@@ -175,13 +175,33 @@ def read_prompts(source: str | os.PathLike[str]) -> Loaded[Prompt]:
         DataError: if the source is missing, malformed, empty or in no format that gives prompts.
     """
 
-    def prompt(row: Row, format: Format, counts: Counter[str]) -> Prompt:
-        if format.name == "conversation" or _goes_on(row):
-            turns = _turns(row["messages"], "messages")
-            return _prompt(row, turns[:-1] if turns and turns[-1].role == "assistant" else turns)
-        return _prompt(row, _prompt_and_answers(row, format)[0])
+    return _read(source, "prompts", _prompt_of)
 
-    return _read(source, "prompts", prompt)
+
+def read_asked(source: str | os.PathLike[str], *required: str) -> list[tuple[Prompt, Row]]:
+    """Rows with these fields, each beside its prompt.
+
+    Raises:
+        DataError: if the file is missing or malformed, or a row lacks a field.
+        ValueError: if a prompt is empty.
+    """
+
+    def asked(row: Row, format: Format, counts: Counter[str]) -> tuple[Prompt, Row]:
+        if missing := [name for name in required if name not in row]:
+            raise ValueError(f"no field {missing[0]!r}; expected {', '.join(('prompt', *required))}")
+        return _prompt_of(row, format, counts), row
+
+    loaded = _read(source, "prompts", asked)
+    if loaded.dropped:
+        raise ValueError(f"{source}: {sum(loaded.dropped.values())} rows have an empty prompt; leave them out")
+    return loaded.records
+
+
+def _prompt_of(row: Row, format: Format, counts: Counter[str]) -> Prompt:
+    if format.name == "conversation" or _goes_on(row):
+        turns = _turns(row["messages"], "messages")
+        return _prompt(row, turns[:-1] if turns and turns[-1].role == "assistant" else turns)
+    return _prompt(row, _prompt_and_answers(row, format)[0])
 
 
 def write_jsonl(

@@ -22,7 +22,8 @@ LABELERS = "labelers"
 
 
 def _by_judge(wins: Any) -> Any:
-    return {} if wins is None else wins if isinstance(wins, dict) else {LABELERS: wins}
+    by_judge = wins if isinstance(wins, dict) else {LABELERS: wins}
+    return {judge: share for judge, share in by_judge.items() if share is not None}
 
 
 class Verdict(BaseModel):

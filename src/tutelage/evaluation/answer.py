@@ -97,12 +97,12 @@ def open_writers(config: AnswerConfig, prompts: Sequence[Prompt]) -> tuple[dict[
     Raises:
         ValueError: if models cannot be compared in what is asked for.
     """
+    loaded = read_demonstrations(config.examples) if config.examples else None
     tokenizers = {name: load_tokenizer(folder) for name, folder in config.models.items()}
     require_comparable(config, tokenizers, any(not isinstance(p.text, str) for p in prompts))
     writers = {n: Writer(n, load_policy(folder, tokenizers[n]), tokenizers[n]) for n, folder in config.models.items()}
-    if not config.examples:
+    if loaded is None:
         return writers, {}
-    loaded = read_demonstrations(config.examples)
     examples = tuple(loaded.records[: config.shots])
     for name, model in config.prompted.items():
         writers[name] = replace(writers[model], name=name, examples=examples)

@@ -10,12 +10,12 @@ from tutelage.models.architecture import context_length
 from tutelage.models.loading import load_policy
 from tutelage.models.tokens import load_tokenizer
 from tutelage.sampling.completions import Writer, complete
-from tutelage.settings.sampler import LocalSampling
+from tutelage.settings.sampler import Sampling
 from tutelage.shipped import resolve_model
 from tutelage.terminal import printable
 
 
-def chat(model: str, sampling: LocalSampling, seed: int) -> None:
+def chat(model: str, sampling: Sampling, seed: int) -> None:
     """Read lines until end of input; `/new` forgets the conversation, `/quit` ends it."""
     console = Console()
     source = resolve_model(model)

@@ -16,14 +16,14 @@ from tutelage.models.tokens import load_tokenizer
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import dropped
 from tutelage.sampling.completions import Writer, complete, fits
-from tutelage.settings.sampler import LocalSampling
+from tutelage.settings.sampler import Sampling
 from tutelage.shipped import resolve_model
 from tutelage.stats.intervals import estimate
 from tutelage.terminal import printable
 
 
 def compare(
-    models: Sequence[str], prompts: str, reward_model: str | None, limit: int, sampling: LocalSampling, seed: int
+    models: Sequence[str], prompts: str, reward_model: str | None, limit: int, sampling: Sampling, seed: int
 ) -> None:
     """Print a table of prompts by models.
 

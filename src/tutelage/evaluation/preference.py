@@ -56,8 +56,8 @@ def _said(row: dict[str, Any], name: str, key: str) -> float | None:
 
 
 def run(config: EvaluateConfig) -> None:
-    """Write the rates into done.json: `win_rate` by the first judge, `JUDGE_win_rate` by others, each of `FAULTS`, and
-    by use case.
+    """Write the rates into done.json: `win_rate` by the judge that counts (`labelers`, if they judged),
+    `JUDGE_win_rate` by others, each of `FAULTS`, and by use case.
 
     `greedy_gain` is the paired difference of win rates, prompt by prompt, between a model's greedy answers and the
     baseline's greedy answers: what is left of a gain once sharpening is taken out.
@@ -67,7 +67,8 @@ def run(config: EvaluateConfig) -> None:
         return
     rows = read_judgments(config.judgments)
     names = list({name: None for row in rows for name in row["models"]})  # people may not have judged all of them yet
-    judges = list({judge: None for row in rows for of in row["models"].values() for judge in of["wins"]}) or [LABELERS]
+    found = {judge: None for row in rows for of in row["models"].values() for judge in of["wins"]}
+    judges = [LABELERS] * (LABELERS in found or not found) + [judge for judge in found if judge != LABELERS]
     judged = Judged(rows, rows[0]["baseline"], config.draws, config.seed)
     opened.begin(f"{len(rows):,} judgments of {', '.join(names)} against {judged.baseline}")
     by_use_case = {

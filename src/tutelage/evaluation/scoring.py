@@ -26,7 +26,7 @@ def readings(reward: RewardModel, writer: Writer, answers: Sequence[Answer]) -> 
     if longest > reward.context:
         raise ValueError(
             f"reward_model {reward.folder}: an answer and its prompt are {longest} of its tokens, more than its "
-            f"context of {reward.context}; lower max_new_tokens, or leave reward_model out"
+            f"context of {reward.context}; lower the sampler's max_new_tokens, or leave reward_model out"
         )
     return sequences
 

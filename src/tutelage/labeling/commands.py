@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tutelage.data.candidates import read_asked, read_completions
-from tutelage.data.datasets import one_line, read_prompts, write_jsonl
+from tutelage.data.candidates import read_candidates, read_completions
+from tutelage.data.datasets import one_line, read_asked, read_prompts, write_jsonl
 from tutelage.data.records import Arm, Completion, Prompt
 from tutelage.data.strict_json import dumps
 from tutelage.files import fingerprint
@@ -22,10 +22,10 @@ from tutelage.labeling.store.instructions import ensure_instructions
 from tutelage.labeling.store.intake import Rules, intake
 from tutelage.labeling.store.prompts import add_prompts, erase_user, stored_prompts
 from tutelage.labeling.store.tasks import (
-    queue_candidates,
     queue_comparisons,
     queue_known,
     queue_prompts,
+    queue_rankings,
     queued_already,
 )
 from tutelage.terminal import message
@@ -103,8 +103,7 @@ def take_prompts(
     new = _prompts(path)
     with _opened(folder, dry_run) as workspace:
         with workspace.read() as connection:
-            known, erased = stored_prompts(connection, new)
-        asked = [prompt for prompt in new if prompt.id not in erased]
+            known, asked = stored_prompts(connection, new)
         taken = intake(asked, rules, known)  # which takes a while: nobody should wait to write
         entities = {f.id: f.entities for f in taken.report.findings["personal data"]}
         with workspace.write() as connection:
@@ -175,33 +174,45 @@ def queue_file(folder: Path, request: QueueRequest, dry_run: bool = False) -> No
     Raises:
         ValueError: if the file is malformed, a comparison has no baseline, or a known item no reference.
     """
+    content, source = _content(request), fingerprint(Path(request.path))  # read before it keeps others waiting
     with _opened(folder, dry_run) as workspace:
         with workspace.write() as connection:
             ensure_instructions(connection)
-            number, why_none = _queue(connection, request)
+            number, why_none = _queue(connection, request, content, source)
         print(f"{request.kind}: {number} tasks queued" + ("" if number else f"; {why_none}"))
 
 
-def _queue(connection: Connection, request: QueueRequest) -> tuple[int, str]:
-    """Queue the file of a request; returns how many tasks, and why if there are none."""
-    path, kind, purpose, rate = request.path, request.kind, request.purpose, request.rate is not False
-    labelers, overlap = request.shares
-    before = "this file was queued before, and its tasks stay as they were"
-    if purpose == "work" and kind == "ranking":
-        return queue_candidates(connection, Path(path), rate, overlap, labelers), before
-    if queued_already(connection, f"{purpose} {fingerprint(Path(path))}", kind):
-        return 0, before
-    if purpose != "work":
-        return queue_known(connection, kind, _known_items(path, kind), purpose, rate), before
+def _content(request: QueueRequest) -> Any:
+    """What the file of a request holds."""
+    path, kind = request.path, request.kind
+    if request.purpose != "work":
+        return _known_items(path, kind)
+    if kind == "ranking":
+        return read_candidates(path)
     if kind != "comparison":
-        number = queue_prompts(connection, kind, _prompts(path), arm=request.arm or "training", labelers=labelers)
-        return number, "every prompt has such a task already"
+        return _prompts(path)
     if request.baseline is None:
         raise ValueError("a comparison needs --baseline, the model that the others are compared with")
-    answered = [(prompt, _answers(path, row)) for prompt, row in read_asked(path, "answers")]
-    arm = request.arm or "heldout"
-    number = queue_comparisons(connection, answered, request.baseline, arm=arm, labelers=labelers)
-    return number, "every answer equals the baseline's"
+    return [(prompt, _answers(path, row)) for prompt, row in read_asked(path, "answers")]
+
+
+def _queue(connection: Connection, request: QueueRequest, content: Any, source: str) -> tuple[int, str]:
+    """Queue what the file of a request holds; returns how many tasks, and why if there are none."""
+    kind, purpose, rate = request.kind, request.purpose, request.rate is not False
+    labelers, overlap = request.shares
+    before = "this file was queued before, and its tasks stay as they were"
+    if queued_already(connection, source if (purpose, kind) == ("work", "ranking") else f"{purpose} {source}", kind):
+        return 0, before
+    if purpose != "work":
+        return queue_known(connection, kind, content, purpose, rate), before
+    if kind == "ranking":
+        return queue_rankings(connection, content, rate=rate, labelers=labelers, overlap=overlap), before
+    if kind == "comparison":
+        arm = request.arm or "heldout"
+        number = queue_comparisons(connection, content, request.baseline or "", arm=arm, labelers=labelers)
+        return number, "every answer equals the baseline's"
+    number = queue_prompts(connection, kind, content, arm=request.arm or "training", labelers=labelers)
+    return number, "every prompt has such a task already"
 
 
 def _known_items(path: str, kind: TaskKind) -> list[tuple[Prompt, tuple[Completion, ...], dict[str, Any] | None]]:

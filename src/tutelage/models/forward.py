@@ -6,7 +6,6 @@ No other room calls a base model or reads a head's weight.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from types import MethodType
 from weakref import WeakKeyDictionary
 
 import torch
@@ -120,9 +119,10 @@ def with_forward(model: PreTrainedModel) -> PreTrainedModel:
     """The model with its one way through as a method of its own: `token_logprobs`, or `token_scores` of a scalar one.
 
     All training and scoring goes through it, so that what wraps a model's methods, as sharding does, sees every pass.
+    It is put on the class: a bound method on the model would refer to the model, and keep it in memory.
     """
     name, method = ("token_scores", token_scores) if hasattr(model, "score") else ("token_logprobs", token_logprobs)
-    setattr(model, name, MethodType(method, model))
+    setattr(type(model), name, method)
     return model
 
 

@@ -269,7 +269,7 @@ def require_finite(model: nn.Module, what: str) -> None:
     if (name := _broken(model)) is not None:
         raise ValueError(
             f"{what}: the weight {name} is not finite (NaN or infinity) after the last update; what was saved before "
-            "is kept. Try a lower learning_rate, or a longer warm-up"
+            "is kept. Try a lower optimizer.learning_rate, or a longer warm-up"
         )
 
 

@@ -149,7 +149,7 @@ def rankings_table(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Columns
         "pairs": {name: str(v["pairs"]) for name, v in valid.items()},
         "rankings": {name: str(v["rankings"]) for name, v in valid.items()},
         "noise-free reader, the same pairs": {
-            name: f"{100 * share:.0f} %" for name, arm in arms.items() for share in arm["readers"].values()
+            name: f"{100 * share:.0f} %" for name, arm in arms.items() for share in arm.get("readers", {}).values()
         },
         "two labelers agree": {name: interval(arm["agreement"]) for name, arm in arms.items()},
         "pairs that two ordered": {name: str(arm["agreement"]["pairs"]) for name, arm in arms.items()},
@@ -188,7 +188,7 @@ def accuracy(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Markup:
     shared = {name: arm for name, arm in arms.items() if name in valid}
     if shared:
         series["noise-free reader"] = {
-            name: {"mean": share} for name, arm in shared.items() for share in arm["readers"].values()
+            name: {"mean": share} for name, arm in shared.items() for share in arm.get("readers", {}).values()
         }
     return figures.dots(series, "share of pairs", "Accuracy of the reward model", 0.5)
 

@@ -167,7 +167,7 @@ def summarise(runs: Path) -> dict[str, Any]:
         reward["training_labeler_agreement"] = arms["training_labelers"]["agreement"]["mean"]
     if "heldout_labelers" in arms:
         reward["labeler_agreement"] = arms["heldout_labelers"]["agreement"]["mean"]
-        reward |= {f"{name}_ceiling": share for name, share in arms["heldout_labelers"]["readers"].items()}
+        reward |= {f"{name}_ceiling": share for name, share in arms["heldout_labelers"].get("readers", {}).items()}
     if shared := same_pairs(folders):
         reward["same_pairs"] = shared
     of_answers = ("pretraining_loss", "kl", "kl_standard_error", "scores")

@@ -11,19 +11,24 @@ from tutelage.data.records import Prompt
 from tutelage.models.architecture import context_length
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_scalar
-from tutelage.models.tokens import encode_pairs, load_tokenizer, same_reading
+from tutelage.models.tokens import encode_pairs, load_tokenizer, require_same_tokens, same_reading
 
 
 class RewardModel:
     """The reward model in a folder, with its tokenizer.
 
+    Args:
+        policy: the tokenizer of a policy whose tokens it must share, which is seen before its weights are loaded.
+
     Raises:
-        ValueError: as `load_scalar` does.
+        ValueError: if the tokens differ, or as `load_scalar` does.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, policy: PreTrainedTokenizerBase | None = None) -> None:
         self.folder = folder
         self.tokenizer = load_tokenizer(folder)
+        if policy is not None:
+            require_same_tokens(self.tokenizer, policy, f"reward_model {folder}")
         self.model = load_scalar(folder, self.tokenizer)
         self.context = context_length(self.model)
 

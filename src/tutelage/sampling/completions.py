@@ -21,7 +21,7 @@ from tutelage.models.tokens import (
 )
 from tutelage.sampling.engines import open_sampler
 from tutelage.sampling.seeds import request_seed
-from tutelage.settings.sampler import LocalSampling
+from tutelage.settings.sampler import Sampling
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Answer:
 
 
 def complete(
-    writer: Writer, prompts: Sequence[Prompt], seed: int, sampling: LocalSampling, copies: Sequence[int] | None = None
+    writer: Writer, prompts: Sequence[Prompt], seed: int, sampling: Sampling, copies: Sequence[int] | None = None
 ) -> list[Answer]:
     """One answer per prompt.
 

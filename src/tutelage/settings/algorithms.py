@@ -31,4 +31,4 @@ class PPO(Group):
     """Standardise advantages over the iteration's tokens (Ziegler 2019's code)."""
 
 
-Algorithm = PPO  # what `algorithm` can be
+Algorithm = PPO  # what `algorithm` can be: of several, a union that is told apart by `name`

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, model_validator
 
 from tutelage.settings.common import Count, Fraction, Model, Number, Source, StageConfig
-from tutelage.settings.sampler import LocalSampling
+from tutelage.settings.sampler import LocalSampling, Sampling
 from tutelage.terminal import short
 
 
@@ -44,7 +44,7 @@ class CollectConfig(StageConfig):
     """Share of completions taken from another prompt, so that a reward model learns to read the instruction."""
     k: Annotated[str, BeforeValidator(_number_or_range)] = "4..9"
     """Completions of a prompt, as a number or a range (paper: 4..9)."""
-    sampler: LocalSampling = LocalSampling()
+    sampler: Sampling = LocalSampling()
     """What samples, and how."""
 
     @property

@@ -121,7 +121,10 @@ def make(kind: type[C], values: Mapping[str, Any], source: str, over: Mapping[st
         config = kind.model_validate(values)
     except ValidationError as error:
         lines = []
+        unnamed = {problem["loc"][0] for problem in error.errors() if problem["loc"][-1:] == ("name",)}
         for problem in error.errors():
+            if problem["type"] == "missing" and len(problem["loc"]) > 1 and problem["loc"][0] in unnamed:
+                continue  # of a class that was not meant
             key = plain(".".join(str(part) for part in problem["loc"]))
             fault = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "missing" and len(problem["loc"]) > 1:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import model_validator
 
 from tutelage.settings.common import Count, Model, StageConfig
-from tutelage.settings.sampler import LocalSampling
+from tutelage.settings.sampler import LocalSampling, Sampling
 from tutelage.terminal import listed, short
 
 
@@ -43,7 +43,7 @@ class AnswerConfig(StageConfig):
     """Model (by name) that KL is measured from."""
     texts: str | None = None
     """Held-out pretraining text, for the alignment tax."""
-    sampler: LocalSampling = LocalSampling()
+    sampler: Sampling = LocalSampling()
     """What samples, and how."""
 
     @property

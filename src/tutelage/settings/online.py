@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from tutelage.settings.algorithms import PPO, Algorithm
 from tutelage.settings.common import Count, Model, Number, Positive, Share, Source
-from tutelage.settings.sampler import LocalSampling
+from tutelage.settings.sampler import LocalSampling, Sampling
 from tutelage.settings.training import AdamW, Length, TrainingConfig
 
 MOST_SURPRISE = 0.2  # share by which the adaptive coefficient moves at the most over its horizon (Ziegler 2019)
@@ -38,7 +38,7 @@ class OnlineConfig(TrainingConfig):
     """Of the policy and, except for the rate, of the value model. The rate rises from a tenth over the first
     iterations, then stays (paper: 10 iterations; it does not state the final value, its SFT peak stands here).
     Epsilon is Stiennon 2020's; the paper is silent."""
-    sampler: LocalSampling = LocalSampling(max_new_tokens=1024)
+    sampler: Sampling = LocalSampling(max_new_tokens=1024)
     """What samples, and how (paper: temperature 1, 1,024 tokens at the most)."""
     total_episodes: Count = 256_000
     """Completions sampled in all, rounded up to whole iterations (paper: 256k)."""

@@ -18,3 +18,6 @@ class LocalSampling(Group):
     """Most tokens of a completion."""
     batch_tokens: Count = 32_768
     """Size of the cache in tokens, for all completions sampled at once, prompts included."""
+
+
+Sampling = LocalSampling  # what `sampler` can be

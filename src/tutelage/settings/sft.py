@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from tutelage.settings.common import Count, Fraction, Model, Source
+from tutelage.settings.sampler import LocalSampling, Sampling
 from tutelage.settings.training import AdamW, TrainingConfig
 
 
@@ -48,3 +49,5 @@ class SftConfig(TrainingConfig):
     """Longer completions are dropped and counted (paper: 1,024)."""
     score_samples: Count = 128
     """Held-out prompts that are sampled and scored when a reward model chooses."""
+    sampler: Sampling = LocalSampling(max_new_tokens=1024)
+    """What samples then, and how; at the most `max_completion_tokens`."""

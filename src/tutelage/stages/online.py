@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +27,13 @@ from tutelage.models.forward import completion_logprobs, completion_values
 from tutelage.models.loading import load_policy, save_model
 from tutelage.models.precision import full_precision
 from tutelage.models.texts import text_rows
-from tutelage.models.tokens import encode_prompt, load_tokenizer, require_same_tokens
+from tutelage.models.tokens import encode_prompt, load_tokenizer
 from tutelage.objectives.advantages import explained_variance, kl_shaped_rewards
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, KLController, k1
 from tutelage.objectives.masked import keep, masked_mean
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import Run, dropped, inputs_of, open_run
+from tutelage.sampling.completions import number_copies
 from tutelage.sampling.engines import open_sampler
 from tutelage.sampling.protocol import Sampler
 from tutelage.sampling.rollout import Episodes, Rollout, episodes_of
@@ -71,8 +71,7 @@ def load_models(config: OnlineConfig, algorithm: Algorithm) -> Models:
         ValueError: if policy and reward model have other tokens.
     """
     tokenizer = load_tokenizer(config.model)
-    reward = RewardModel(config.reward_model)
-    require_same_tokens(reward.tokenizer, tokenizer, f"reward_model {config.reward_model}")
+    reward = RewardModel(config.reward_model, tokenizer)
     policy, reference = (load_policy(config.model, tokenizer) for _ in range(2))
     value_model = copy.deepcopy(reward.model) if algorithm.needs_values else None
     average = copy.deepcopy(policy).requires_grad_(False)
@@ -182,13 +181,12 @@ def sample(
     samples_per_prompt: int = 1,
 ) -> Episodes:  # fmt: skip
     """A completion of each prompt asked. Each copy of a prompt has a seed of its own."""
-    seen: Counter[str] = Counter()  # which copy of its prompt an episode is
-    requests = []
-    for prompt, ids in asked:
-        seed = request_seed(config.seed, iteration, prompt.id, seen[prompt.id])
-        seen[prompt.id] += 1
-        requests.append(Request(ids, seed, config.sampler.max_new_tokens, ends, config.sampler.temperature))
-    return episodes_of([p for p, _ in asked], requests, sampler.sample(requests), samples_per_prompt)
+    prompts, most, temperature = [p for p, _ in asked], config.sampler.max_new_tokens, config.sampler.temperature
+    requests = [
+        Request(ids, request_seed(config.seed, iteration, prompt.id, k), most, ends, temperature)
+        for (prompt, ids), k in zip(asked, number_copies(prompts), strict=True)
+    ]
+    return episodes_of(prompts, requests, sampler.sample(requests), samples_per_prompt)
 
 
 def scores_of(models: Models, episodes: Episodes) -> torch.Tensor:

@@ -20,14 +20,13 @@ from tutelage.models.architecture import context_length, set_dropout, stop_ids
 from tutelage.models.loading import load_policy, save_model
 from tutelage.models.packing import micro_batches
 from tutelage.models.texts import draw_rows, text_backward, text_rows
-from tutelage.models.tokens import encode_pairs, load_tokenizer, require_same_tokens
+from tutelage.models.tokens import encode_pairs, load_tokenizer
 from tutelage.objectives.sft import nll_sum
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import Run, dropped, inputs_of, open_run
 from tutelage.sampling.engines import open_sampler
 from tutelage.sampling.protocol import Sampler
 from tutelage.sampling.seeds import request_seed
-from tutelage.settings.sampler import LocalSampling
 from tutelage.settings.sft import SftConfig
 from tutelage.training.checkpoints import Checkpoint
 from tutelage.training.guards import Watch
@@ -150,8 +149,7 @@ def open_reward(
     Raises:
         ValueError: if it reads other tokens or another template, or there is no such example.
     """
-    reward = RewardModel(folder)
-    require_same_tokens(reward.tokenizer, tokenizer, f"reward_model {folder}")
+    reward = RewardModel(folder, tokenizer)
     if not reward.reads(tokenizer):
         raise ValueError(
             f"reward_model {folder}: its chat template differs from {config.model}'s; choose by validation loss (leave "
@@ -253,8 +251,9 @@ def measure(
     require_finite_measure(opened, "loss on held-out demonstrations", measures["valid_loss"])
     if reward is not None:
         some = scored[: config.score_samples]
-        sampler = open_sampler(LocalSampling(), policy.eval())
-        measures["score"] = mean_score(sampler, policy, reward, some, config.seed, config.max_completion_tokens)
+        sampler = open_sampler(config.sampler, policy.eval())
+        most = min(config.sampler.max_new_tokens, config.max_completion_tokens)
+        measures["score"] = mean_score(sampler, policy, reward, some, config.seed, most)
         require_finite_measure(opened, "mean score on held-out prompts", measures["score"])
     return measures
 

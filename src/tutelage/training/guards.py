@@ -23,7 +23,7 @@ VANISHED = 1e-6  # gradient norm, over ten updates in a row
 RUNAWAY = 1.0  # nats of KL a token, over five iterations: the demo's policies stay below 0.3
 
 
-def spike(rows: Sequence[Row], name: str, rate: str = "learning_rate") -> str | None:
+def spike(rows: Sequence[Row], name: str, rate: str = "optimizer.learning_rate") -> str | None:
     """A loss far above what it was of late (median and median deviation, so that one spike does not hide the next)."""
     *before, last = _values(rows, name)[-RECENT - 1 :] or [math.nan]
     if len(before) < ENOUGH:
@@ -34,7 +34,7 @@ def spike(rows: Sequence[Row], name: str, rate: str = "learning_rate") -> str | 
         return None
     return (
         f"{name} jumped to {last:.3g} from about {usual:.3g}; look at the batch for broken rows, or try a lower "
-        f"{rate} or max_grad_norm"
+        f"{rate} or optimizer.max_grad_norm"
     )
 
 
@@ -45,7 +45,7 @@ def vanished(rows: Sequence[Row]) -> str | None:
         return None
     return (
         f"the gradient has vanished (norm {last[-1]:.1g}), so nothing is learned; look whether all rows are alike, or "
-        "whether the model is saturated: try a lower learning_rate from the start"
+        "whether the model is saturated: try a lower optimizer.learning_rate from the start"
     )
 
 
@@ -63,7 +63,7 @@ def runaway(rows: Sequence[Row]) -> str | None:
     kl, length = pairs[-1]
     return (
         f"KL from the reference runs away: {kl:.1f} nats on completions of {length:.0f} tokens, over {RUNAWAY:g} a "
-        "token; scores there mean little. Try a higher kl_coef, a kl_target, or a lower learning_rate"
+        "token; scores there mean little. Try a higher kl_coef, a kl_target, or a lower optimizer.learning_rate"
     )
 
 
@@ -74,7 +74,7 @@ def dead_value(rows: Sequence[Row]) -> str | None:
         return None
     return (
         f"the value model explains nothing of the returns (explained variance {mean(explained):.2f} over "
-        f"{ENOUGH} iterations), so advantages are mostly noise; try a higher value_learning_rate"
+        f"{ENOUGH} iterations), so advantages are mostly noise; try a higher algorithm.value_learning_rate"
     )
 
 
@@ -82,7 +82,7 @@ def dead_value(rows: Sequence[Row]) -> str | None:
 RULES: Mapping[str, Callable[[Sequence[Row]], str | None]] = {
     "spike": lambda rows: spike(rows, "loss/train"),
     "ptx spike": lambda rows: spike(rows, "loss/ptx"),
-    "value spike": lambda rows: spike(rows, "loss/value", "value_learning_rate"),
+    "value spike": lambda rows: spike(rows, "loss/value", "algorithm.value_learning_rate"),
     "vanished": vanished,
     "runaway": runaway,
     "dead value": dead_value,

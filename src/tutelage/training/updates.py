@@ -65,8 +65,8 @@ def broken(watch: Watch, what: str) -> str:
     run = watch.run
     kept = f"the checkpoint before it is in {run.state}" if run.state.exists() else "no checkpoint had been written yet"
     return (
-        f"{run.stage}: {what} at step {watch.step}; {kept}. Try a lower learning_rate, a longer warm-up, or look at "
-        f"the batch for broken rows: {run.folder / watch.keep()}"
+        f"{run.stage}: {what} at step {watch.step}; {kept}. Try a lower optimizer.learning_rate, a longer warm-up, or "
+        f"look at the batch for broken rows: {run.folder / watch.keep()}"
     )
 
 
@@ -94,8 +94,8 @@ def require_finite_measure(run: Run, measure: str, value: float) -> None:
     """
     if not math.isfinite(value):
         raise ValueError(
-            f"{run.stage}: the {measure} is {value}, so training has diverged; try a lower learning_rate or a longer "
-            "warm-up"
+            f"{run.stage}: the {measure} is {value}, so training has diverged; try a lower optimizer.learning_rate or "
+            "a longer warm-up"
         )
 
 

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, FiniteFloat, StrictInt
 from sqlalchemy import Connection, and_, insert, select, update
 
-from tutelage.data.candidates import read_asked, read_completions
-from tutelage.data.datasets import write_jsonl
+from tutelage.data.candidates import read_completions
+from tutelage.data.datasets import read_asked, write_jsonl
 from tutelage.data.records import Arm, Completion, Prompt, Ranking
 from tutelage.files import write_json
 from tutelage.labeling.store import accounts

@@ -279,6 +279,6 @@ def _no_warnings(record: logging.LogRecord) -> bool:
 
 
 def _drawn_split(rules: Rules, kind: str, name: str) -> Split:
-    """A fixed function of seed and name: the same in every import and on every machine."""
+    """A function of seed and name: the same on every machine."""
     position = fraction(f"{rules.seed}/{kind}/{name}")
     return SPLITS[bisect(list(accumulate(rules.shares)), position, hi=len(SPLITS) - 1)]

@@ -62,8 +62,9 @@ def _complete(connection: Connection, prompt: Prompt, before: Any) -> None:
             raise ValueError(f"prompt {prompt.id!r} is there already with {name} {then!r}, not {now!r}")
 
 
-def stored_prompts(connection: Connection, coming: Iterable[Prompt]) -> tuple[list[Prompt], set[str]]:
-    """The prompts here that new ones are compared with, and the ids of those that were erased.
+def stored_prompts(connection: Connection, coming: Iterable[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts here that new ones are compared with, and the new ones, in the splits that they are in if they are
+    here already; those that were erased are left out.
 
     Among the `coming`, one that the owner released from quarantine, and that has no task yet, is compared with others
     as if it were new.
@@ -71,14 +72,16 @@ def stored_prompts(connection: Connection, coming: Iterable[Prompt]) -> tuple[li
     stored = connection.execute(select(prompts)).all()
     erased = {row.id for row in stored if row.text is None}
     with_task = set(connection.execute(select(tasks.c.prompt)).scalars())
-    waiting = {prompt.id for prompt in coming} - with_task
+    new = [prompt for prompt in coming if prompt.id not in erased]
+    waiting = {prompt.id for prompt in new} - with_task
     fields = ("id", "text", "user", "split", "use_case", "meta")
     known = [
         Prompt.model_validate({name: row._mapping[name] for name in fields})
         for row in stored
         if row.id not in erased and (row.quarantine or row.id not in waiting)
     ]
-    return known, erased
+    splits = {row.id: row.split for row in stored if row.split}
+    return known, [p.model_copy(update={"split": p.split or splits.get(p.id)}) for p in new]
 
 
 def quarantined_prompts(connection: Connection, most: int) -> tuple[Sequence[Any], int]:

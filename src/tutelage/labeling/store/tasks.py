@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import Connection, insert, select
 
-from tutelage.data.candidates import read_candidates
 from tutelage.data.draws import fraction
 from tutelage.data.records import Arm, Completion, Prompt, by_text
-from tutelage.files import fingerprint
 from tutelage.labeling.store.answers import TaskKind, read_answer
 from tutelage.labeling.store.database import record
 from tutelage.labeling.store.prompts import add_prompts
@@ -91,20 +88,6 @@ def queue_prompts(
         add_task(connection, kind, prompt, terms=Terms(purpose, arm, labelers))
     record(connection, "tasks queued", subject=kind, tasks=len(new))
     return len(new)
-
-
-def queue_candidates(
-    connection: Connection, path: Path, rate: bool = True, overlap: float = 0.0, labelers: int = 1
-) -> int:
-    """Queue a candidates file as ranking tasks; a file of the same content is queued once. Returns how many tasks.
-
-    Raises:
-        ValueError: if it is malformed.
-    """
-    candidates = read_candidates(path)
-    if queued_already(connection, fingerprint(path), "ranking"):
-        return 0
-    return queue_rankings(connection, candidates, rate=rate, overlap=overlap, labelers=labelers)
 
 
 def queue_rankings(
