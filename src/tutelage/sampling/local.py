@@ -118,36 +118,48 @@ class _Session:
         self.stop_ids = torch.tensor(padded, device=self.device).view(len(requests), stops)
 
     def run(self) -> list[Sample]:
+        """Draw, drop who has ended, feed, admit; until nobody is under way and nobody waits."""
         rows, hidden = self._admit(list(range(self.places)))
         while True:
-            # 1. Everybody's next token.
-            chosen, logprobs, near_tie = choose(next_logits(self.policy, hidden), rows)
-            for k in (near_tie & (rows.budget > 0)).nonzero().flatten().tolist() if self.exact else ():
-                chosen[k], logprobs[k] = self._alone(rows.keep(torch.tensor([k], device=self.device)))
-            going = rows.budget > 0
-            self.tokens[rows.index[going], rows.step[going]] = chosen[going]
-            self.logprobs[rows.index[going], rows.step[going]] = logprobs[going]
-            # 2. Who has ended? They keep computing until enough of them are worth dropping (`memory.keep`).
-            rows.step += going
-            rows.budget -= going.long()
-            rows.budget[(self.stop_ids[rows.index] == chosen[:, None]).any(1)] = 0
-            going = rows.budget > 0
-            number = int(going.sum())
-            if number == 0 and not self.waiting:
+            chosen = self._draw(rows, hidden)
+            going = self._count(rows, chosen)
+            if not self.waiting and not going.any():
                 return self._finish()
-            if number < len(rows.index) and number <= self.memory.keep * len(rows.index):
+            if not going.all() and int(going.sum()) <= self.memory.keep * len(going):
                 rows, chosen = rows.keep(going), chosen[going]
                 rows.place = self.memory.close_ranks(rows.place)
-            # 3. Their tokens are fed; new requests come in beside them.
-            if len(rows.index):
-                hidden = self.memory.step(chosen, rows.position, rows.place)
-                rows.position += rows.budget > 0  # a finished row stays: the model may have no position after its last
-            else:
-                hidden = hidden[:0]
+            hidden = self._feed(rows, chosen, hidden)
             room = self.waiting and len(rows.index) <= ADMIT * self.places
             if room and (free := self.memory.free(rows.place)):
                 new, first_hidden = self._admit(free)
                 rows, hidden = rows.join(new), torch.cat([hidden, first_hidden])
+
+    def _draw(self, rows: _Rows, hidden: torch.Tensor) -> torch.Tensor:
+        """Each row's next token (b,), written down where the row is still going; close calls are decided alone."""
+        chosen, logprobs, near_tie = choose(next_logits(self.policy, hidden), rows)
+        going = rows.budget > 0
+        for k in (near_tie & going).nonzero().flatten().tolist() if self.exact else ():
+            chosen[k], logprobs[k] = self._alone(rows.keep(torch.tensor([k], device=self.device)))
+        self.tokens[rows.index[going], rows.step[going]] = chosen[going]
+        self.logprobs[rows.index[going], rows.step[going]] = logprobs[going]
+        return chosen
+
+    def _count(self, rows: _Rows, chosen: torch.Tensor) -> torch.Tensor:
+        """Count the tokens drawn; which rows (b,) go on, having neither stopped nor spent their budget."""
+        going = rows.budget > 0
+        rows.step += going
+        rows.budget -= going.long()
+        rows.budget[(self.stop_ids[rows.index] == chosen[:, None]).any(1)] = 0
+        return rows.budget > 0
+
+    def _feed(self, rows: _Rows, chosen: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (b, d) after the tokens drawn. Rows that have ended compute on until enough are worth dropping
+        (`memory.keep`), but stay in their place: the model may have no position after their last."""
+        if not len(rows.index):
+            return hidden[:0]
+        after = self.memory.step(chosen, rows.position, rows.place)
+        rows.position += rows.budget > 0
+        return after
 
     def _admit(self, free: list[int]) -> tuple[_Rows, torch.Tensor]:
         """Requests into free places, each distinct prompt read once; and the hidden states (b, d) that predict their
