@@ -1,50 +1,27 @@
-"""The interface of an algorithm of reinforcement learning: samples per prompt, credit per token, losses.
+"""The algorithms of the online loop, which knows none by name.
 
-The loop knows none by name. To add one, write its file beside `ppo.py` and its settings in `settings/algorithms.py`,
-and name both in `ALGORITHMS`.
+To add one, write its file beside `rloo.py` and its settings in `settings/algorithms.py`, and name both in `ALGORITHMS`
+(docs/add-an-algorithm.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
-from tutelage.algorithms.ppo import PPO
-from tutelage.sampling.rollout import Episodes, Rollout
+from tutelage.algorithms.algorithm import Algorithm
+from tutelage.algorithms.grpo import grpo
+from tutelage.algorithms.ppo import ppo
+from tutelage.algorithms.reinforce_pp import reinforce_pp
+from tutelage.algorithms.rloo import rloo
 from tutelage.settings import algorithms as settings
 from tutelage.settings.common import Group
 
-Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]  # a sum over tokens, and sums to log by metric
+__all__ = ["ALGORITHMS", "Algorithm", "grpo", "make_algorithm", "ppo", "reinforce_pp", "rloo"]
 
-
-class Algorithm(Protocol):
-    """An algorithm of the online loop."""
-
-    samples_per_prompt: int
-    """How many completions of a prompt an iteration samples."""
-    needs_values: bool
-    """Whether a value model is loaded and trained."""
-    value_learning_rate: float
-    """Of the value model; asked only of an algorithm that needs one, as `value_loss` is."""
-
-    def credit(
-        self, episodes: Episodes, rewards: torch.Tensor, values: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Advantages (n, t) and, of a value model, returns (n, t), from rewards and values (n, t)."""
-        ...
-
-    def policy_loss(self, logprobs: torch.Tensor, rollout: Rollout) -> Loss:
-        """The loss of new log-probabilities (n, t) on a rollout: a sum over its tokens."""
-        ...
-
-    def value_loss(self, values: torch.Tensor, rollout: Rollout) -> Loss:
-        """Likewise of new values (n, t); asked only of an algorithm that needs them."""
-        ...
-
-
-ALGORITHMS: Mapping[type[Group], Callable[[Any], Algorithm]] = {settings.PPO: PPO}
+ALGORITHMS: Mapping[type[Group], Callable[[Any], Algorithm]] = {
+    settings.PPO: ppo, settings.RLOO: rloo, settings.GRPO: grpo, settings.ReinforcePP: reinforce_pp,
+}  # fmt: skip
 
 
 def make_algorithm(settings: Group, batch_size: int) -> Algorithm:

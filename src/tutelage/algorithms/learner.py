@@ -11,7 +11,8 @@ from collections import Counter
 import torch
 from transformers import PreTrainedModel
 
-from tutelage.algorithms import Algorithm
+from tutelage.algorithms.algorithm import Algorithm
+from tutelage.algorithms.clipped import divisor
 from tutelage.models.forward import spread
 from tutelage.models.packing import micro_batches
 from tutelage.models.texts import draw_rows, text_backward
@@ -45,7 +46,9 @@ class Learner:
         """The models by name."""
         return {"policy": self.policy} | ({"value_model": self.value_model} if self.value_model is not None else {})
 
-    def improve(self, rollout: Rollout, iteration: int, warmth: float, watch: Watch) -> dict[str, float]:
+    def improve(
+        self, rollout: Rollout, iteration: int, warmth: float, kl_coef: float, watch: Watch
+    ) -> dict[str, float]:
         """Learn from a rollout, with learning rates times `warmth`; returns metrics, means per token or per update."""
         config = self.config
         for model in self.models.values():
@@ -58,7 +61,7 @@ class Learner:
             for start in range(0, len(order), config.mini_batch_size):
                 minibatch = rollout.take(order[start : start + config.mini_batch_size])
                 count = int(minibatch.mask.sum())
-                self._backward(minibatch, count, per_token)
+                self._backward(minibatch, kl_coef, per_token)
                 if self.texts is not None:
                     number = max(1, round(config.ptx_per_episode * config.mini_batch_size))
                     drawn = draw_rows(self.texts, number, config.seed, iteration * 10_007 + epoch * 1_009 + start)
@@ -68,23 +71,25 @@ class Learner:
                 tokens, updates = tokens + count, updates + 1
         return {k: v / tokens for k, v in per_token.items()} | {k: v / updates for k, v in per_update.items()}
 
-    def _backward(self, minibatch: Rollout, count: int, sums: Counter[str]) -> None:
+    def _backward(self, minibatch: Rollout, kl_coef: float, sums: Counter[str]) -> None:
         """Add the gradients of a minibatch's losses; the losses' sums over tokens, and the metrics', go into `sums`."""
         pad, temperature = self.policy.config.pad_token_id, self.config.sampler.temperature
+        settings, tokens = self.algorithm.settings, int(minibatch.mask.sum())
+        divided_by = divisor(settings, minibatch.mask, self.config.sampler.max_new_tokens)
         for batch in micro_batches(minibatch.sequences, self.config.micro_batch_tokens, pad):
             ids = batch.to(self.policy.device)
             part = minibatch.take(batch.rows).to(self.policy.device)
             predicts = ids.completion_mask(minibatch.prompt_lengths)
             flat, entropy = self.policy.token_logprobs(ids, predicts, temperature, with_entropy=True)
             logprobs = spread(batch.rows, predicts, flat, part.mask.shape[1])
-            loss, stats = self.algorithm.policy_loss(logprobs, part)
-            (loss / count).backward()
+            loss, stats = self.algorithm.policy_loss(settings, logprobs, part, kl_coef)
+            (loss / divided_by).backward()
             stats |= {"loss/policy": loss, "objective/entropy": entropy.sum()}
-            if self.value_model is not None:
+            if self.value_model is not None and self.algorithm.value_loss is not None:
                 flat = self.value_model.token_scores(ids, *predicts.nonzero(as_tuple=True))
                 values = spread(batch.rows, predicts, flat, part.mask.shape[1])
                 loss, value_stats = self.algorithm.value_loss(values, part)
-                (loss / count).backward()
+                (loss / tokens).backward()
                 stats |= value_stats
             sums.update({name: float(value.detach()) for name, value in stats.items()})
 

@@ -7,48 +7,33 @@ from __future__ import annotations
 
 import torch
 
+from tutelage.algorithms.algorithm import Algorithm, Loss
 from tutelage.objectives.advantages import gae
 from tutelage.objectives.masked import whiten
-from tutelage.objectives.policy import clipped_policy_loss, clipped_value_loss
+from tutelage.objectives.policy import clipped_value_loss
 from tutelage.sampling.rollout import Episodes, Rollout
-from tutelage.settings import algorithms as settings
+from tutelage.settings.algorithms import PPO
 
 
-class PPO:
-    """Proximal policy optimisation with these settings."""
-
-    samples_per_prompt = 1
-    needs_values = True
-
-    def __init__(self, settings: settings.PPO) -> None:
-        self.settings = settings
-        self.value_learning_rate = settings.value_learning_rate
+def ppo(settings: PPO) -> Algorithm:
+    """Proximal policy optimisation."""
 
     def credit(
-        self, episodes: Episodes, rewards: torch.Tensor, values: torch.Tensor | None
+        episodes: Episodes, rewards: torch.Tensor, values: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Advantages and returns (n, t); advantages are standardised after the returns are formed."""
+        """Advantages are standardised after the returns are formed."""
         assert values is not None
-        s, mask = self.settings, episodes.mask
-        if s.whiten_rewards:
+        mask = episodes.mask
+        if settings.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
-        advantages, returns = gae(rewards, values, mask, s.gamma, s.lam)
-        return (whiten(advantages, mask) if s.whiten_advantages else advantages), returns
+        advantages, returns = gae(rewards, values, mask, settings.gamma, settings.lam)
+        return (whiten(advantages, mask) if settings.whiten_advantages else advantages), returns
 
-    def policy_loss(self, logprobs: torch.Tensor, rollout: Rollout) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The clipped surrogate, as a loss."""
-        loss, sums = clipped_policy_loss(
-            logprobs, rollout.logprobs, rollout.advantages, rollout.mask, self.settings.cliprange
-        )
-        return loss, {
-            "policy/approxkl": sums["approxkl"], "policy/clipfrac": sums["clipfrac"], "val/ratio": sums["ratio"],
-        }  # fmt: skip
-
-    def value_loss(self, values: torch.Tensor, rollout: Rollout) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def value_loss(values: torch.Tensor, rollout: Rollout) -> Loss:
         """The clipped error of the value model, times `vf_coef`."""
         assert rollout.values is not None
         assert rollout.returns is not None
-        loss, sums = clipped_value_loss(
-            values, rollout.values, rollout.returns, rollout.mask, self.settings.cliprange_value
-        )
-        return self.settings.vf_coef * loss, {"loss/value": loss, "val/clipfrac": sums["clipfrac"]}
+        loss, sums = clipped_value_loss(values, rollout.values, rollout.returns, rollout.mask, settings.cliprange_value)
+        return settings.vf_coef * loss, {"loss/value": loss, "val/clipfrac": sums["clipfrac"]}
+
+    return Algorithm(settings, credit, value_loss=value_loss, value_learning_rate=settings.value_learning_rate)

@@ -1,11 +1,11 @@
-"""From one score per completion to one advantage per token: the KL penalty in the reward, then GAE.
+"""From one score per completion to one advantage per token: the KL penalty in the reward, then GAE or a baseline.
 
 A row of a mask is one run of True: a completion's tokens, with padding after it (or before). Everything here is
 detached.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .kl import k1
@@ -67,6 +67,51 @@ def gae(
         running = deltas[:, t] + gamma * lam * running
         advantages[:, t] = running
     return keep(advantages, mask), keep(advantages + values, mask)
+
+
+@torch.no_grad()
+def leave_one_out(returns: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """R_i − mean of the other R of its group: RLOO, Ahmadian 2024, eq. 9. [1, 0, 0] gives [1, −½, −½].
+
+    The baseline does not depend on its own sample, so REINFORCE with it is unbiased.
+
+    Args:
+        returns: (n,), R, one number per completion.
+        group: (n,), completions of one prompt have one number; each group has two at least.
+    """
+    total, size = _by_group(returns, group)
+    return returns - (total - returns) / (size - 1)
+
+
+@torch.no_grad()
+def group_relative(scores: Float[Tensor, " n"], group: Int[Tensor, " n"], scale: bool = True) -> Float[Tensor, " n"]:
+    """(r_i − mean) / (std + 1e-4) over its group: GRPO, Shao 2024, §4.1.2 (std with n − 1, as TRL has it).
+
+    Without the division it is Dr. GRPO's (Liu 2025), n/(n − 1) times smaller than RLOO's. Where a group agrees it is 0.
+
+    Args:
+        scores: (n,), r, one number per completion.
+        group: (n,), completions of one prompt have one number; each group has two at least.
+        scale: whether to divide by the standard deviation, which weighs prompts that all but agree the most.
+    """
+    total, size = _by_group(scores, group)
+    centred = scores - total / size
+    if not scale:
+        return centred
+    squares, _ = _by_group(centred**2, group)
+    return centred / ((squares / (size - 1)).sqrt() + 1e-4)
+
+
+@torch.no_grad()
+def reward_to_go(rewards: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t"]:
+    """Σ of R from t on, 0 outside mask: the return of REINFORCE++ (Hu 2025, eq. 5), without discount."""
+    return keep(keep(rewards, mask).flip(-1).cumsum(-1).flip(-1), mask)
+
+
+def _by_group(x: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Of each element its group's sum and size."""
+    _, place, sizes = group.unique(return_inverse=True, return_counts=True)
+    return x.new_zeros(len(sizes)).index_add(0, place, x)[place], sizes.to(x.dtype)[place]
 
 
 def explained_variance(values: Float[Tensor, "n t"], returns: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> float:

@@ -6,10 +6,12 @@ direction, KL(π_ref ‖ π).
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from .masked import keep
 
 
 def k1(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -26,6 +28,30 @@ def k3(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"])
     """π_ref/π − 1 − log(π_ref/π), in nats per token: unbiased, low variance, never negative. Schulman 2020."""
     log_ratio = -k1(logprobs, ref_logprobs)
     return log_ratio.expm1() - log_ratio
+
+
+def kl_loss(
+    logprobs: Float[Tensor, "*shape"],
+    old_logprobs: Float[Tensor, "*shape"],
+    ref_logprobs: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
+    estimator: Literal["k2", "k3"],
+    weights: Float[Tensor, "*shape"] | None = None,
+) -> Float[Tensor, ""]:
+    """Σ w ρ k over mask, ρ = π/π_old without gradient: the KL penalty as a loss, right for samples of an older policy.
+
+    Its expected gradient is that of KL(π ‖ π_ref) for k2, and of KL(π_ref ‖ π), the other direction, for k3 (GRPO's).
+    k1 is none of the choices: as a loss its expected gradient is zero.
+
+    Args:
+        logprobs, old_logprobs, ref_logprobs: (…), log π of the sampled tokens now, when they were sampled, and under
+            the reference, in nats.
+        mask: (…), True on generated tokens.
+        weights: (…), w, 1 if left out.
+    """
+    logprobs, old, ref = (keep(x, mask) for x in (logprobs, old_logprobs.detach(), ref_logprobs.detach()))
+    penalty = (logprobs - old).detach().exp() * (k2 if estimator == "k2" else k3)(logprobs, ref)
+    return (penalty if weights is None else penalty * keep(weights, mask)).sum()
 
 
 class KLController(Protocol):

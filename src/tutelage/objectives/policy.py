@@ -13,29 +13,43 @@ def clipped_policy_loss(
     advantages: Float[Tensor, "*shape"],
     mask: Bool[Tensor, "*shape"],
     cliprange: float,
+    *,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
+    weights: Float[Tensor, "*shape"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """Σ max(−A ρ, −A clip(ρ, 1 ± ε)) with ρ = π/π_old: Schulman 2017, eq. 7, as a loss. Ouyang 2022: ε = 0.2.
+    """Σ w max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε′)) with ρ = π/π_old: Schulman 2017, eq. 7, as a loss. Ouyang 2022: ε = .2.
 
     Args:
         logprobs, old_logprobs: (…), log π of the sampled tokens now and when they were sampled, in nats.
         advantages: (…), A; no gradient flows into it or into old_logprobs.
         mask: (…), True on generated tokens.
         cliprange: ε.
+        cliprange_high: ε′, as large as ε if left out. A larger one lets rare tokens grow (DAPO, Yu 2025, §3.1).
+        dual_clip: c > 1 bounds the loss at −A c where A < 0 and ρ runs away (Ye 2020, eq. 5).
+        weights: (…), w, 1 if left out.
 
     Returns:
-        the loss, and sums of: clipfrac (tokens where the clipped term rules), approxkl (½ Δlogp², nats), ratio (ρ).
+        the loss, and sums of: clipfrac (tokens where a clipped term rules), approxkl (½ Δlogp², nats), ratio (ρ).
     """
     delta = keep(logprobs - old_logprobs.detach(), mask)
     advantages, ratio = keep(advantages.detach(), mask), delta.exp()
-    free, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    loss = torch.maximum(free, clipped).sum()
+    high = cliprange if cliprange_high is None else cliprange_high
+    free, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + high)
+    loss, rules = torch.maximum(free, clipped), clipped > free
+    if dual_clip is not None:
+        bound = -advantages * dual_clip
+        bounded = (advantages < 0) & (bound < loss)
+        loss, rules = torch.where(bounded, bound, loss), rules | bounded
+    if weights is not None:
+        loss = loss * keep(weights, mask)
     with torch.no_grad():
         stats = {
-            "clipfrac": (clipped > free).to(delta.dtype).sum(),
+            "clipfrac": rules.to(delta.dtype).sum(),
             "approxkl": 0.5 * (delta**2).sum(),
             "ratio": keep(ratio, mask).sum(),
         }
-    return loss, stats
+    return loss.sum(), stats
 
 
 def clipped_value_loss(

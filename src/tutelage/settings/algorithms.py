@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from tutelage.settings.common import Fraction, Group, Number, Positive
+from pydantic import Field
+
+from tutelage.settings.common import Count, Fraction, Group, Number, Positive
+
+Groups = Annotated[Count, Field(ge=2)]  # completions of a prompt that are compared with each other
 
 
-class PPO(Group):
-    """Proximal policy optimisation (Schulman 2017), as Ziegler 2019, Stiennon 2020 and the paper use it."""
+class PolicyGradient(Group):
+    """What all algorithms share: a clipped policy loss (Schulman 2017), and where the KL penalty stands."""
+
+    cliprange: Positive = 0.2
+    """Clip of the importance ratio (paper: 0.2)."""
+    cliprange_high: Positive | None = None
+    """Clip of the ratio upwards, if it is to be another: 0.28 lets rare tokens grow (DAPO)."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bounds the loss of tokens with a negative advantage whose ratio runs away: 3 is usual (Ye 2020)."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """How tokens' losses become one: the mean over an update's tokens; the mean of completions' means, in which long
+    completions count less for each token (GRPO); or the sum over a constant length, `sampler.max_new_tokens`
+    (Dr. GRPO)."""
+    kl: Literal["reward", "k2", "k3"] = "reward"
+    """Where `kl_coef` weighs: in the reward of each token (k1, as in the paper: the gradient of KL from the reference);
+    or as a loss, k2 (the same gradient) or k3 (the gradient of the other direction, as GRPO has it)."""
+
+
+class PPO(PolicyGradient):
+    """Proximal policy optimisation, as Ziegler 2019, Stiennon 2020 and the paper use it: a value model gives credit."""
 
     name: Literal["ppo"] = "ppo"
     """How credit is assigned and which loss is taken."""
-    cliprange: Positive = 0.2
-    """Clip of the importance ratio (paper: 0.2)."""
     gamma: Fraction = 1.0
     """Discount per token (paper: none)."""
     lam: Fraction = 0.95
@@ -31,4 +51,39 @@ class PPO(Group):
     """Standardise advantages over the iteration's tokens (Ziegler 2019's code)."""
 
 
-Algorithm = PPO  # what `algorithm` can be: of several, a union that is told apart by `name`
+class RLOO(PolicyGradient):
+    """REINFORCE leave-one-out (Ahmadian 2024): a completion's return over the mean of the others of its prompt."""
+
+    name: Literal["rloo"] = "rloo"
+    """How credit is assigned and which loss is taken."""
+    num_generations: Groups = 4
+    """Completions of a prompt."""
+
+
+class GRPO(PolicyGradient):
+    """Group-relative policy optimisation (Shao 2024): a completion's score in standard deviations of its group.
+
+    With `scale_rewards` off and `aggregation` constant it is Dr. GRPO (Liu 2025)."""
+
+    name: Literal["grpo"] = "grpo"
+    """How credit is assigned and which loss is taken."""
+    num_generations: Groups = 8
+    """Completions of a prompt."""
+    scale_rewards: bool = True
+    """Divide by the group's standard deviation, which weighs prompts that all but agree the most."""
+    aggregation: Literal["token", "sequence", "constant"] = "sequence"
+    """How tokens' losses become one (GRPO: the mean of completions' means); see PPO's."""
+    kl: Literal["reward", "k2", "k3"] = "k3"
+    """Where `kl_coef` weighs (GRPO: k3 in the loss); see PPO's."""
+
+
+class ReinforcePP(PolicyGradient):
+    """REINFORCE++ (Hu 2025): rewards to go, KL penalty included, standardised over the iteration."""
+
+    name: Literal["reinforce_pp"] = "reinforce_pp"
+    """How credit is assigned and which loss is taken."""
+    num_generations: Count = 1
+    """Completions of a prompt; they are not compared with each other."""
+
+
+Algorithm = Annotated[PPO | RLOO | GRPO | ReinforcePP, Field(discriminator="name")]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tutelage.settings.common import C, groups_of, make
+from tutelage.settings.common import C, Group, groups_of, make
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
 from tutelage.terminal import short
 
@@ -42,16 +42,26 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None
         if groups_of(field)
     }
     for name, field, preset in _options(kind):
-        place = places.get(name.split(".")[0], parser)
+        group = name.split(".")[0]
+        place = places.get(group, parser)
         flag = "--" + name.removesuffix(".name").replace("_", "-")
         default = "required" if preset is PydanticUndefined else f"default: {_shown(preset)}"
-        text = f"{field.description} ({default})".replace("%", "%%")
+        classes = groups_of(kind.model_fields[group])
+        text = f"{_whose(classes, name)}{field.description} ({default})".replace("%", "%%")
         if field.annotation is bool:
             place.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
         elif typing.get_origin(field.annotation) is dict:
             place.add_argument(flag, dest=name, action="append", metavar="NAME=VALUE", help=text)
         else:
-            place.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)
+            names = [each.model_fields["name"].default for each in classes] if name.endswith(".name") else []
+            metavar = f"{{{','.join(names)}}}" if names else _metavar(field.annotation)
+            place.add_argument(flag, dest=name, metavar=metavar, help=text)
+
+
+def _whose(classes: Sequence[type[Group]], name: str) -> str:
+    """`ppo: ` before the help of what only one of several classes has."""
+    having = [each.model_fields["name"].default for each in classes if name.split(".")[-1] in each.model_fields]
+    return f"{', '.join(having)}: " if len(having) < len(classes) else ""
 
 
 def _options(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, Any]]:

@@ -73,7 +73,7 @@ def load_models(config: OnlineConfig, algorithm: Algorithm) -> Models:
     tokenizer = load_tokenizer(config.model)
     reward = RewardModel(config.reward_model, tokenizer)
     policy, reference = (load_policy(config.model, tokenizer) for _ in range(2))
-    value_model = copy.deepcopy(reward.model) if algorithm.needs_values else None
+    value_model = copy.deepcopy(reward.model) if algorithm.value_loss is not None else None
     average = copy.deepcopy(policy).requires_grad_(False)
     sampler = open_sampler(config.sampler, policy, bf16=True)  # the ratio divides by what was sampled with
     return Models(tokenizer, policy, reference, reward, value_model, average, sampler)
@@ -112,7 +112,7 @@ def run(config: OnlineConfig) -> None:
         # 6. Update policy and value model; policy and pretraining gradients share a buffer.
         warmth = constant_after_warmup(iteration, config.optimizer.warmup_steps)
         watch.reads(iteration, rollout.sequences)
-        metrics = learner.improve(rollout, iteration, warmth, watch)
+        metrics = learner.improve(rollout, iteration, warmth, kl.value, watch)
 
         # 7. Average the weights, in fp32.
         move(models.average, models.policy, 1 - decay)
@@ -165,7 +165,11 @@ def roll_out(
 
     # 4. Rewards: the KL penalty per token; the score, docked where there is no end, at the last token.
     rewards = kl_shaped_rewards(
-        docked(scores, episodes, config), episodes.logprobs, ref_logprobs, episodes.mask, kl_coef
+        docked(scores, episodes, config),
+        episodes.logprobs,
+        ref_logprobs,
+        episodes.mask,
+        kl_coef if algorithm.settings.kl == "reward" else 0.0,
     )
 
     # 5. Advantages.
