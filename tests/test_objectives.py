@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from tutelage.objectives.advantages import explained_variance, gae, kl_shaped_rewards
-from tutelage.objectives.kl import AdaptiveKL, FixedKL, KLController
+from tutelage.objectives.advantages import (
+    explained_variance,
+    gae,
+    group_relative,
+    kl_shaped_rewards,
+    leave_one_out,
+    reward_to_go,
+)
+from tutelage.objectives.kl import AdaptiveKL, FixedKL, KLController, kl_loss
 from tutelage.objectives.masked import keep, masked_mean, masked_var, whiten
 from tutelage.objectives.policy import clipped_policy_loss, clipped_value_loss
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
@@ -121,6 +130,12 @@ ON_TOKENS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "whiten": (1, lambda x, m: (whiten(x, m) ** 3).sum()),
     "nll_sum": (1, nll_sum),
     "policy": (3, lambda a, b, c, m: clipped_policy_loss(a, b, c, m, 0.2)[0]),
+    "policy, both clips": (
+        3,
+        lambda a, b, c, m: clipped_policy_loss(a, b, c, m, 0.2, cliprange_high=0.3, dual_clip=2.0, weights=a)[0],
+    ),
+    "kl loss": (3, lambda a, b, c, m: kl_loss(a, b, c, m, "k3")),
+    "reward to go": (1, reward_to_go),
     "policy stats": (3, lambda a, b, c, m: torch.stack([*clipped_policy_loss(a, b, c, m, 0.2)[1].values()])),
     "value": (3, lambda a, b, c, m: clipped_value_loss(a, b, c, m, 0.2)[0]),
     "value stats": (3, lambda a, b, c, m: torch.stack([*clipped_value_loss(a, b, c, m, 0.2)[1].values()])),
@@ -284,6 +299,66 @@ def test_value_loss_clips_one_side(value: float, old: float, target: float, loss
     close(values.grad, slope)  # type: ignore[arg-type]
     close(stats["error"], (value - target) ** 2)
     assert stats["clipfrac"].item() == (slope == 0.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "how", "loss", "slope"),
+    [
+        (1.25, 1.0, {"cliprange_high": 0.28}, -1.25, -1.25),  # beyond 1.2, and free to grow
+        (1.5, 1.0, {"cliprange_high": 0.28}, -1.28, 0.0),
+        (0.5, -1.0, {"cliprange_high": 0.28}, 0.8, 0.0),  # the lower side is as it was
+        (5.0, -1.0, {"dual_clip": 3.0}, 3.0, 0.0),  # else the loss would be 5, and grow with the ratio
+        (2.0, -1.0, {"dual_clip": 3.0}, 2.0, 2.0),
+        (5.0, 1.0, {"dual_clip": 3.0}, -1.2, 0.0),
+        (1.1, 1.0, {"weights": 4.0}, -4.4, -4.4),
+    ],
+)
+def test_policy_loss_with_other_clips_and_weights(
+    ratio: float, advantage: float, how: dict[str, float], loss: float, slope: float
+) -> None:
+    logprobs, old = row(math.log(ratio)).requires_grad_(), row(0.0)
+    options: dict[str, Any] = {k: row(v) if k == "weights" else v for k, v in how.items()}
+    actual, stats = clipped_policy_loss(logprobs, old, row(advantage), everywhere(old), 0.2, **options)
+    actual.backward()
+    close(actual.detach(), loss)
+    close(logprobs.grad, slope)  # type: ignore[arg-type]
+    assert stats["clipfrac"].item() == (slope == 0.0)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_leave_one_out_by_hand() -> None:
+    """In any order of the groups, and of any sizes."""
+    returns, group = torch.tensor([1.0, 5.0, 0.0, 7.0, 0.0], dtype=torch.float64), torch.tensor([4, 9, 4, 9, 4])
+    close(leave_one_out(returns, group), torch.tensor([1.0, -2.0, -0.5, 2.0, -0.5]))
+
+
+def test_group_relative_by_hand() -> None:
+    scores, group = torch.tensor([1.0, 0.0, 0.0, 3.0, 3.0], dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1])
+    close(group_relative(scores, group, scale=False), torch.tensor([2 / 3, -1 / 3, -1 / 3, 0.0, 0.0], dtype=torch.float64))
+    std = math.sqrt(1 / 3)  # of 1, 0, 0, with n - 1
+    close(group_relative(scores, group)[:3], torch.tensor([2.0, -1.0, -1.0], dtype=torch.float64) / 3 / (std + 1e-4))
+    assert (group_relative(scores, group)[3:] == 0).all()  # a group that agrees teaches nothing, exactly
+
+
+def test_reward_to_go_by_hand() -> None:
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    close(reward_to_go(torch.tensor([[1.0, 2, 3], [1, 2, math.nan]]), mask), torch.tensor([[6.0, 5, 3], [3, 2, 0]]))
+
+
+def test_rloo_is_unbiased_and_a_group_mean_is_not() -> None:
+    """Two samples from a softmax over three, all nine pairs enumerated: E[A ∇ log π] against ∇ E[r]."""
+    r, logits = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.2, -0.4, 0.9], requires_grad=True)
+    (exact,) = torch.autograd.grad((logits.softmax(0) * r).sum(), logits)
+    probs, logp = logits.detach().softmax(0), logits.log_softmax(0)
+    for credit, share in ((leave_one_out, 1.0), (lambda x, g: group_relative(x, g, scale=False), 0.5)):
+        expected = torch.zeros(3)
+        for i, j in product(range(3), repeat=2):
+            advantages = credit(r[[i, j]], torch.tensor([0, 0]))
+            (gradient,) = torch.autograd.grad((advantages * logp[[i, j]]).mean(), logits, retain_graph=True)
+            expected += probs[i] * probs[j] * gradient
+        assert_close(expected, share * exact, rtol=1e-4, atol=1e-6)
 
 
 @given(seeds)

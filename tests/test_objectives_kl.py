@@ -1,6 +1,8 @@
 """What the KL estimators estimate and where their gradients point: exact, by enumerating a 4-way softmax."""
 
+import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tutelage.objectives.advantages import kl_shaped_rewards
-from tutelage.objectives.kl import k1, k2, k3
+from tutelage.objectives.kl import k1, k2, k3, kl_loss
 
 LOGITS = torch.tensor([0.3, -0.7, 1.1, 0.2], dtype=torch.float64)
 REF = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64).log()
@@ -67,3 +69,19 @@ def test_as_losses_only_k2_is_the_reverse_kl_gradient() -> None:
     assert_close(as_loss(k2), REVERSE_GRAD)
     assert_close(as_loss(k3), FORWARD_GRAD)
     assert (FORWARD_GRAD - REVERSE_GRAD).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("estimator", "gradient"), [("k2", REVERSE_GRAD), ("k3", FORWARD_GRAD)])
+def test_a_kl_loss_is_right_for_samples_of_another_policy(estimator: Literal["k2", "k3"], gradient: Tensor) -> None:
+    """Expected over samples of an older policy, weighted as they come, the gradient is that of samples of today's."""
+    older = torch.tensor([0.4, 0.1, 0.3, 0.2], dtype=torch.float64)
+    every = torch.ones(4, dtype=torch.bool)
+    _, found = exact(lambda logp: kl_loss(logp, older.log(), REF, every, estimator, weights=older))
+    assert_close(found, gradient)
+
+
+def test_a_kl_loss_by_hand() -> None:
+    """Two tokens, of which one counts: ρ = e^0.5, k2 = ½·2², weight 3."""
+    row = [torch.tensor([x, torch.nan], dtype=torch.float64) for x in (-1.0, -1.5, -3.0)]
+    loss = kl_loss(*row, torch.tensor([True, False]), "k2", torch.tensor([3.0, 7.0], dtype=torch.float64))
+    assert_close(loss.item(), math.exp(0.5) * 2 * 3)
