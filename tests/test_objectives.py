@@ -336,7 +336,9 @@ def test_leave_one_out_by_hand() -> None:
 
 def test_group_relative_by_hand() -> None:
     scores, group = torch.tensor([1.0, 0.0, 0.0, 3.0, 3.0], dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1])
-    close(group_relative(scores, group, scale=False), torch.tensor([2 / 3, -1 / 3, -1 / 3, 0.0, 0.0], dtype=torch.float64))
+    close(
+        group_relative(scores, group, scale=False), torch.tensor([2 / 3, -1 / 3, -1 / 3, 0.0, 0.0], dtype=torch.float64)
+    )
     std = math.sqrt(1 / 3)  # of 1, 0, 0, with n - 1
     close(group_relative(scores, group)[:3], torch.tensor([2.0, -1.0, -1.0], dtype=torch.float64) / 3 / (std + 1e-4))
     assert (group_relative(scores, group)[3:] == 0).all()  # a group that agrees teaches nothing, exactly

@@ -25,8 +25,9 @@ class PolicyGradient(Group):
     completions count less for each token (GRPO); or the sum over a constant length, `sampler.max_new_tokens`
     (Dr. GRPO)."""
     kl: Literal["reward", "k2", "k3"] = "reward"
-    """Where `kl_coef` weighs: in the reward of each token (k1, as in the paper: the gradient of KL from the reference);
-    or as a loss, k2 (the same gradient) or k3 (the gradient of the other direction, as GRPO has it)."""
+    """Where `kl_coef` weighs: in the reward of each token (k1, as in the paper: the gradient of a completion's KL from
+    the reference); or as a loss of each token, k2 (the same gradient, but for what a token does to the KL of those
+    after it) or k3 (the gradient of KL in the other direction, as GRPO has it)."""
 
 
 class PPO(PolicyGradient):
