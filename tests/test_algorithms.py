@@ -16,43 +16,23 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage import algorithms
+from tutelage.algorithms import make_algorithm
+from tutelage.algorithms.clipped import clipped_loss, divisor
 from tutelage.algorithms.learner import Learner
 from tutelage.data.datasets import write_jsonl
 from tutelage.data.records import Prompt, Request, Sample
 from tutelage.models import loading
 from tutelage.models.loading import new_scalar, save_model
-from tutelage.objectives.policy import clipped_policy_loss
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import done
 from tutelage.sampling import engines
 from tutelage.sampling.local import LocalSampler, in_bf16
-from tutelage.sampling.rollout import Episodes, Rollout, episodes_of
-from tutelage.settings.algorithms import PPO
+from tutelage.sampling.rollout import Rollout, episodes_of
+from tutelage.settings.algorithms import GRPO, PPO, RLOO, ReinforcePP
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.reward import RewardConfig
 from tutelage.settings.sft import SftConfig
 from tutelage.stages import online, reward, sft
-
-
-class LeaveOneOut:
-    """Four samples of a prompt and no value model: a completion's credit is over the mean of the three others."""
-
-    samples_per_prompt = 4
-    needs_values = False
-
-    def __init__(self, settings: PPO) -> None:
-        self.cliprange = settings.cliprange
-
-    def credit(self, episodes: Episodes, rewards: torch.Tensor, values: torch.Tensor | None) -> Any:
-        assert values is None
-        sums = torch.zeros(int(episodes.group.max()) + 1).index_add(0, episodes.group, rewards.sum(1))
-        others = (sums[episodes.group] - rewards.sum(1)) / 3
-        return (rewards.sum(1) - others)[:, None].expand(rewards.shape), None
-
-    def policy_loss(self, logprobs: torch.Tensor, rollout: Rollout) -> Any:
-        loss, _ = clipped_policy_loss(logprobs, rollout.logprobs, rollout.advantages, rollout.mask, self.cliprange)
-        return loss, {}
 
 
 @pytest.fixture
@@ -70,7 +50,6 @@ def files(folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tm
 def test_an_algorithm_without_a_value_model_runs_in_the_same_loop(
     files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(algorithms.ALGORITHMS, PPO, LeaveOneOut)  # type: ignore[arg-type]
     rollouts: list[Rollout] = []
     real = Learner.improve
 
@@ -83,7 +62,9 @@ def test_an_algorithm_without_a_value_model_runs_in_the_same_loop(
         return real(self, rollout, *rest)
 
     monkeypatch.setattr(Learner, "improve", improve)
-    config = OnlineConfig(**files | {"total_episodes": 32}, checkpoint_seconds=1e-9, output=tmp_path / "run")
+    config = OnlineConfig(
+        **files | {"total_episodes": 32}, algorithm="rloo", checkpoint_seconds=1e-9, output=tmp_path / "run"
+    )
     with pytest.raises(KeyboardInterrupt):
         online.run(config)
     kept = {path.name for path in (tmp_path / "run" / "state").glob("*.safetensors")}
@@ -105,10 +86,54 @@ def test_an_algorithm_without_a_value_model_runs_in_the_same_loop(
 
 
 def test_groups_must_divide_an_iteration() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(algorithms.ALGORITHMS, PPO, LeaveOneOut)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="batch_size=6 is no multiple of the 4 samples of a prompt"):
-            algorithms.make_algorithm(PPO(), 6)
+    with pytest.raises(ValueError, match="batch_size=6 is no multiple of the 4 samples of a prompt"):
+        make_algorithm(RLOO(), 6)
+
+
+@pytest.mark.parametrize("settings", [RLOO(), GRPO(), GRPO(scale_rewards=False, aggregation="constant"), ReinforcePP()])
+def test_every_algorithm_learns_in_the_loop(settings: Any, files: dict[str, Any], tmp_path: Path) -> None:
+    more = {"total_episodes": 16, "mini_batch_size": 8, "kl_coef": 0.1}
+    online.run(OnlineConfig(**files | more, algorithm=settings, output=tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert ("loss/kl" in rows[0]) == (settings.kl != "reward")
+    assert rows[0].get("loss/kl", 0) == pytest.approx(0, abs=1e-6)  # the policy is the reference still
+    assert rows[1].get("loss/kl", 1) > 0
+    before, after = (
+        load_file(Path(folder) / "model.safetensors") for folder in (files["model"], tmp_path / "run/last")
+    )
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_passes_and_their_order_never_change_a_result(
+    name: str, aggregation: str, files: dict[str, Any], tmp_path: Path
+) -> None:
+    folders = []
+    for tokens in (8, 60, 10_000):
+        folders.append(tmp_path / str(tokens))
+        algorithm = {"name": name, "aggregation": aggregation, "kl": "k3"}
+        online.run(OnlineConfig(**files, algorithm=algorithm, micro_batch_tokens=tokens, output=folders[-1]))
+    first, *others = (load_file(folder / "last" / "model.safetensors") for folder in folders)
+    for other in others:
+        for key, weight in first.items():
+            assert_close(other[key], weight, rtol=0, atol=1e-5)
+
+
+def test_losses_are_aggregated_as_documented() -> None:
+    """Completions of one and three tokens; at ratio 1 the loss of a token is its advantage, with the other sign."""
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    zero = torch.zeros(2, 3)
+    advantages = torch.tensor([[4.0, 9, 9], [1, 2, 3]])
+    rollout = Rollout(
+        prompts=[], group=zero[:, 0], sequences=[], prompt_lengths=[], mask=mask, logprobs=zero, ended=mask[:, 0],
+        scores=zero[:, 0], ref_logprobs=zero, values=None, rewards=zero, advantages=advantages, returns=None,
+    )  # fmt: skip
+    for aggregation, expected in (("token", -10 / 4), ("sequence", -(4 + 2) / 2), ("constant", -10 / (2 * 5))):
+        settings = PPO(aggregation=aggregation)  # type: ignore[arg-type]
+        loss, _ = clipped_loss(settings, zero, rollout, 0.0)
+        assert float(loss) / divisor(settings, mask, 5) == pytest.approx(expected)
 
 
 def test_part_of_a_rollout_is_a_rollout() -> None:

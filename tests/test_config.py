@@ -215,7 +215,9 @@ def test_a_name_chooses_among_classes() -> None:
     typed = {"algorithm.name": "other", "algorithm.only": 3}
     assert make(Choice, {"output": "o"}, "", typed).algorithm == Other(only=3)
     assert make(Choice, {"output": "o", "algorithm.lam": 0.5}, "").algorithm == PPO(cliprange=0.3, lam=0.5)
-    with pytest.raises(ValueError, match=r"algorithm\.ppo\.only=1: Extra inputs are not permitted"):
+    with pytest.raises(ValueError, match=r"algorithm\.name='ppp': expected one of 'ppo', 'other'"):
+        make(Choice, {"output": "o", "algorithm": "ppp"}, "")
+    with pytest.raises(ValueError, match=r"algorithm\.only=1: Extra inputs are not permitted"):
         make(Choice, {"output": "o", "algorithm.only": 1}, "")
     parser = Parser()
     add_settings(parser, Choice)

@@ -138,6 +138,7 @@ def test_stages_name_no_engine_and_no_algorithm() -> None:
 LONG = {
     "labeling/store/migrations/versions/0001_first.py:upgrade": "is the schema as it was, column by column",
     "models/cpu/attention.py:attention": "its parameters are transformers'",
+    "objectives/policy.py:clipped_policy_loss": "an equation's terms",
     "models/logprobs.py:forward": "autograd takes everything flat",
     "models/logprobs.py:token_logprobs": "every architecture's head, each part by name",
 }

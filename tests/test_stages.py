@@ -27,9 +27,8 @@ from transformers import (
 
 from byhand import grouped
 from conftest import SENTENCES, tiny_model
-from tutelage.algorithms import learner
+from tutelage.algorithms import learner, make_algorithm
 from tutelage.algorithms.learner import Learner
-from tutelage.algorithms.ppo import PPO
 from tutelage.data.candidates import read_candidates
 from tutelage.data.datasets import read_rankings, write_jsonl
 from tutelage.data.records import Completion, Message, Prompt, Ranking, Request, Sample
@@ -835,7 +834,7 @@ def test_the_average_and_the_last_weights_are_kept_and_measured(
     start = load_file(Path(c.model) / "model.safetensors")
     assert 0 < distance(start, weight["model"]) < distance(start, weight["last"])
     judge, reference = load_scalar(c.reward_model, tokenizer), load_policy(c.model, tokenizer)
-    asked = online.usable_prompts(c, online.load_models(c, PPO(c.algorithm)))[0]
+    asked = online.usable_prompts(c, online.load_models(c, make_algorithm(c.algorithm, c.batch_size)))[0]
     printed = capsys.readouterr().err
     for name, values in found["final"].items():
         policy = load_policy(c.output / name, tokenizer)

@@ -121,14 +121,20 @@ def make(kind: type[C], values: Mapping[str, Any], source: str, over: Mapping[st
         config = kind.model_validate(values)
     except ValidationError as error:
         lines = []
+        classes = [group for field in kind.model_fields.values() for group in groups_of(field)]
+        tags = {group.model_fields["name"].default for group in classes if "name" in group.model_fields}
         unnamed = {problem["loc"][0] for problem in error.errors() if problem["loc"][-1:] == ("name",)}
         for problem in error.errors():
             if problem["type"] == "missing" and len(problem["loc"]) > 1 and problem["loc"][0] in unnamed:
                 continue  # of a class that was not meant
-            key = plain(".".join(str(part) for part in problem["loc"]))
+            path = [str(part) for part in problem["loc"] if part not in tags]
+            key = plain(".".join(path))
             fault = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "missing" and len(problem["loc"]) > 1:
                 lines.append(f"{source}: {key} is required")
+            elif problem["type"] == "union_tag_invalid":
+                tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+                lines.append(f"{source}: {key}.name={short(tag)}: expected one of {expected}")
             elif problem["type"] == "missing":
                 lines.append(f"{source}: {key} is required: {kind.model_fields[str(problem['loc'][0])].description}")
             else:
