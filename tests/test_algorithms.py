@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import create_model
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tutelage import algorithms
 from tutelage.algorithms import make_algorithm
 from tutelage.algorithms.clipped import clipped_loss, divisor
 from tutelage.algorithms.learner import Learner
@@ -279,3 +282,25 @@ def test_a_reward_model_reads_ids_or_texts(
     length = len(tokenizer.encode("the cat"))
     assert model.leaves_room(prompts, model.context - length - 1) == [True]  # the end takes one
     assert model.leaves_room(prompts, model.context - length) == [False]
+
+
+def test_the_page_on_adding_an_algorithm_is_true(
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its example, as it stands there, learns in the loop, which is not edited."""
+    page = (Path(__file__).parents[1] / "docs" / "add-an-algorithm.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(algorithms, "ALGORITHMS", dict(algorithms.ALGORITHMS))
+    there: dict[str, Any] = {"__name__": "example"}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "docs/add-an-algorithm.md", "exec"), there)
+
+    kind = there["BatchMean"]
+    config = create_model("Config", __base__=OnlineConfig, algorithm=(kind, kind()))
+    rollouts: list[Rollout] = []
+    real = Learner.improve
+    monkeypatch.setattr(Learner, "improve", lambda self, r, *rest: rollouts.append(r) or real(self, r, *rest))
+    online.run(config(**files, output=tmp_path / "run"))
+    assert done(tmp_path / "run") is not None
+    for rollout in rollouts:
+        returns = rollout.rewards.sum(1)
+        assert_close(rollout.advantages[:, 0], returns - returns.mean())
