@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from tutelage.objectives.advantages import (
     explained_variance,
+    flat_groups,
     gae,
     group_relative,
     kl_shaped_rewards,
@@ -342,6 +343,12 @@ def test_group_relative_by_hand() -> None:
     std = math.sqrt(1 / 3)  # of 1, 0, 0, with n - 1
     close(group_relative(scores, group)[:3], torch.tensor([2.0, -1.0, -1.0], dtype=torch.float64) / 3 / (std + 1e-4))
     assert (group_relative(scores, group)[3:] == 0).all()  # a group that agrees teaches nothing, exactly
+
+
+def test_flat_groups_by_hand() -> None:
+    """Of three groups one agrees, whatever the others average to."""
+    assert flat_groups(torch.tensor([1.0, 2, 0, 2, 0, 3]), torch.tensor([7, 5, 7, 5, 8, 8])) == pytest.approx(1 / 3)
+    assert flat_groups(torch.tensor([1.0, -1.0]), torch.tensor([0, 0])) == 0
 
 
 def test_reward_to_go_by_hand() -> None:

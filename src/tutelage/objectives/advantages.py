@@ -108,6 +108,14 @@ def reward_to_go(rewards: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Fl
     return keep(keep(rewards, mask).flip(-1).cumsum(-1).flip(-1), mask)
 
 
+def flat_groups(scores: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> float:
+    """The share of groups whose scores are all equal: comparing them teaches nothing."""
+    _, place, sizes = group.unique(return_inverse=True, return_counts=True)
+    one = scores.new_empty(len(sizes)).index_copy(0, place, scores)  # of each group, to compare with
+    differs = scores.new_zeros(len(sizes)).index_add(0, place, (scores != one[place]).to(scores.dtype))
+    return float((differs == 0).float().mean())
+
+
 def _by_group(x: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Of each element its group's sum and size."""
     _, place, sizes = group.unique(return_inverse=True, return_counts=True)

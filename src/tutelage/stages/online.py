@@ -28,7 +28,7 @@ from tutelage.models.loading import load_policy, save_model
 from tutelage.models.precision import full_precision
 from tutelage.models.texts import text_rows
 from tutelage.models.tokens import encode_prompt, load_tokenizer
-from tutelage.objectives.advantages import explained_variance, kl_shaped_rewards
+from tutelage.objectives.advantages import explained_variance, flat_groups, kl_shaped_rewards
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, KLController, k1
 from tutelage.objectives.masked import keep, masked_mean
 from tutelage.rewards.reward_model import RewardModel
@@ -222,6 +222,8 @@ def measures(rollout: Rollout, config: OnlineConfig, kl_coef: float) -> dict[str
         "objective/length": mask.sum(1).float().mean().item(),
         "objective/ended": rollout.ended.float().mean().item(),
     }
+    if len(rollout.group.unique()) < len(rollout.group):
+        metrics["objective/flat_groups"] = flat_groups(docked(rollout.scores, rollout, config), rollout.group)
     if rollout.values is not None and rollout.returns is not None:
         metrics["objective/value_error"] = masked_mean((rollout.values - rollout.returns) ** 2, mask).item()
         metrics["val/explained_variance"] = explained_variance(rollout.values, rollout.returns, mask)
