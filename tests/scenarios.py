@@ -17,13 +17,14 @@ from tutelage.lab.world import build, rank
 from tutelage.models.loading import new_scalar, save_model
 from tutelage.settings.collect import CollectConfig
 from tutelage.settings.common import StageConfig
+from tutelage.settings.dpo import DpoConfig
 from tutelage.settings.evaluation import AnswerConfig
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.pretrain import PretrainConfig
 from tutelage.settings.reward import RewardConfig
 from tutelage.settings.sft import SftConfig
 from tutelage.settings.world import JudgeConfig, RankConfig, WorldConfig
-from tutelage.stages import collect, online, pretrain, reward, sft
+from tutelage.stages import collect, dpo, online, pretrain, reward, sft
 from tutelage.stages.pretrain import train_tokenizer
 
 Scenario = tuple[Callable[[Any], None], StageConfig]
@@ -89,8 +90,15 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
                 **often, model=policy, rankings=str(data / "rankings.jsonl"), demonstrations=demos, epochs=3,
                 batch_size=4, optimizer={"learning_rate": 1e-3},
             )  # fmt: skip
+        case "dpo":
+            return dpo.run, DpoConfig(
+                **often, model=policy, rankings=str(data / "rankings.jsonl"), held_out=0.25, epochs=2, batch_size=4,
+                optimizer={"learning_rate": 1e-3},
+            )  # fmt: skip
         case "ppo":
             return online.run, OnlineConfig(**rl)
+        case "rloo" | "grpo" | "reinforce_pp":
+            return online.run, OnlineConfig(**(rl | {"algorithm": {"name": name, "kl": "k3"}}))
         case "ptx":
             return online.run, OnlineConfig(**rl, **mixture)
         case "adaptive":
@@ -122,5 +130,6 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
     raise KeyError(name)
 
 
-RESUMED = ("pretrain", "sft", "reward", "ppo", "ptx", "adaptive", "ema", "collect", "answer")
+ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "ptx", "adaptive", "ema")
+RESUMED = ("pretrain", "sft", "reward", "dpo", *ONLINE, "collect", "answer")
 NAMES = (*RESUMED, "world", "rank", "judge")  # the last begin again

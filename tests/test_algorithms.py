@@ -292,7 +292,7 @@ def test_the_page_on_adding_an_algorithm_is_true(
     monkeypatch.setattr(algorithms, "ALGORITHMS", dict(algorithms.ALGORITHMS))
     there: dict[str, Any] = {"__name__": "example"}
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
-        exec(compile(block, "docs/add-an-algorithm.md", "exec"), there)
+        exec(compile(block, "docs/add-an-algorithm.md", "exec", dont_inherit=True), there)
 
     kind = there["BatchMean"]
     config = create_model("Config", __base__=OnlineConfig, algorithm=(kind, kind()))

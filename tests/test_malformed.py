@@ -26,7 +26,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scenarios import NAMES, prepare, scenario, write
+from scenarios import NAMES, ONLINE, prepare, scenario, write
 from test_broken_files import deep, parquet
 from test_datasets import READERS, ROWS
 from tutelage.cli import main
@@ -335,7 +335,7 @@ def runnable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     write(data / "both.jsonl", [row | {"labeler": labeler} for row in rows for labeler in "ab"])
     (data / "here" / "below").mkdir(parents=True)
     files = {"run": ("run", RECIPE.replace("DATA", str(data)))}
-    verbs = dict.fromkeys(("ppo", "ptx", "adaptive", "ema"), "online")
+    verbs = dict.fromkeys(ONLINE, "online")
     for name in NAMES:
         _, config = scenario(name, data, data / "out")
         files[name] = verbs.get(name, name), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -68,6 +68,7 @@ STAGES = {
         "settings.collect:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"
     ),
     "reward": Stage("settings.reward:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
+    "dpo": Stage("settings.dpo:DpoConfig", "stages.dpo:run", "fit a policy to rankings or pairs directly (DPO, IPO)"),
     "measure": Stage(
         "settings.reward:MeasureConfig", "stages.measure:run", "measure a reward model on any rankings or pairs"
     ),

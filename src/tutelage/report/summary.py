@@ -95,7 +95,8 @@ def win_rates(folders: Sequence[Folder]) -> dict[str, str]:
 def trained_models(folders: Sequence[Folder]) -> dict[str, bool]:
     """Names of the answering models that reinforcement learning trained -> whether pretraining text was mixed in."""
     answer = first(folders, "answer")
-    online = {f.name: f.settings.get("pretraining_texts") is not None for f in folders if f.stage == "online"}
+    trained = [f for f in folders if f.stage in ("online", "dpo")]
+    online = {f.name: f.settings.get("pretraining_texts") is not None for f in trained}
     made_by = {name: Path(source).parent.name for name, source in answer.settings["models"].items()} if answer else {}
     return {name: online[run] for name, run in made_by.items() if run in online}
 

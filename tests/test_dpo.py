@@ -1,0 +1,171 @@
+"""DPO against its formulas, written out: the loss, whole steps from rankings of any K, and where it ends."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import byhand
+from byhand import AdamW, Interruption, assert_same_steps, ids, write
+from tutelage.objectives.dpo import preference_loss
+from tutelage.runs import done
+from tutelage.settings.dpo import DpoConfig
+from tutelage.stages import dpo
+
+RANKINGS: list[dict[str, Any]] = [
+    {"prompt": "c d", "completions": [" a", " b i", " j"], "ranks": [2, 1, 1]},  # two pairs, and a tie
+    {"prompt": "e", "completions": [" h h a", " g"], "ranks": [1, 2]},
+    {"prompt": "f g h", "completions": [" a", " b", " c d", " e f g"], "ranks": [3, 1, 4, 2]},  # six pairs
+]
+COMMON: dict[str, Any] = {
+    "learning_rate": 0.03, "weight_decay": 0.1, "betas": (0.8, 0.9), "epsilon": 0.01, "max_grad_norm": 1e6,
+}  # fmt: skip
+
+
+def sigmoid_loss(margin: float, beta: float, smoothing: float) -> float:
+    return (1 - smoothing) * math.log1p(math.exp(-beta * margin)) + smoothing * math.log1p(math.exp(beta * margin))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_by_hand(smoothing: float) -> None:
+    """The first is preferred to the second and the third, which tie: two pairs."""
+    ratios, ranks = torch.tensor([1.0, 3.0, -2.0], dtype=torch.float64), torch.tensor([1, 2, 2])
+    loss = preference_loss(ratios, ranks, 0.5, "sigmoid", smoothing)
+    assert float(loss) == pytest.approx((sigmoid_loss(-2, 0.5, smoothing) + sigmoid_loss(3, 0.5, smoothing)) / 2)
+    assert float(preference_loss(ratios, ranks, 0.5, "ipo")) == pytest.approx(((-2 - 1) ** 2 + (3 - 1) ** 2) / 2)
+
+
+def test_what_is_equal_costs_ln_2_and_an_all_tied_ranking_nothing() -> None:
+    ratios = torch.zeros(3, requires_grad=True)
+    assert float(preference_loss(ratios.detach(), torch.tensor([1, 2, 3]), 0.1)) == pytest.approx(math.log(2))
+    loss = preference_loss(ratios, torch.tensor([1, 1, 1]), 0.1)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert ratios.grad is not None
+    assert (ratios.grad == 0).all()
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_the_gradient_by_finite_differences(loss: Any) -> None:
+    ratios = torch.tensor([0.3, -1.2, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
+    ranks, smoothing = torch.tensor([2, 1, 3, 2]), 0.2 if loss == "sigmoid" else 0.0
+    assert torch.autograd.gradcheck(lambda x: preference_loss(x, ranks, 0.7, loss, smoothing), ratios)
+
+
+def test_it_reaches_the_optimal_policy() -> None:
+    """On a softmax over six, labeled by Bradley-Terry with infinite data: π* ∝ π_ref · exp(r/β), within 0.02 nats."""
+    g, beta = torch.Generator().manual_seed(0), 0.5
+    ref, r = torch.randn(6, generator=g).log_softmax(0), torch.randn(6, generator=g)
+    optimum = (ref + r / beta).log_softmax(0)
+    logits = ref.clone().requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=0.05)
+    assert float((ref.exp() * (ref - optimum)).sum()) > 0.2
+    for _ in range(600):
+        ratios = logits.log_softmax(0) - ref
+        loss = torch.zeros(())
+        for w, x in permutations(range(6), 2):  # each pair as often as it is ranked so
+            pair = preference_loss(ratios[[w, x]], torch.tensor([1, 2]), beta)
+            loss = loss + torch.sigmoid(r[w] - r[x]) * pair
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = logits.detach().log_softmax(0)
+    assert float((found.exp() * (found - optimum)).sum()) < 0.02
+
+
+def config(policy: Path, output: Path, **changes: Any) -> DpoConfig:
+    """All rankings an update; files lie beside the output."""
+    rankings = write(output.with_name("rankings.jsonl"), RANKINGS)
+    values = {"rankings": rankings, "valid_rankings": rankings, "beta": 0.4, "batch_size": 3, "epochs": 3, "seed": 3}
+    return DpoConfig(output=output, model=str(policy), **(values | byhand.grouped(COMMON) | changes))
+
+
+def sums(policy: Any, ranking: dict[str, Any]) -> Tensor:
+    """(k,) log π of each completion, its end included."""
+    prompt = ids(ranking["prompt"])
+    return torch.stack([byhand.logprobs(policy, prompt, ids(f"{c} <end>")).sum() for c in ranking["completions"]])
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("llama", 1), ("llama", 1000), ("gpt2", 30)])
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_whole_steps(kind: str, tokens: int, loss: str, tmp_path: Path) -> None:
+    """Three epochs of one update each, from rankings of two, three and four, whatever the micro-batches."""
+    folder = byhand.make(kind, tmp_path / "policy", dropout=0.5)
+    with byhand.steps_taken() as steps:
+        dpo.run(config(folder, tmp_path / "out", loss=loss, micro_batch_tokens=tokens))
+    policy, reference = byhand.policy_of(folder), byhand.policy_of(folder)
+    adam, expected, rows = AdamW(policy, COMMON), [], byhand.metrics(tmp_path / "out")
+    with torch.no_grad():
+        known = [sums(reference, r) for r in RANKINGS]
+    for t in range(3):
+        losses, right, pairs, margin = [], 0.0, 0, 0.0
+        for ranking, ref in zip(RANKINGS, known, strict=True):
+            ratios, each = sums(policy, ranking) - ref, []
+            for w, x in permutations(range(len(ref)), 2):
+                if ranking["ranks"][w] < ranking["ranks"][x]:
+                    h = ratios[w] - ratios[x]
+                    each.append((h - 1 / 0.8) ** 2 if loss == "ipo" else torch.log1p(torch.exp(-0.4 * h)))
+                    right, pairs = right + (0.5 if t == 0 else float(h > 0)), pairs + 1
+                    margin += 0.4 * h.item()
+            losses.append(sum(each) / len(each))
+        total = sum(losses) / 3
+        total.backward()  # type: ignore[union-attr]
+        rate = 0.03 * (0.1 + 0.9 * (1 + math.cos(math.pi * t / 3)) / 2) * min(1.0, (t + 1) / 10)
+        step, norm = adam.step(rate)
+        expected.append(step)
+        wanted = {"loss/train": total.item(), "grad_norm": norm, "learning_rate": rate}
+        if t:  # before, all margins are 0 but for rounding
+            wanted |= {"accuracy/train": right / pairs, "preference/margin": margin / pairs}
+        assert {name: rows[t][name] for name in wanted} == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    assert_same_steps(steps, expected)
+    byhand.assert_saved(tmp_path / "out" / "model", policy)
+    results = done(tmp_path / "out")
+    assert results is not None
+    assert results["rankings"] == results["valid"]["rankings"] == 3
+    assert results["valid"]["pairs"] == 9
+    assert results["valid"]["accuracy"] > 0.5
+
+
+def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reference of the start, which the policy has left by then."""
+    folder = byhand.make("llama", tmp_path / "policy")
+    dpo.run(config(folder, tmp_path / "whole"))
+    real, calls = dpo.update, []
+
+    def update(*args: Any) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Interruption
+        return real(*args)
+
+    monkeypatch.setattr(dpo, "update", update)
+    parts = config(folder, tmp_path / "parts", checkpoint_seconds=1e-9)
+    with pytest.raises(Interruption):
+        dpo.run(parts)
+    dpo.run(parts)
+    whole, after = (byhand.policy_of(tmp_path / name / "model") for name in ("whole", "parts"))
+    for a, b in zip(whole.parameters(), after.parameters(), strict=True):
+        assert_close(a, b, rtol=0, atol=0)
+    assert done(tmp_path / "parts")["valid"] == done(tmp_path / "whole")["valid"]  # type: ignore[index]
+
+
+def test_pairs_are_read_and_mistakes_named(tmp_path: Path) -> None:
+    folder = byhand.make("llama", tmp_path / "policy")
+    pairs = [{"prompt": p, "chosen": " a", "rejected": " b"} for p in ("c", "d", "e", "f")]
+    file = write(tmp_path / "pairs.jsonl", pairs)
+    dpo.run(config(folder, tmp_path / "out", rankings=file, valid_rankings=None, held_out=0.25))
+    results = done(tmp_path / "out")
+    assert results is not None
+    assert (results["rankings"], results["valid"]["prompts"]) == (3, 1)
+    long = write(tmp_path / "long.jsonl", RANKINGS[2:])
+    with pytest.raises(ValueError, match=r"rankings: .*no ranking is left, as the others are too long"):
+        dpo.run(config(folder, tmp_path / "long", max_prompt_tokens=1, rankings=long))
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 is of the sigmoid loss, not of ipo"):
+        config(folder, tmp_path / "x", loss="ipo", label_smoothing=0.1)
