@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from tutelage.data.datasets import write_jsonl
 from tutelage.data.records import Prompt, Request, Sample
 from tutelage.models import loading
 from tutelage.models.loading import new_scalar, save_model
+from tutelage.models.tokens import encode_prompt
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import done
 from tutelage.sampling import engines
@@ -238,6 +240,37 @@ def test_any_sampler_serves_the_loop(files: dict[str, Any], tmp_path: Path, monk
     (first, *_) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert (json.loads(first)["objective/length"], json.loads(first)["objective/ended"]) == (3, 1)
     assert load_file(tmp_path / "run" / "last" / "model.safetensors")
+
+
+@pytest.mark.parametrize("tokens", [8, 10_000])
+def test_how_far_samples_are_from_the_policy(
+    tokens: int, files: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Against transformers' own probabilities, before the first update; a sampler that is far off is warned of."""
+    said = [-1.0, -5.0, -9.0]
+
+    class Fives:
+        def sample(self, requests: Sequence[Request]) -> list[Sample]:
+            return [Sample((5, 5, 1), tuple(said), "stop") for _ in requests]
+
+    monkeypatch.setattr(online, "open_sampler", lambda *args, **kwargs: Fives())
+    sizes = {"batch_size": 5, "mini_batch_size": 5, "total_episodes": 25, "micro_batch_tokens": tokens}
+    online.run(OnlineConfig(**files | sizes, output=tmp_path / "run"))
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    policy, ratios = loading.load_policy(files["model"], tokenizer).eval(), []
+    for prompt in ("the cat", "a b c", "moon", "sun", "red"):
+        ids = [*encode_prompt(tokenizer, prompt), 5, 5, 1]
+        with torch.no_grad():
+            logprobs = policy(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        ratios += [math.exp(float(logprobs[len(ids) - 4 + t, ids[len(ids) - 3 + t]]) - said[t]) for t in range(3)]
+    assert first["sampler/ratio"] == pytest.approx(sum(ratios) / 15, rel=1e-4)
+    assert first["sampler/ratio_max"] == pytest.approx(max(ratios), rel=1e-4)
+    ess = sum(ratios) ** 2 / (15 * sum(w * w for w in ratios))
+    assert first["sampler/ess"] == pytest.approx(ess, rel=1e-4)
+    assert ess < 0.5
+    results = done(tmp_path / "run")
+    assert results is not None
+    assert any("the samples are not the policy's" in warning for warning in results["warnings"])
 
 
 def test_a_copy_of_a_model_goes_when_nobody_has_it(files: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -246,15 +246,15 @@ print([m for m in ("torch", "transformers", "matplotlib", "datasets") if m in sy
 
 
 def test_from_scratch_trains_the_base_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[tuple[str, Path, Path | None]] = []
+    ran: list[tuple[str, Path, str | None]] = []
     monkeypatch.setattr(
         "tutelage.cli.run_recipe",
-        lambda recipe, output, *_, dry_run: ran.append((recipe.stem, output, _[2] if _[2:] else None)),
+        lambda steps, output, _: ran.append((steps[1][0], output, getattr(steps[1][2], "model", None))),
     )
     assert main(["demo", "--from-scratch", "--output", str(tmp_path)]) == 0
     assert ran == [
         ("base", tmp_path / "pretraining", None),
-        ("demo", tmp_path, tmp_path / "pretraining" / "base" / "model"),
+        ("sft", tmp_path, str(tmp_path / "pretraining" / "base" / "model")),
     ]
 
 

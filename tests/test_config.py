@@ -309,6 +309,8 @@ def _leaves(value: object) -> list[object]:
         ("stages: {sft: {epoch: 1}}", r"sft: unknown key 'epoch'; did you mean 'epochs'\?"),
         ("stages: {sft: }", "sft: expected a mapping of settings, found None"),
         ("stages: {a: 3}", "a: expected a mapping of settings, found 3"),
+        ("stages: {a: {stage: dpo}}\nalgorithms: a", "algorithms: expected a list of runs, found 'a'"),
+        ("stages: {aa: {stage: dpo}}\nalgorithms: [ab]", r"no algorithm 'ab'; did you mean 'aa'\?"),
         ("stages: {}\ninputs: [a]", r"inputs: expected a mapping of names to defaults, found \['a'\]"),
         ("stages: {x: {stage: [a]}}", r"x: unknown stage \['a'\]"),
         ("stages: {../x: {stage: world}}", r"'../x' names a folder; use letters, digits"),
@@ -321,8 +323,8 @@ def _leaves(value: object) -> list[object]:
             "stages: {}",
             "inputs: a14: becomes longer than 100,000 characters; name fewer inputs in it",
         ),
-        ("stages: [sft]", "a recipe has `description`, `inputs` and `stages`"),
-        ("stagess: {}", r"a recipe has `description`, `inputs` and `stages`.*found \['stagess'\]"),
+        ("stages: [sft]", "a recipe has `description`, `inputs`, `algorithms` and `stages`"),
+        ("stagess: {}", r"a recipe has `description`, `inputs`, `algorithms` and `stages`.*found \['stagess'\]"),
     ],
 )
 def test_bad_recipes(text: str, message: str, tmp_path: Path) -> None:
@@ -330,6 +332,26 @@ def test_bad_recipes(text: str, message: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"{path}: {message}"):
         plan(path, tmp_path, 0)
+
+
+def test_algorithms_are_chosen_and_no_stage_reads_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "algorithms: [a]\n"
+        "stages:\n"
+        "  a: {stage: dpo, model: m, rankings: r}\n"
+        "  ab: {stage: dpo, model: m, rankings: r}\n"
+        "  answers: {stage: answer, prompts: p, models: {x: m, a: '{run}/a/model', b: '{run}/ab/model', ab: m}, "
+        "greedy: [x, ab]}\n"
+    )
+    names = {}
+    for asked in (None, ["a"], ["ab"], ["ab", "a"]):
+        steps = plan(path, Path("/out"), seed=0, algorithms=asked)
+        names[str(asked)] = [name for name, *_ in steps], list(steps[-1][2].models)  # type: ignore[attr-defined]
+    assert names["None"] == names["['a']"] == (["a", "answers"], ["x", "a", "ab"])
+    assert names["['ab']"] == (["ab", "answers"], ["x", "b", "ab"])
+    assert names["['ab', 'a']"] == (["a", "ab", "answers"], ["x", "a", "b", "ab"])
+    assert plan(path, Path("/out"), 0)[-1][2].greedy == ["x"]  # type: ignore[attr-defined]
 
 
 def test_recipe_values_are_filled_in(tmp_path: Path) -> None:

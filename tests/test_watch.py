@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.runs import Run
-from tutelage.training.guards import RULES, Watch, dead_value, runaway, spike, vanished
+from tutelage.training.guards import RULES, Watch, dead_value, off_sampler, runaway, spike, vanished
 
 
 def losses(*values: float | None) -> list[dict[str, float | None]]:
@@ -100,3 +100,10 @@ def test_it_is_said_once_kept_and_the_same_after_a_resume(
     Watch(again, tokenizer)
     assert again.warnings == run.warnings
     assert capsys.readouterr().err == ""
+
+
+def test_samples_of_another_policy() -> None:
+    low = [{"sampler/ess": 0.89}] * 5
+    assert "effective sample size is 89% of their number" in (off_sampler(low) or "")
+    assert off_sampler(low[:4]) is None
+    assert off_sampler([*low, {"sampler/ess": 0.91}]) is None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage import __version__
-from tutelage.recipe import BASE, RECIPES, STAGES, recipe_path, run_recipe
+from tutelage.recipe import BASE, RECIPES, STAGES, plan, recipe_path, run_recipe
 from tutelage.runs import done
 from tutelage.settings.common import Count, Number, Seed, nearest
 from tutelage.settings.options import Parser, add_settings, checked, settings
@@ -94,6 +94,10 @@ def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
         "--output", type=Path, default=output, required=output is None, help=f"folder of the run folders ({shown})"
     )
     parser.add_argument("--seed", type=checked(Seed), default=0, help="seed of every stage that sets none (default: 0)")
+    parser.add_argument(
+        "--algorithms", type=lambda text: text.split(","),
+        help="which of the recipe's algorithms to run, as ppo,rloo,dpo (default: those that it names)",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings or inputs")
     parser.add_argument(
         "--dry-run", action="store_true", help="check all that can be known before the first step, and write nothing"
@@ -114,14 +118,18 @@ def dispatch(arguments: argparse.Namespace) -> None:
             output, seed, overwrite, dry_run = arguments.output, arguments.seed, arguments.overwrite, arguments.dry_run
             base = BASE
             if arguments.from_scratch:
-                run_recipe(recipe_path("base"), output / "pretraining", seed, overwrite, dry_run=dry_run)
+                folder = output / "pretraining"
+                run_recipe(plan(recipe_path("base"), folder, seed, overwrite), folder, dry_run)
                 base = BASE if dry_run else output / "pretraining" / "base" / "model"
-            run_recipe(recipe_path("demo"), output, seed, overwrite, base, dry_run=dry_run)
+            steps = plan(recipe_path("demo"), output, seed, overwrite, base, algorithms=arguments.algorithms)
+            run_recipe(steps, output, dry_run)
         case "run":
             recipe, given = recipe_path(arguments.recipe), dict(_pair(pair) for pair in arguments.given)
-            run_recipe(
-                recipe, arguments.output, arguments.seed, arguments.overwrite, given=given, dry_run=arguments.dry_run
-            )
+            steps = plan(
+                recipe, arguments.output, arguments.seed, arguments.overwrite, given=given,
+                algorithms=arguments.algorithms,
+            )  # fmt: skip
+            run_recipe(steps, arguments.output, arguments.dry_run)
         case "label":
             from tutelage.labeling.cli import run
 

@@ -2,8 +2,8 @@
 
 A recipe is YAML: `stages`, a mapping of run names to settings, each with a `stage`. In values, `{run}` stands for the
 folder all runs go to, `{base}` for the shipped base model, `{seed}` for the seed, and `{name}` for an input that the
-recipe names under `inputs`, there with its default, or null where whoever runs it must give one. Nothing here imports
-torch.
+recipe names under `inputs`, there with its default, or null where whoever runs it must give one. `algorithms` names
+the runs of `online` and `dpo` that are made if no others are asked for; without it all are. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -93,6 +93,9 @@ STAGES = {
 }
 
 
+Steps = Sequence[tuple[str, Stage, StageConfig]]  # runs by name, in their order
+
+
 def fill(value: Any, names: dict[str, str], place: str) -> Any:
     """A recipe's value with `{run}`, `{base}` and `{seed}` put in, at any depth.
 
@@ -128,24 +131,54 @@ def recipe_path(recipe: str) -> Path:
     raise ValueError(f"recipe {recipe!r}: no such file, and no recipe of that name; {nearest(recipe, names)}")
 
 
+def chosen(recipe: Path, content: Mapping[str, Any], algorithms: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """The recipe's stages without the algorithms that are not asked for, and without what other stages read of them.
+
+    Raises:
+        ValueError: naming the recipe and the nearest name, if it has no such algorithm.
+    """
+    stages = content["stages"]
+    own = [n for n, s in stages.items() if isinstance(s, dict) and s.get("stage", n) in ("online", "dpo")]
+    asked = content.get("algorithms", own) if algorithms is None else algorithms
+    where = recipe if algorithms is None else f"{recipe}: --algorithms"
+    if not isinstance(asked, Sequence) or isinstance(asked, str):
+        raise ValueError(f"{where}: algorithms: expected a list of runs, found {short(asked)}")
+    for name in asked:
+        if name not in own:
+            raise ValueError(f"{where}: no algorithm {short(name)}; {nearest(str(name), own)}")
+    left_out = [name for name in own if name not in asked]
+
+    def kept(value: Any) -> bool:
+        return not any(value == name or str(value).startswith(f"{{run}}/{name}/") for name in left_out)
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: without(v) for k, v in value.items() if kept(v)}
+        return [v for v in value if kept(v)] if isinstance(value, list) else value
+
+    return {name: without(settings) for name, settings in stages.items() if name not in left_out}
+
+
 def plan(
     recipe: Path, folder: Path, seed: int, overwrite: bool = False, base: Path = BASE,
-    given: Mapping[str, str] | None = None,
-) -> list[tuple[str, Stage, StageConfig]]:  # fmt: skip
+    given: Mapping[str, str] | None = None, algorithms: Sequence[str] | None = None,
+) -> Steps:  # fmt: skip
     """The recipe's stages with validated settings; nothing is run before all of them are known to be sound.
 
-    `given` holds the recipe's inputs by name, and settings of stages by `run.setting`, whose values are YAML.
+    `given` holds the recipe's inputs by name, and settings of stages by `run.setting`, whose values are YAML;
+    `algorithms` the runs that are made in place of those that the recipe would make.
 
     Raises:
         ValueError: naming recipe, stage, key and remedy.
     """
     content = read_yaml(recipe)
-    unknown = set(content) - {"description", "inputs", "stages"}
+    unknown = set(content) - {"description", "inputs", "algorithms", "stages"}
     if unknown or not isinstance(content.get("stages"), dict):
         raise ValueError(
-            f"{recipe}: a recipe has `description`, `inputs` and `stages` (names with settings); "
+            f"{recipe}: a recipe has `description`, `inputs`, `algorithms` and `stages` (names with settings); "
             f"found {short(sorted(content))}"
         )
+    content = {**content, "stages": chosen(recipe, content, algorithms)}
     names = {"run": str(folder), "base": str(base), "seed": str(seed)}
     inputs, changes = _given(recipe, content, given or {})
     for name, value in inputs.items():  # a default may name an input above it
@@ -204,16 +237,12 @@ def _given(
     return inputs, changes
 
 
-def run_recipe(
-    recipe: Path, folder: Path, seed: int, overwrite: bool = False, base: Path = BASE,
-    given: Mapping[str, str] | None = None, dry_run: bool = False,
-) -> None:  # fmt: skip
+def run_recipe(steps: Steps, folder: Path, dry_run: bool = False) -> None:
     """Run all stages in order, saying in a line each what was done or skipped and how long it took.
 
     The last line is where to look: the report, or the folder if the recipe draws none. A dry run checks every stage
     as far as its inputs are there, and names the stages that it waits for.
     """
-    steps = plan(recipe, folder, seed, overwrite, base, given)
     for _, stage, _ in steps:
         stage.load()  # a package that is missing is met before the first step, not after an hour
     if dry_run:
@@ -228,7 +257,7 @@ def run_recipe(
     print(printable(str(reports[-1] if reports else folder)))
 
 
-def check_recipe(steps: Sequence[tuple[str, Stage, StageConfig]], folder: Path) -> None:
+def check_recipe(steps: Steps, folder: Path) -> None:
     """The dry run of a recipe.
 
     Raises:

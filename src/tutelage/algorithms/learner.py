@@ -16,6 +16,7 @@ from tutelage.algorithms.clipped import divisor
 from tutelage.models.forward import spread
 from tutelage.models.packing import micro_batches
 from tutelage.models.texts import draw_rows, text_backward
+from tutelage.objectives.policy import importance_ratios
 from tutelage.sampling.rollout import Rollout
 from tutelage.settings.online import OnlineConfig
 from tutelage.training.guards import Watch
@@ -55,13 +56,15 @@ class Learner:
             model.eval()  # no dropout in RL: the ratio compares one policy with itself (Stiennon 2020)
         per_token: Counter[str] = Counter()
         per_update: Counter[str] = Counter()
+        off_sampler: dict[str, float] = {}
         tokens = updates = 0
         for epoch in range(config.inner_epochs):
             order = shuffled(range(len(rollout.sequences)), config.seed, iteration * config.inner_epochs + epoch)
             for start in range(0, len(order), config.mini_batch_size):
                 minibatch = rollout.take(order[start : start + config.mini_batch_size])
                 count = int(minibatch.mask.sum())
-                self._backward(minibatch, kl_coef, per_token)
+                ratios = self._backward(minibatch, kl_coef, per_token)
+                off_sampler = off_sampler or importance_ratios(*ratios)  # before the first update: the sampler's own
                 if self.texts is not None:
                     number = max(1, round(config.ptx_per_episode * config.mini_batch_size))
                     drawn = draw_rows(self.texts, number, config.seed, iteration * 10_007 + epoch * 1_009 + start)
@@ -69,10 +72,15 @@ class Learner:
                     per_update.update({"loss/ptx": loss})
                 per_update.update({"grad_norm": self._step(warmth, watch)})
                 tokens, updates = tokens + count, updates + 1
-        return {k: v / tokens for k, v in per_token.items()} | {k: v / updates for k, v in per_update.items()}
+        means = {k: v / tokens for k, v in per_token.items()} | {k: v / updates for k, v in per_update.items()}
+        return means | off_sampler
 
-    def _backward(self, minibatch: Rollout, kl_coef: float, sums: Counter[str]) -> None:
-        """Add the gradients of a minibatch's losses; the losses' sums over tokens, and the metrics', go into `sums`."""
+    def _backward(self, minibatch: Rollout, kl_coef: float, sums: Counter[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the gradients of a minibatch's losses; the losses' sums over tokens, and the metrics', go into `sums`.
+
+        Returns (tokens,) log-probabilities of its tokens under the policy, and under what sampled them.
+        """
+        pairs = []
         pad, temperature = self.policy.config.pad_token_id, self.config.sampler.temperature
         settings, tokens = self.algorithm.settings, int(minibatch.mask.sum())
         divided_by = divisor(settings, minibatch.mask, self.config.sampler.max_new_tokens)
@@ -84,6 +92,7 @@ class Learner:
             logprobs = spread(batch.rows, predicts, flat, part.mask.shape[1])
             loss, stats = self.algorithm.policy_loss(settings, logprobs, part, kl_coef)
             (loss / divided_by).backward()
+            pairs.append((logprobs.detach()[part.mask], part.logprobs[part.mask]))
             stats |= {"loss/policy": loss, "objective/entropy": entropy.sum()}
             if self.value_model is not None and self.algorithm.value_loss is not None:
                 flat = self.value_model.token_scores(ids, *predicts.nonzero(as_tuple=True))
@@ -92,6 +101,8 @@ class Learner:
                 (loss / tokens).backward()
                 stats |= value_stats
             sums.update({name: float(value.detach()) for name, value in stats.items()})
+        ours, samplers = zip(*pairs, strict=True)
+        return torch.cat(ours), torch.cat(samplers)
 
     def _step(self, warmth: float, watch: Watch) -> float:
         """Step every model; returns the norm of the policy's gradient."""

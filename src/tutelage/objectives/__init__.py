@@ -16,12 +16,13 @@ from tutelage.objectives.advantages import (
 from tutelage.objectives.dpo import preference_loss
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, KLController, k1, k2, k3, kl_loss
 from tutelage.objectives.masked import keep, masked_mean, masked_var, whiten
-from tutelage.objectives.policy import clipped_policy_loss, clipped_value_loss
+from tutelage.objectives.policy import clipped_policy_loss, clipped_value_loss, importance_ratios
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
 from tutelage.objectives.sft import nll_sum
 
 __all__ = [
     "AdaptiveKL", "FixedKL", "KLController", "clipped_policy_loss", "clipped_value_loss", "explained_variance", "gae",
-    "group_relative", "k1", "k2", "k3", "keep", "kl_loss", "kl_shaped_rewards", "leave_one_out", "masked_mean",
-    "masked_var", "nll_sum", "preference_loss", "ranking_accuracy", "ranking_loss", "reward_to_go", "whiten",
+    "group_relative", "importance_ratios", "k1", "k2", "k3", "keep", "kl_loss", "kl_shaped_rewards", "leave_one_out",
+    "masked_mean", "masked_var", "nll_sum", "preference_loss", "ranking_accuracy", "ranking_loss", "reward_to_go",
+    "whiten",
 ]  # fmt: skip

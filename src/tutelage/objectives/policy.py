@@ -77,3 +77,12 @@ def clipped_value_loss(
     with torch.no_grad():
         stats = {"clipfrac": (clipped > free).to(values.dtype).sum(), "error": free.sum()}
     return loss, stats
+
+
+def importance_ratios(logprobs: Float[Tensor, " n"], sampler_logprobs: Float[Tensor, " n"]) -> dict[str, float]:
+    """How far the policy is from what sampled: mean and maximum of the ratios w of n tokens, and the effective sample
+    size (Σw)² / (n Σw²), a share: 1 where all ratios are equal, 1/n where one token has all the weight (Kong 1992)."""
+    log_w = logprobs.double() - sampler_logprobs.double()
+    w, relative = log_w.exp(), (log_w - log_w.max()).exp()  # the share is the same, and cannot overflow
+    effective = relative.sum() ** 2 / (len(w) * (relative**2).sum())
+    return {"sampler/ratio": float(w.mean()), "sampler/ratio_max": float(w.max()), "sampler/ess": float(effective)}

@@ -20,6 +20,7 @@ RECENT = 64  # rows that a value is compared with
 ENOUGH = 20  # of them, before anything is said
 SPIKE = 10.0  # typical deviations above the median, and twice the median at least: the demo's losses stay within 9
 VANISHED = 1e-6  # gradient norm, over ten updates in a row
+OFF_SAMPLER = 0.9  # effective sample size before an update, over five iterations: a sampler in bf16 stays above 0.99
 RUNAWAY = 1.0  # nats of KL a token, over five iterations: the demo's policies stay below 0.3
 
 
@@ -78,6 +79,17 @@ def dead_value(rows: Sequence[Row]) -> str | None:
     )
 
 
+def off_sampler(rows: Sequence[Row]) -> str | None:
+    """The samples are not the policy's: another engine, precision or checkpoint drew them."""
+    sizes = _values(rows, "sampler/ess")[-5:]
+    if len(sizes) < 5 or max(sizes) > OFF_SAMPLER:
+        return None
+    return (
+        f"the samples are not the policy's: before any update their effective sample size is {sizes[-1]:.0%} of their "
+        "number; see whether the sampler has the policy's weights, precision and temperature"
+    )
+
+
 # Not `loss/policy`: with whitened advantages it lies around 0, where "far above" means nothing.
 RULES: Mapping[str, Callable[[Sequence[Row]], str | None]] = {
     "spike": lambda rows: spike(rows, "loss/train"),
@@ -85,6 +97,7 @@ RULES: Mapping[str, Callable[[Sequence[Row]], str | None]] = {
     "value spike": lambda rows: spike(rows, "loss/value", "algorithm.value_learning_rate"),
     "vanished": vanished,
     "runaway": runaway,
+    "off sampler": off_sampler,
     "dead value": dead_value,
 }
 
