@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from tutelage.recipe import PACKAGE, RECIPES, STAGES, plan
+from tutelage.recipe import PACKAGE, RECIPES, STAGES, plan, run_recipe
 from tutelage.settings.algorithms import PPO
 from tutelage.settings.common import Group, StageConfig, make, names_of, nearest, to_plain
 from tutelage.settings.online import OnlineConfig
@@ -366,3 +366,23 @@ def test_recipe_values_are_filled_in(tmp_path: Path) -> None:
     assert (sft.seed, reward.seed) == (9, 5)
     assert (name, stage, reward.output) == ("rm", STAGES["reward"], Path("/out/rm"))
     assert reward.valid == {"a": "/out/x"}  # type: ignore[attr-defined]
+
+
+def test_a_missing_input_stops_a_recipe_before_its_first_stage(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    world = "  world: {documents: 20, valid_documents: 5, sft_prompts: 5}\n"
+    for source in (tmp_path / "nope.jsonl", "{run}/wrld/prompts_test.jsonl"):
+        path.write_text(
+            f"stages:\n{world}  answers: {{stage: answer, prompts: '{source}', models: {{a: '{{base}}'}}}}\n"
+        )
+        with pytest.raises(ValueError, match=r"answers: prompts: .*: no such file or folder"):
+            run_recipe(plan(path, tmp_path / "runs", 0), tmp_path / "runs")
+        assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("lr", "learning_rate"), ("optimizer.lr", "optimizer.learning_rate"), ("--bs", "batch_size")]
+)
+def test_initials_are_understood(key: str, name: str) -> None:
+    known = ["output", "batch_size", "learning_rate" if "." not in key else "x", "optimizer.learning_rate", "loss.r"]
+    assert nearest(key, known).startswith(f"did you mean '{name}'")

@@ -151,8 +151,8 @@ def test_files_are_written_into_the_run_folder(runs: Path) -> None:
 def test_verdict_says_what_holds_and_what_does_not(runs: Path) -> None:
     said = "\n".join(verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", JUDGES)).replace("\u00a0", " ")
     assert "ppo beats sft: it wins 60 % (95 % interval 55–65), all of it above one half, and gold" in said
-    assert "Where both answer greedily it does not differ beyond noise from sft (-2 to +4 points, prompt" in said
-    assert "Where both answer greedily it is ahead of sft (+20 to +30 points, prompt by prompt)." in said
+    assert "Where both answer greedily it does not differ beyond noise from sft (-2.0 to +4.0 points, prompt" in said
+    assert "Where both answer greedily it is ahead of sft (+20.0 to +30.0 points, prompt by prompt)." in said
     # Of all pairs of the held-out labelers; then of those that two of them ordered.
     choices = "predicts 66 % (95 % interval 60–72) of the choices of labelers it never learned from"
     assert f"{choices}; a noise-free reader would predict 80 % of them." in said

@@ -1308,3 +1308,11 @@ def test_what_does_not_fit_is_seen_before_the_first_step(
         pretrain.run(config("pretrain"))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**6, 10**6 - 280_960, 280_960))
     pretrain.run(config("pretrain"))
+
+
+def test_a_policy_that_has_hardly_moved_is_told_of(config: Callable[..., Any]) -> None:
+    c = config("online", learning_rate=1e-9)
+    online.run(c)
+    *_, warning = results(c.output)["warnings"]
+    assert "the policy has hardly moved: its KL from the start is " in warning
+    assert warning.endswith("Try a higher optimizer.learning_rate, more total_episodes, or a lower kl_coef")

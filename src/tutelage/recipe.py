@@ -12,7 +12,8 @@ import importlib
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,9 +249,14 @@ def run_recipe(steps: Steps, folder: Path, dry_run: bool = False) -> None:
     if dry_run:
         check_recipe(steps, folder)
         return
+    for number, (name, _, config) in enumerate(steps):
+        if done(folder / name) is None:  # what is missing is met now, not after a night
+            with _naming(name):
+                _check_inputs(config, [folder / earlier for earlier, *_ in steps[:number]])
     for number, (name, stage, config) in enumerate(steps, start=1):
         before, began = done(folder / name), time.perf_counter()
-        stage.run(config)
+        with _naming(name):
+            stage.run(config)
         took = f"{time.perf_counter() - began:.0f} s" if done(folder / name) != before else "done already"
         tell(f"[{number}/{len(steps)}] {name}: {took}")
     reports = [config.output / "report.html" for _, stage, config in steps if stage is STAGES["report"]]
@@ -267,18 +273,25 @@ def check_recipe(steps: Steps, folder: Path) -> None:
     for number, (name, stage, config) in enumerate(steps, start=1):
         waits = [other for other in waiting if _reads(config, folder, other)]
         whole = False
-        try:
+        with _naming(name):
             if waits:
                 _check_inputs(config, [folder / other for other in waiting])
             else:
                 whole = stage.run(config.model_copy(update={"dry_run": True}))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
         state = f"waits for {', '.join(waits)}" if waits else "done already" if whole else "can start"
         if not whole:
             waiting.append(name)
         tell(f"[{number}/{len(steps)}] {name}: {state}")
     print("dry run: nothing was written")
+
+
+@contextmanager
+def _naming(run: str) -> Iterator[None]:
+    """Errors of a run begin with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{run}: {error}") from None
 
 
 def _check_inputs(config: StageConfig, unmade: Sequence[Path]) -> None:

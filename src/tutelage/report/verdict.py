@@ -53,7 +53,7 @@ def verdict(
         sentences.append(sentence + ".")
         if gain := summary["greedy_gain"].get(f"{name}_greedy"):
             difference = gain[counts]
-            points = f"{100 * difference['low']:+.0f} to {100 * difference['high']:+.0f} points"
+            points = f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f} points"
             verb = GREEDY[apart(difference, NOTHING)]
             sentences.append(f"Where both answer greedily {verb} {baseline} ({points}, prompt by prompt).")
     return [*sentences, *_reward(summary), *_tax(summary, trained, baseline)]

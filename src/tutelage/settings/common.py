@@ -102,10 +102,15 @@ def nearest(key: str, known: list[str]) -> str:
     """`did you mean 'x'?` for the closest known name, which may be one in a group, else the list of all."""
     inside = [name for name in known if name.split(".")[-1] == key.lstrip("-")]
     group = [name for name in known if name.startswith(key.rpartition(".")[0] + ".")]
-    close = inside or difflib.get_close_matches(key, group or known, n=1, cutoff=0.5)
+    short_for = [name for name in group or known if _initials(name) == key.lstrip("-").split(".")[-1]]  # lr, bs
+    close = inside or short_for or difflib.get_close_matches(key, group or known, n=1, cutoff=0.5)
     if not close:
         return f"known: {', '.join(sorted(group or known))}"
     return f"did you mean {' or '.join(map(repr, close))}?"
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in re.split("[_-]", name.lstrip("-").split(".")[-1]))
 
 
 def make(kind: type[C], values: Mapping[str, Any], source: str, over: Mapping[str, Any] | None = None) -> C:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ from tutelage.training.updates import begin, constant_after_warmup, require_fini
 PAPER_DECAY, PAPER_ITERATIONS = 0.992, 500  # section C.4; 256,000 episodes, 512 at a time
 FINAL_PROMPTS = 128  # the same for the averaged and for the last weights
 STILL = 0.5  # warn where the average has moved less than this share of the last weights' distance from the start
+UNMOVED = 0.01  # nats of KL a completion; the demo's policies end at 1 to 3
 
 Asked = tuple[Prompt, tuple[int, ...]]  # a prompt with its ids
 
@@ -133,8 +134,8 @@ def run(config: OnlineConfig) -> None:
     weights = {"model": models.average if decay else models.policy, "last": models.policy}
     final = {name: save_and_measure(opened, name, weights[name], models, fixed, iterations, config) for name in weights}
     way = moved(models.average, models.policy, models.reference) if decay else 1.0
-    if way < STILL:
-        opened.warn(still(way, decay, iterations))
+    for warning in warnings_of(way, decay, iterations, final["last"]["kl"]):
+        opened.warn(warning)
     opened.finish(
         prompts=len(prompts), dropped=unused, kl_coef=kl.value, ema_decay=decay, average_moved=way, final=final
     )
@@ -293,13 +294,20 @@ def moved(average: PreTrainedModel, last: PreTrainedModel, start: PreTrainedMode
     return (squares[0] / squares[1]) ** 0.5 if squares[1] else 1.0
 
 
-def still(way: float, decay: float, iterations: int) -> str:
-    """A warning that the averaged weights have moved only this share of the last weights' way."""
-    return (
-        f"the averaged weights in model/ have moved only {way:.0%} as far from the start as the last weights: with "
-        f"ema_decay={decay:.4g} over {iterations} iterations they are mostly the policy that the run began with. "
-        "last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average of this run"
-    )
+def warnings_of(way: float, decay: float, iterations: int, kl: float) -> Iterator[str]:
+    """What to know of the weights before they are used: the average has moved this share of the last weights' way, and
+    the last weights are this KL from the start."""
+    if way < STILL:
+        yield (
+            f"the averaged weights in model/ have moved only {way:.0%} as far from the start as the last weights: with "
+            f"ema_decay={decay:.4g} over {iterations} iterations they are mostly the policy that the run began with. "
+            "last/ holds the last weights; a lower ema_decay, or leaving it out, gives an average of this run"
+        )
+    if abs(kl) < UNMOVED:
+        yield (
+            f"the policy has hardly moved: its KL from the start is {kl:.3f} nats a completion. Try a higher "
+            "optimizer.learning_rate, more total_episodes, or a lower kl_coef"
+        )
 
 
 def usable_prompts(config: OnlineConfig, models: Models) -> tuple[list[Asked], dict[str, int]]:
