@@ -169,3 +169,11 @@ def test_pairs_are_read_and_mistakes_named(tmp_path: Path) -> None:
         dpo.run(config(folder, tmp_path / "long", max_prompt_tokens=1, rankings=long))
     with pytest.raises(ValueError, match=r"label_smoothing=0\.1 is of the sigmoid loss, not of ipo"):
         config(folder, tmp_path / "x", loss="ipo", label_smoothing=0.1)
+
+
+def test_what_has_not_moved_has_no_margin(tmp_path: Path) -> None:
+    """Also where training rounds to bf16: the reference is rounded alike."""
+    dpo.run(config(Path("base"), tmp_path / "out", epochs=1))
+    (row,) = byhand.metrics(tmp_path / "out")
+    assert row["loss/train"] == pytest.approx(math.log(2), abs=1e-6)
+    assert row["preference/margin"] == pytest.approx(0, abs=1e-6)

@@ -61,14 +61,25 @@ def encode(
 
 
 def reference_sums(policy: PreTrainedModel, preferences: Sequence[Preference], max_tokens: int) -> list[list[float]]:
-    """The summed log-probabilities of each ranking's completions, in fp32."""
+    """The summed log-probabilities of each ranking's completions."""
     sequences = [ids for p in preferences for ids in p.sequences]
     lengths = [p.prompt_length for p in preferences for _ in p.sequences]
     if not sequences:
         return []
-    with full_precision():
-        sums = completion_logprobs(policy, sequences, lengths, max_tokens=max_tokens).sum(1)
+    sums = completion_logprobs(policy, sequences, lengths, max_tokens=max_tokens).sum(1)
     return [part.tolist() for part in sums.split([len(p.sequences) for p in preferences])]
+
+
+def references(
+    policy: PreTrainedModel, train: Sequence[Preference], held_out: Sequence[Preference], max_tokens: int
+) -> dict[str, list[list[float]]]:
+    """`reference_sums` in the precision in which the policy is trained, and of held-out rankings in that of measures:
+    so a policy that has not moved has log-ratios of 0, whatever is rounded."""
+    policy.eval()
+    sums = {"train": reference_sums(policy, train, max_tokens)}
+    with full_precision():
+        sums["held_out"] = reference_sums(policy, held_out, max_tokens)
+    return sums
 
 
 def log_ratios(
@@ -177,10 +188,9 @@ def run(config: DpoConfig) -> None:
     optimizer = adamw(policy, config.optimizer)
     checkpoint = Checkpoint(opened, {"policy": policy}, {"policy": optimizer}, config.checkpoint_seconds)
     start = checkpoint.resume()
-    both = [*train, *held_out]
-    sums = start.get("reference") or reference_sums(policy, both, config.micro_batch_tokens)
-    both = [replace(p, reference=torch.tensor(s)) for p, s in zip(both, sums, strict=True)]
-    train, held_out = both[: len(train)], both[len(train) :]
+    sums = start.get("reference") or references(policy, train, held_out, config.micro_batch_tokens)
+    train = [replace(p, reference=torch.tensor(s)) for p, s in zip(train, sums["train"], strict=True)]
+    held_out = [replace(p, reference=torch.tensor(s)) for p, s in zip(held_out, sums["held_out"], strict=True)]
     # 3. Passes over the rankings.
     plan = list(batches(train, config.batch_size, config.seed, config.epochs))
     watch = Watch(opened, tokenizer)
