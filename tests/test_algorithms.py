@@ -254,7 +254,8 @@ def test_how_far_samples_are_from_the_policy(
             return [Sample((5, 5, 1), tuple(said), "stop") for _ in requests]
 
     monkeypatch.setattr(online, "open_sampler", lambda *args, **kwargs: Fives())
-    sizes = {"batch_size": 5, "mini_batch_size": 5, "total_episodes": 25, "micro_batch_tokens": tokens}
+    sizes = {"batch_size": 5, "mini_batch_size": 5, "total_episodes": 25, "inner_epochs": 2}
+    sizes["micro_batch_tokens"] = tokens
     online.run(OnlineConfig(**files | sizes, output=tmp_path / "run"))
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     policy, ratios = loading.load_policy(files["model"], tokenizer).eval(), []

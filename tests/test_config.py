@@ -342,16 +342,21 @@ def test_algorithms_are_chosen_and_no_stage_reads_the_others(tmp_path: Path) -> 
         "  a: {stage: dpo, model: m, rankings: r}\n"
         "  ab: {stage: dpo, model: m, rankings: r}\n"
         "  answers: {stage: answer, prompts: p, models: {x: m, a: '{run}/a/model', b: '{run}/ab/model', ab: m}, "
-        "greedy: [x, ab]}\n"
+        "greedy: [x, b, ab], examples: e, prompted: {p: x, q: b}}\n"
+        "  rloo: {stage: online, model: m, reward_model: w, prompts: p, algorithm: {name: rloo}}\n"
+        "  more: {stage: online, model: m, reward_model: w, prompts: p, algorithm: {name: rloo}}\n"
     )
     names = {}
     for asked in (None, ["a"], ["ab"], ["ab", "a"]):
         steps = plan(path, Path("/out"), seed=0, algorithms=asked)
         names[str(asked)] = [name for name, *_ in steps], list(steps[-1][2].models)  # type: ignore[attr-defined]
+        assert steps[-1][2].greedy == ["x", *(["b"] if asked and "ab" in asked else []), "ab"]  # type: ignore[attr-defined]
     assert names["None"] == names["['a']"] == (["a", "answers"], ["x", "a", "ab"])
     assert names["['ab']"] == (["ab", "answers"], ["x", "b", "ab"])
     assert names["['ab', 'a']"] == (["a", "ab", "answers"], ["x", "a", "b", "ab"])
-    assert plan(path, Path("/out"), 0)[-1][2].greedy == ["x"]  # type: ignore[attr-defined]
+    *_, (_, _, prompted), (name, _, more) = plan(path, Path("/out"), 0, algorithms=["more"])
+    assert prompted.prompted == {"p": "x"}  # type: ignore[attr-defined]
+    assert (name, more.algorithm.name) == ("more", "rloo")  # type: ignore[attr-defined]
 
 
 def test_recipe_values_are_filled_in(tmp_path: Path) -> None:

@@ -468,3 +468,15 @@ def test_explained_variance_by_hand() -> None:
     assert explained_variance(returns, returns, mask) == 1
     assert explained_variance(torch.full_like(returns, 2.0), returns, mask) == pytest.approx(0)
     assert not math.isfinite(explained_variance(values, torch.ones(2, 3), mask))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 7, 16])
+def test_a_group_that_agrees_gets_exactly_nothing(size: int) -> None:
+    """Also where its mean is not what its sum over its size rounds to; the other group is as by hand."""
+    for score in torch.randn(50, generator=torch.Generator().manual_seed(0)) * 5:
+        scores = torch.cat([score.expand(size), torch.tensor([1.0, 0.0, 0.0])])
+        group = torch.tensor([4] * size + [2] * 3)
+        for advantages in (leave_one_out(scores, group), group_relative(scores, group)):
+            assert (advantages[:size] == 0).all()
+        assert leave_one_out(scores, group)[size:].tolist() == [1.0, -0.5, -0.5]
+        assert flat_groups(scores, group) == 0.5

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tutelage.report.page import examples, run, visible
-from tutelage.report.summary import read_runs, summarise
+from tutelage.report.summary import Folder, plain_of, read_runs, summarise
 from tutelage.report.verdict import apart, verdict
 from tutelage.settings.report import ReportConfig
 
@@ -346,3 +346,18 @@ def test_the_baseline_has_its_name_without_a_judges_run(runs: Path) -> None:
     (runs / "evaluation" / "done.json").write_text(json.dumps(done))
     assert summarise(runs)["win_rate_vs_sft"]["ppo"] == rate(0.6)
     assert "Judges compared every model with sft" in report(runs)
+
+
+def test_a_mixture_is_compared_with_its_own_algorithm() -> None:
+    """Whatever was trained without text before it, and only with what answers."""
+    trained = [
+        ("dpo", "dpo", None, None), ("rloo", "online", "rloo", None), ("old", "online", "ppo", None),
+        ("mix", "online", "ppo", "t"), ("ppo", "online", "ppo", None), ("alone", "online", "grpo", "t"),
+    ]  # fmt: skip
+    folders = [
+        Folder(name, Path(name), stage, {}, {"pretraining_texts": text} | ({"algorithm": {"name": a}} if a else {}))
+        for name, stage, a, text in trained
+    ]
+    models = {f"{name}_": f"runs/{name}/model" for name, *_ in trained if name != "old"}
+    answer = Folder("answers", Path("answers"), "answer", {}, {"models": models})
+    assert plain_of([*folders, answer]) == {"mix_": "ppo_"}

@@ -133,7 +133,8 @@ def recipe_path(recipe: str) -> Path:
 
 
 def chosen(recipe: Path, content: Mapping[str, Any], algorithms: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """The recipe's stages without the algorithms that are not asked for, and without what other stages read of them.
+    """The recipe's stages without the algorithms that are not asked for, and without what other stages read of them:
+    entries of mappings that are paths into their folders, and whatever names these entries in other settings.
 
     Raises:
         ValueError: naming the recipe and the nearest name, if it has no such algorithm.
@@ -147,17 +148,21 @@ def chosen(recipe: Path, content: Mapping[str, Any], algorithms: Sequence[str] |
     for name in asked:
         if name not in own:
             raise ValueError(f"{where}: no algorithm {short(name)}; {nearest(str(name), own)}")
-    left_out = [name for name in own if name not in asked]
+    left_out = tuple(f"{{run}}/{name}/" for name in own if name not in asked)
+    kept = {name: settings for name, settings in stages.items() if name not in own or name in asked}
+    return {name: _without(left_out, s) if isinstance(s, dict) else s for name, s in kept.items()}
 
-    def kept(value: Any) -> bool:
-        return not any(value == name or str(value).startswith(f"{{run}}/{name}/") for name in left_out)
+
+def _without(folders: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Any]:
+    mappings = [value for value in settings.values() if isinstance(value, dict)]
+    gone = [k for mapping in mappings for k, v in mapping.items() if isinstance(v, str) and v.startswith(folders)]
 
     def without(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: without(v) for k, v in value.items() if kept(v)}
-        return [v for v in value if kept(v)] if isinstance(value, list) else value
+            return {k: v for k, v in value.items() if k not in gone and v not in gone}
+        return [v for v in value if v not in gone] if isinstance(value, list) else value
 
-    return {name: without(settings) for name, settings in stages.items() if name not in left_out}
+    return {key: without(value) for key, value in settings.items()}
 
 
 def plan(

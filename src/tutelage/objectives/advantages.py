@@ -79,8 +79,9 @@ def leave_one_out(returns: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Flo
         returns: (n,), R, one number per completion.
         group: (n,), completions of one prompt have one number; each group has two at least.
     """
-    total, size = _by_group(returns, group)
-    return returns - (total - returns) / (size - 1)
+    above = _above_one_of(returns, group)
+    total, size = _by_group(above, group)
+    return above - (total - above) / (size - 1)
 
 
 @torch.no_grad()
@@ -94,8 +95,9 @@ def group_relative(scores: Float[Tensor, " n"], group: Int[Tensor, " n"], scale:
         group: (n,), completions of one prompt have one number; each group has two at least.
         scale: whether to divide by the standard deviation, which weighs prompts that all but agree the most.
     """
-    total, size = _by_group(scores, group)
-    centred = scores - total / size
+    above = _above_one_of(scores, group)
+    total, size = _by_group(above, group)
+    centred = above - total / size
     if not scale:
         return centred
     squares, _ = _by_group(centred**2, group)
@@ -110,10 +112,15 @@ def reward_to_go(rewards: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Fl
 
 def flat_groups(scores: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> float:
     """The share of groups whose scores are all equal: comparing them teaches nothing."""
+    differing = group[_above_one_of(scores, group) != 0].unique()
+    return 1 - len(differing) / len(group.unique())
+
+
+def _above_one_of(x: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Each element less one element of its group, the same for all of it: exactly 0 where a group agrees, which a value
+    less a rounded mean is not."""
     _, place, sizes = group.unique(return_inverse=True, return_counts=True)
-    one = scores.new_empty(len(sizes)).index_copy(0, place, scores)  # of each group, to compare with
-    differs = scores.new_zeros(len(sizes)).index_add(0, place, (scores != one[place]).to(scores.dtype))
-    return float((differs == 0).float().mean())
+    return x - x.new_empty(len(sizes)).index_copy(0, place, x)[place]
 
 
 def _by_group(x: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:

@@ -93,12 +93,29 @@ def win_rates(folders: Sequence[Folder]) -> dict[str, str]:
 
 
 def trained_models(folders: Sequence[Folder]) -> dict[str, bool]:
-    """Names of the answering models that reinforcement learning trained -> whether pretraining text was mixed in."""
-    answer = first(folders, "answer")
-    trained = [f for f in folders if f.stage in ("online", "dpo")]
-    online = {f.name: f.settings.get("pretraining_texts") is not None for f in trained}
+    """Names of the answering models that scores or rankings trained -> whether pretraining text was mixed in."""
+    made_by = _makers(folders, "online", "dpo")
+    return {name: run.settings.get("pretraining_texts") is not None for name, run in made_by.items()}
+
+
+def plain_of(folders: Sequence[Folder]) -> dict[str, str]:
+    """Answering models with pretraining text mixed in -> the model that the same algorithm made without it."""
+    mixed: dict[str, str | None] = {}
+    plain: dict[str | None, str] = {}
+    for name, run in _makers(folders, "online").items():
+        algorithm = run.settings.get("algorithm", {}).get("name")
+        if run.settings.get("pretraining_texts") is not None:
+            mixed[name] = algorithm
+        else:
+            plain.setdefault(algorithm, name)
+    return {name: plain[algorithm] for name, algorithm in mixed.items() if algorithm in plain}
+
+
+def _makers(folders: Sequence[Folder], *stages: str) -> dict[str, Folder]:
+    """Answering models -> the run of one of these stages that made each."""
+    answer, runs = first(folders, "answer"), {f.name: f for f in folders if f.stage in stages}
     made_by = {name: Path(source).parent.name for name, source in answer.settings["models"].items()} if answer else {}
-    return {name: online[run] for name, run in made_by.items() if run in online}
+    return {name: runs[run] for name, run in made_by.items() if run in runs}
 
 
 def in_order(values: Mapping[str, Any], folders: Sequence[Folder]) -> dict[str, Any]:
@@ -129,24 +146,25 @@ def same_pairs(folders: Sequence[Folder]) -> dict[str, dict[str, float]]:
 def tax(folders: Sequence[Folder]) -> dict[str, Any]:
     """Change of the loss on pretraining text since the baseline, with intervals over documents, in nats per token.
 
-    `rise` is by model; `taken_back`, by model with pretraining text mixed in, is the share of the rise of the model
-    without it that is not there, where that rise is clear of noise. Empty where there are fewer than `FEW` documents,
-    or the models' tokens differ, as losses per token do not compare then.
+    `rise` is by model; `plain` names, by model with pretraining text mixed in, the one that its algorithm made
+    without; `taken_back` is the share of that one's rise that is not there, where it is clear of noise. Empty where
+    there are fewer than `FEW` documents, or the models' tokens differ, as losses per token do not compare then.
     """
-    answer, baseline, trained = first(folders, "answer"), baseline_of(folders), trained_models(folders)
+    answer, baseline = first(folders, "answer"), baseline_of(folders)
     rows = read_lines(answer.path / "losses.jsonl") if answer else []
     if len(rows) < FEW or baseline not in rows[0] or any(len({n for _, n in row.values()}) > 1 for row in rows):
         return {}
     tokens = [row[baseline][1] for row in rows]
     more = {name: [row[name][0] - row[baseline][0] for row in rows] for name in rows[0] if name != baseline}
     rise = {name: estimate(nats, tokens, scale=None) for name, nats in more.items()}
-    plain = next((name for name, ptx in trained.items() if not ptx and name in more), None)
-    if plain is None or rise[plain]["low"] <= 0:
-        return {"rise": rise, "taken_back": {}}
-    mixed = [name for name, ptx in trained.items() if ptx and name in more]
-    back = {name: [a - b for a, b in zip(more[plain], more[name], strict=True)] for name in mixed}
-    taken = {name: estimate(nats, more[plain], scale=None) for name, nats in back.items()}
-    return {"rise": rise, "taken_back": {name: {k: v for k, v in of.items() if k != "n"} for name, of in taken.items()}}
+    plain = {name: other for name, other in plain_of(folders).items() if {name, other} <= more.keys()}
+    taken: dict[str, dict[str, Any]] = {}
+    for name, other in plain.items():
+        if rise[other]["low"] > 0:
+            back = [a - b for a, b in zip(more[other], more[name], strict=True)]
+            share = estimate(back, more[other], scale=None)
+            taken[name] = {key: value for key, value in share.items() if key != "n"}
+    return {"rise": rise, "plain": plain, "taken_back": taken}
 
 
 def summarise(runs: Path) -> dict[str, Any]:

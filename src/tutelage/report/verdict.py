@@ -56,7 +56,7 @@ def verdict(
             points = f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f} points"
             verb = GREEDY[apart(difference, NOTHING)]
             sentences.append(f"Where both answer greedily {verb} {baseline} ({points}, prompt by prompt).")
-    return [*sentences, *_reward(summary), *_tax(summary, trained, baseline)]
+    return [*sentences, *_reward(summary), *_tax(summary, baseline)]
 
 
 def _reward(summary: Mapping[str, Any]) -> list[str]:
@@ -78,10 +78,9 @@ def _reward(summary: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _tax(summary: Mapping[str, Any], trained: Mapping[str, bool], baseline: str) -> list[str]:
+def _tax(summary: Mapping[str, Any], baseline: str) -> list[str]:
     loss, rises = summary["pretraining_loss"], summary["tax"].get("rise", {})
-    mixed = next((name for name, ptx in trained.items() if ptx and name in rises), None)
-    plain = next((name for name, ptx in trained.items() if not ptx and name in rises), None)
+    mixed, plain = next(iter(summary["tax"].get("plain", {}).items()), (None, None))
     if mixed is None or plain is None:
         return []
     rise = rises[plain]
