@@ -63,7 +63,7 @@ def test_no_number_is_infinite(verb: str, value: float) -> None:
     kind = STAGES[verb].config_class()
     for name in names_of(kind):
         field = kind.model_fields.get(name)
-        with pytest.raises(ValueError, match=rf"r.yaml: {name}(\.\w+)*="):
+        with pytest.raises(ValueError, match=rf"r.yaml: {name}((\.\w+)*=| is no setting of \w+; it is a setting of)"):
             make(kind, {name: {"a": value} if field and "dict" in str(field.annotation) else value}, "r.yaml")
 
 
@@ -217,7 +217,7 @@ def test_a_name_chooses_among_classes() -> None:
     assert make(Choice, {"output": "o", "algorithm.lam": 0.5}, "").algorithm == PPO(cliprange=0.3, lam=0.5)
     with pytest.raises(ValueError, match=r"algorithm\.name='ppp': expected one of 'ppo', 'other'"):
         make(Choice, {"output": "o", "algorithm": "ppp"}, "")
-    with pytest.raises(ValueError, match=r"algorithm\.only=1: Extra inputs are not permitted"):
+    with pytest.raises(ValueError, match=r"algorithm\.only is no setting of ppo; it is a setting of other"):
         make(Choice, {"output": "o", "algorithm.only": 1}, "")
     parser = Parser()
     add_settings(parser, Choice)

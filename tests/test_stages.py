@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -264,7 +265,8 @@ BROKEN = {
     "reward": ("evaluate", lambda measured: measured | {"loss": torch.inf}, "loss on held_out"),
     "online": (
         "scores_of",
-        lambda scores: scores * torch.nan if len(scores) == 24 else scores,  # of 24 prompts, not of 16 episodes
+        # Of 24 prompts, not of 16 episodes.
+        lambda scores: replace(scores, total=scores.total * torch.nan) if len(scores.total) == 24 else scores,
         "mean score of model/",
     ),
 }

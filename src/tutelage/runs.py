@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tutelage.data.strict_json import dumps
 from tutelage.files import CHECKPOINTS, fingerprint, lock, read_json, remove, sync, unlock, write_json
-from tutelage.settings.common import NO_RESULT, StageConfig, flat, is_hub_id, to_plain
+from tutelage.settings.common import NO_RESULT, Group, StageConfig, flat, is_hub_id, to_plain
 from tutelage.terminal import tell
 
 LINE_SECONDS = 10.0  # how often a plain progress line is printed
@@ -311,8 +311,15 @@ def inputs_of(config: StageConfig, *names: str) -> dict[str, Path]:
     values: dict[str, Any] = {}
     for name in names:
         value = getattr(config, name)
-        values |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+        values |= _each(name, value) if isinstance(value, dict) else {name: value}
     return {name: Path(value) for name, value in values.items() if value is not None and not is_hub_id(str(value))}
+
+
+def _each(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """What the entries of a setting read: themselves or, of groups of settings, the models that these name."""
+    groups = {key: value for key, value in mapping.items() if isinstance(value, Group)}
+    models = {f"{name}.{key}.model": getattr(value, "model", None) for key, value in groups.items()}
+    return models | {f"{name}.{key}": value for key, value in mapping.items() if key not in groups}
 
 
 def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run | None:

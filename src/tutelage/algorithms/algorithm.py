@@ -36,11 +36,13 @@ class ValueLoss(Protocol):
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An algorithm with its settings. `value_loss` is None where it has no value model; then none is loaded."""
+    """An algorithm with its settings. `value_loss` is None where it has no value model; then none is loaded. `refill`
+    says how often groups without a signal are replaced."""
 
     settings: PolicyGradient
     credit: Credit
     samples_per_prompt: int = 1
+    refill: int = 0
     policy_loss: PolicyLoss = clipped_loss
     value_loss: ValueLoss | None = None
     value_learning_rate: float = 0.0

@@ -22,4 +22,4 @@ def grpo(settings: GRPO) -> Algorithm:
         advantages = group_relative(rewards.sum(1), episodes.group, settings.scale_rewards)
         return keep(advantages[:, None].expand(rewards.shape), episodes.mask), None
 
-    return Algorithm(settings, credit, settings.num_generations)
+    return Algorithm(settings, credit, settings.num_generations, settings.refill)

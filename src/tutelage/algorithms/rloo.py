@@ -21,4 +21,4 @@ def rloo(settings: RLOO) -> Algorithm:
         advantages = leave_one_out(rewards.sum(1), episodes.group)
         return keep(advantages[:, None].expand(rewards.shape), episodes.mask), None
 
-    return Algorithm(settings, credit, settings.num_generations)
+    return Algorithm(settings, credit, settings.num_generations, settings.refill)

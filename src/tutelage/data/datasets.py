@@ -168,14 +168,22 @@ def read_rankings(source: str | os.PathLike[str], ties: bool = False) -> Loaded[
     return Loaded(records, loaded.dropped | {reason: n for reason, n in dropped.items() if n}, loaded.source)
 
 
-def read_prompts(source: str | os.PathLike[str]) -> Loaded[Prompt]:
+def read_prompts(source: str | os.PathLike[str], columns: bool = False) -> Loaded[Prompt]:
     """The prompts of any format that has one; of a conversation, all but a last assistant turn.
+
+    With `columns`, those that are nothing to us go into a prompt's `meta`, for whoever knows what they are.
 
     Raises:
         DataError: if the source is missing, malformed, empty or in no format that gives prompts.
     """
 
-    return _read(source, "prompts", _prompt_of)
+    def with_columns(row: Row, format: Format, counts: Counter[str]) -> Prompt:
+        prompt = _prompt_of(row, format, counts)
+        own = {*Prompt.model_fields, *format.columns, *format.optional}
+        further = {name: value for name, value in row.items() if name not in own}
+        return prompt.model_copy(update={"meta": {**further, **prompt.meta}})
+
+    return _read(source, "prompts", with_columns if columns else _prompt_of)
 
 
 def read_asked(source: str | os.PathLike[str], *required: str) -> list[tuple[Prompt, Row]]:

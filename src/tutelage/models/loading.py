@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -93,6 +94,22 @@ def new_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int
             if model.score.bias is not None:
                 model.score.bias.zero_()
     return _scalar(model, tokenizer, folder)
+
+
+def load_classifier(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier of any kind with its own tokenizer, in fp32, in evaluation mode, on the device.
+
+    Raises:
+        ValueError: if there is no such model or tokenizer, or weights are missing or not finite.
+    """
+    model, missing, _ = _open(AutoModelForSequenceClassification, folder, "classifier")
+    if missing:
+        raise ValueError(f"{folder}: {_amiss(missing, set())}; is it a classifier?")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of any kind, by the libraries beneath
+        raise ValueError(f"{folder}: no tokenizer found here: {reason(error)}") from None
+    return model.to(device()).eval(), tokenizer
 
 
 def _open(kind: Any, folder: str | Path, what: str, **options: Any) -> tuple[PreTrainedModel, set[str], set[str]]:

@@ -77,11 +77,11 @@ def leave_one_out(returns: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Flo
 
     Args:
         returns: (n,), R, one number per completion.
-        group: (n,), completions of one prompt have one number; each group has two at least.
+        group: (n,), completions of one prompt have one number; a group of one gives 0.
     """
     above = _above_one_of(returns, group)
     total, size = _by_group(above, group)
-    return above - (total - above) / (size - 1)
+    return above - (total - above) / (size - 1).clamp(min=1)
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def group_relative(scores: Float[Tensor, " n"], group: Int[Tensor, " n"], scale:
 
     Args:
         scores: (n,), r, one number per completion.
-        group: (n,), completions of one prompt have one number; each group has two at least.
+        group: (n,), completions of one prompt have one number; a group of one gives 0.
         scale: whether to divide by the standard deviation, which weighs prompts that all but agree the most.
     """
     above = _above_one_of(scores, group)
@@ -101,7 +101,7 @@ def group_relative(scores: Float[Tensor, " n"], group: Int[Tensor, " n"], scale:
     if not scale:
         return centred
     squares, _ = _by_group(centred**2, group)
-    return centred / ((squares / (size - 1)).sqrt() + 1e-4)
+    return centred / ((squares / (size - 1).clamp(min=1)).sqrt() + 1e-4)
 
 
 @torch.no_grad()
@@ -112,8 +112,12 @@ def reward_to_go(rewards: Float[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Fl
 
 def flat_groups(scores: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> float:
     """The share of groups whose scores are all equal: comparing them teaches nothing."""
-    differing = group[_above_one_of(scores, group) != 0].unique()
-    return 1 - len(differing) / len(group.unique())
+    return len(group[in_flat_group(scores, group)].unique()) / len(group.unique())
+
+
+def in_flat_group(scores: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """(n,) whether the scores of a completion's group are all equal, as those of a group of one are."""
+    return ~torch.isin(group, group[_above_one_of(scores, group) != 0])
 
 
 def _above_one_of(x: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

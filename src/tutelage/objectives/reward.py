@@ -1,4 +1,7 @@
-"""The reward model's loss and accuracy on one labeler's ranking of K completions to one prompt."""
+"""The reward model's loss and accuracy on one labeler's ranking of K completions to one prompt; and several rewards as
+one."""
+
+from typing import Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -36,3 +39,29 @@ def ranking_accuracy(
     margins, above = _pairs(scores.detach(), ranks)
     correct = (margins.sign() + 1) / 2
     return keep(correct, above).sum(), above.sum()
+
+
+def combined_scores(
+    scores: Float[Tensor, "m n"],
+    counts: Bool[Tensor, "m n"],
+    rule: Literal["sum", "minimum", "mean_less_std"],
+    pessimism: float = 1.0,
+) -> Float[Tensor, " n"]:
+    """Σ_j r_j; or min_j r_j; or mean_j r_j − λ std_j r_j, std with n − 1 (Coste 2024 subtracts a variance): over the
+    rewards that count, 0 where none does. One reward alone has std 0.
+
+    Args:
+        scores: (m, n), r, by m rewards of n completions, each times its weight.
+        counts: (m, n), True where a reward says something of a completion.
+        rule: which of the three.
+        pessimism: λ.
+    """
+    number = counts.sum(0)
+    if rule == "minimum":
+        return keep(scores.masked_fill(~counts, float("inf")).amin(0), number > 0)
+    total = keep(scores, counts).sum(0)
+    if rule == "sum":
+        return total
+    mean = total / number.clamp(min=1)
+    squares = keep((scores - mean) ** 2, counts).sum(0)
+    return mean - pessimism * (squares / (number - 1).clamp(min=1)).sqrt()

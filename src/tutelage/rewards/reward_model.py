@@ -12,6 +12,7 @@ from tutelage.models.architecture import context_length
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_scalar
 from tutelage.models.tokens import encode_pairs, load_tokenizer, require_same_tokens, same_reading
+from tutelage.rewards.reward import Answers
 
 
 class RewardModel:
@@ -49,3 +50,13 @@ class RewardModel:
     def scores(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
         """(n,) scores of whole sequences of ids."""
         return all_scores(self.model, sequences)
+
+    def score_answers(self, answers: Answers, policy: PreTrainedTokenizerBase) -> list[float | None]:
+        """Scores of completions that this tokenizer's policy sampled: of the ids or, if it reads others, of the texts.
+
+        Such a text may be longer than what was sampled, as bytes that are no characters are; it is cut at the context.
+        """
+        if self.reads(policy):
+            return self.scores(answers.sequences).tolist()
+        encoded = self.encode(answers.prompts, answers.texts, answers.ended)
+        return self.scores([ids[: self.context] for ids in encoded]).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -60,6 +61,27 @@ class Rollout(Episodes):
         """The same with its tensors on a device."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return replace(self, **moved)
+
+
+def joined_episodes(parts: Sequence[Episodes]) -> Episodes:
+    """Episodes of several rounds as one, right-padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.mask.shape[1] for part in parts)
+
+    def padded(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(x, (0, width - x.shape[1]))
+
+    starts = accumulate((int(part.group.max()) + 1 if len(part.group) else 0 for part in parts), initial=0)
+    return Episodes(
+        prompts=[p for part in parts for p in part.prompts],
+        group=torch.cat([part.group + start for part, start in zip(parts, starts, strict=False)]),
+        sequences=[ids for part in parts for ids in part.sequences],
+        prompt_lengths=[n for part in parts for n in part.prompt_lengths],
+        mask=torch.cat([padded(part.mask) for part in parts]),
+        logprobs=torch.cat([padded(part.logprobs) for part in parts]),
+        ended=torch.cat([part.ended for part in parts]),
+    )
 
 
 def _take(value: Any, rows: Sequence[int]) -> Any:

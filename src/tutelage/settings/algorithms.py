@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tutelage.settings.common import Count, Fraction, Group, Number, Positive
+from tutelage.settings.common import Count, Fraction, Group, Number, Positive, Whole
 
 Groups = Annotated[Count, Field(ge=2)]  # completions of a prompt that are compared with each other
 
@@ -59,6 +59,9 @@ class RLOO(PolicyGradient):
     """How credit is assigned and which loss is taken."""
     num_generations: Groups = 4
     """Completions of a prompt."""
+    refill: Whole = 0
+    """How often prompts whose completions all have one score are dropped and others asked in their place (DAPO: up to
+    10); 0 keeps them, and they teach nothing."""
 
 
 class GRPO(PolicyGradient):
@@ -70,6 +73,9 @@ class GRPO(PolicyGradient):
     """How credit is assigned and which loss is taken."""
     num_generations: Groups = 8
     """Completions of a prompt."""
+    refill: Whole = 0
+    """How often prompts whose completions all have one score are dropped and others asked in their place (DAPO: up to
+    10); 0 keeps them, and they teach nothing."""
     scale_rewards: bool = True
     """Divide by the group's standard deviation, which weighs prompts that all but agree the most."""
     aggregation: Literal["token", "sequence", "constant"] = "sequence"

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -126,20 +126,26 @@ def make(kind: type[C], values: Mapping[str, Any], source: str, over: Mapping[st
         config = kind.model_validate(values)
     except ValidationError as error:
         lines = []
-        classes = [group for field in kind.model_fields.values() for group in groups_of(field)]
-        tags = {group.model_fields["name"].default for group in classes if "name" in group.model_fields}
+        classes = [group for field in kind.model_fields.values() for group in _groups_in(field.annotation)]
+        tags = {group.model_fields["name"].default: group for group in classes if "name" in group.model_fields}
         unnamed = {problem["loc"][0] for problem in error.errors() if problem["loc"][-1:] == ("name",)}
         for problem in error.errors():
             if problem["type"] == "missing" and len(problem["loc"]) > 1 and problem["loc"][0] in unnamed:
                 continue  # of a class that was not meant
-            path = [str(part) for part in problem["loc"] if part not in tags]
-            key = plain(".".join(path))
+            key, tag = _place(kind, problem["loc"], tags)
             fault = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "missing" and len(problem["loc"]) > 1:
                 lines.append(f"{source}: {key} is required")
             elif problem["type"] == "union_tag_invalid":
-                tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
-                lines.append(f"{source}: {key}.name={short(tag)}: expected one of {expected}")
+                wrong, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+                lines.append(f"{source}: {key}.name={short(wrong)}: expected one of {expected}")
+            elif problem["type"] == "extra_forbidden" and tag is not None:
+                inner = str(problem["loc"][-1])
+                others = [name for name, group in tags.items() if inner in group.model_fields]
+                remedy = (
+                    f"it is a setting of {', '.join(others)}" if others else nearest(inner, [*tags[tag].model_fields])
+                )
+                lines.append(f"{source}: {key} is no setting of {tag}; {remedy}")
             elif problem["type"] == "missing":
                 lines.append(f"{source}: {key} is required: {kind.model_fields[str(problem['loc'][0])].description}")
             else:
@@ -150,15 +156,30 @@ def make(kind: type[C], values: Mapping[str, Any], source: str, over: Mapping[st
         for path in value.values() if isinstance(value, dict) else [value]:
             if isinstance(path, str | Path) and is_endless(path):
                 raise ValueError(f"{source}: {key}={short(str(path))}: {ENDLESS}")
-            if (isinstance(path, Path) or key in inputs) and path and (why := _no_path(path)):
+            if isinstance(path, Path if key not in inputs else Path | str) and path and (why := _no_path(path)):
                 raise ValueError(f"{source}: {key}={short(str(path))}: {why}; give another path")
     return config
+
+
+def _place(kind: type[BaseModel], loc: tuple[int | str, ...], tags: Collection[str]) -> tuple[str, str | None]:
+    """A problem's setting as people name it, and the class chosen there, which pydantic puts among its parts."""
+    path = [str(part) for part in loc]
+    at = 2 if path and typing.get_origin(kind.model_fields[path[0]].annotation) is dict else 1
+    tag = path.pop(at) if len(path) > at and path[at] in tags else None
+    return plain(".".join(path)), tag
 
 
 def groups_of(field: FieldInfo) -> tuple[type[Group], ...]:
     """The classes that a field's group can be of; none if it holds no group."""
     kinds = typing.get_args(field.annotation) or (field.annotation,)
     return tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Group))
+
+
+def _groups_in(annotation: Any) -> list[type[Group]]:
+    """All classes of groups that a setting may hold, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, Group):
+        return [annotation]
+    return [group for part in typing.get_args(annotation) for group in _groups_in(part)]
 
 
 def names_of(kind: type[BaseModel]) -> list[str]:

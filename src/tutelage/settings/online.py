@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from tutelage.settings.algorithms import PPO, Algorithm
 from tutelage.settings.common import Count, Model, Number, Positive, Share, Source
+from tutelage.settings.rewards import Combination, Reward, RewardModelReward, RewardName
 from tutelage.settings.sampler import LocalSampling, Sampling
 from tutelage.settings.training import AdamW, Length, TrainingConfig
 
@@ -20,16 +21,22 @@ MOST_SURPRISE = 0.2  # share by which the adaptive coefficient moves at the most
 
 
 class OnlineConfig(TrainingConfig):
-    """Reinforcement learning against a reward model (paper, section 3.5, equation 2)."""
+    """Reinforcement learning against a reward model (paper, section 3.5, equation 2), or any other reward."""
 
     INPUTS: ClassVar[Mapping[str, str]] = {
-        "model": "model", "reward_model": "model", "prompts": "prompts", "pretraining_texts": "texts",
+        "model": "model", "reward_model": "model", "rewards": "model", "prompts": "prompts",
+        "pretraining_texts": "texts",
     }  # fmt: skip
 
     model: Model
     """The SFT policy: where the policy starts, and the reference of the KL penalty."""
-    reward_model: Model
-    """Scores completions; the value model starts from it."""
+    reward_model: Model | None = None
+    """Scores completions; PPO's value model starts from it, without it from the policy."""
+    rewards: dict[RewardName, Reward] = {}
+    """Other rewards by name: `module:function`, `http://…`, a reward model's folder, or in full, as {name: classifier,
+    model: …, label: …}. Each is logged by itself."""
+    combination: Combination = Combination()
+    """How the scores of several rewards become one."""
     prompts: Source
     """Prompts to practise on."""
     algorithm: Algorithm = PPO()
@@ -73,8 +80,20 @@ class OnlineConfig(TrainingConfig):
     sample_every: Count = 10
     """Iterations between samples kept for the report."""
 
+    @property
+    def all_rewards(self) -> dict[str, Reward]:
+        """The reward model, if there is one, and the others, by name."""
+        own = {} if self.reward_model is None else {"reward_model": RewardModelReward(model=self.reward_model)}
+        return own | self.rewards
+
     @model_validator(mode="after")
     def _is_sound(self) -> OnlineConfig:
+        if not self.all_rewards:
+            raise ValueError("nothing scores completions; give a reward_model, or rewards={name: module:function}")
+        if self.reward_model is not None and "reward_model" in self.rewards:
+            raise ValueError("rewards.reward_model: reward_model is set too; call one of them by another name")
+        if self.combination.name == "mean_less_std" and len(self.all_rewards) < 2:
+            raise ValueError("combination=mean_less_std is of an ensemble; give two rewards at least")
         if not self.sampler.temperature:
             raise ValueError("sampler.temperature=0 explores nothing, and has no log-probabilities; set it above 0")
         if self.batch_size % self.mini_batch_size:

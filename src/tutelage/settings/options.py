@@ -53,7 +53,8 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None
         elif typing.get_origin(field.annotation) is dict:
             place.add_argument(flag, dest=name, action="append", metavar="NAME=VALUE", help=text)
         else:
-            names = [each.model_fields["name"].default for each in classes] if name.endswith(".name") else []
+            one_of_many = name.endswith(".name") and len(classes) > 1
+            names = [each.model_fields["name"].default for each in classes] if one_of_many else []
             metavar = f"{{{','.join(names)}}}" if names else _metavar(field.annotation)
             place.add_argument(flag, dest=name, metavar=metavar, help=text)
 

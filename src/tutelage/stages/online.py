@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,19 +25,21 @@ from tutelage.data.records import Prompt, Request
 from tutelage.data.strict_json import dumps
 from tutelage.models.architecture import context_length, stop_ids
 from tutelage.models.forward import completion_logprobs, completion_values
-from tutelage.models.loading import load_policy, save_model
+from tutelage.models.loading import load_policy, new_scalar, save_model
 from tutelage.models.precision import full_precision
 from tutelage.models.texts import text_rows
-from tutelage.models.tokens import encode_prompt, load_tokenizer
-from tutelage.objectives.advantages import explained_variance, flat_groups, kl_shaped_rewards
+from tutelage.models.tokens import encode_prompt, load_tokenizer, require_same_tokens
+from tutelage.objectives.advantages import explained_variance, flat_groups, in_flat_group, kl_shaped_rewards
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, KLController, k1
 from tutelage.objectives.masked import keep, masked_mean
-from tutelage.rewards.reward_model import RewardModel
+from tutelage.rewards.function import sources_of
+from tutelage.rewards.opening import Rewards, open_rewards
+from tutelage.rewards.reward import Answers, Scores, joined_scores
 from tutelage.runs import Run, dropped, inputs_of, open_run
 from tutelage.sampling.completions import number_copies
 from tutelage.sampling.engines import open_sampler
 from tutelage.sampling.protocol import Sampler
-from tutelage.sampling.rollout import Episodes, Rollout, episodes_of
+from tutelage.sampling.rollout import Episodes, Rollout, episodes_of, joined_episodes
 from tutelage.sampling.seeds import request_seed
 from tutelage.settings.online import OnlineConfig
 from tutelage.training.checkpoints import Checkpoint
@@ -46,7 +49,8 @@ from tutelage.training.updates import begin, constant_after_warmup, require_fini
 PAPER_DECAY, PAPER_ITERATIONS = 0.992, 500  # section C.4; 256,000 episodes, 512 at a time
 FINAL_PROMPTS = 128  # the same for the averaged and for the last weights
 STILL = 0.5  # warn where the average has moved less than this share of the last weights' distance from the start
-UNMOVED = 0.01  # nats of KL a completion; the demo's policies end at 1 to 3
+UNMOVED, FAR = 0.01, 10.0  # nats of KL a completion; the demo's policies end at 1 to 3
+TRIED = 4  # completions on which rewards are tried before the first step
 
 Asked = tuple[Prompt, tuple[int, ...]]  # a prompt with its ids
 
@@ -59,34 +63,40 @@ class Models:
     tokenizer: PreTrainedTokenizerBase
     policy: PreTrainedModel
     reference: PreTrainedModel
-    reward: RewardModel
+    rewards: Rewards
     value_model: PreTrainedModel | None
     average: PreTrainedModel
     sampler: Sampler
 
 
 def load_models(config: OnlineConfig, algorithm: Algorithm) -> Models:
-    """The policy, its two copies, the reward model and, if the algorithm needs one, a value model, at first its copy.
+    """The policy, its two copies, the rewards and, if the algorithm needs one, a value model, at first a copy of the
+    reward model or, without one, of the policy.
 
     Raises:
-        ValueError: if policy and reward model have other tokens.
+        ValueError: if a reward cannot be opened, or a value model is to read the policy's tokens as other ones.
     """
-    tokenizer = load_tokenizer(config.model)
-    reward = RewardModel(config.reward_model, tokenizer)
+    tokenizer, has_values = load_tokenizer(config.model), algorithm.value_loss is not None
+    if config.reward_model is not None and has_values:
+        require_same_tokens(load_tokenizer(config.reward_model), tokenizer, f"reward_model {config.reward_model}")
+    rewards = open_rewards(config.all_rewards, config.combination, tokenizer)
     policy, reference = (load_policy(config.model, tokenizer) for _ in range(2))
-    value_model = copy.deepcopy(reward.model) if algorithm.value_loss is not None else None
+    value_model = None
+    if has_values:
+        own = rewards.models.get("reward_model")
+        value_model = copy.deepcopy(own.model) if own else new_scalar(config.model, tokenizer, config.seed)
     average = copy.deepcopy(policy).requires_grad_(False)
     sampler = open_sampler(config.sampler, policy, bf16=True)  # the ratio divides by what was sampled with
-    return Models(tokenizer, policy, reference, reward, value_model, average, sampler)
+    return Models(tokenizer, policy, reference, rewards, value_model, average, sampler)
 
 
 def run(config: OnlineConfig) -> None:
     """Optimise the policy, then write `model/`, the averaged weights, and `last/`, the last ones, into the run folder.
 
     Raises:
-        ValueError: if tokenizers differ, no prompt fits, or the gradient is not finite.
+        ValueError: if tokenizers differ, no prompt fits, a reward fails, or the gradient is not finite.
     """
-    opened = open_run("online", config, inputs_of(config, *config.INPUTS))
+    opened = open_run("online", config, inputs_of(config, *config.INPUTS) | sources_of(config.rewards))
     if opened is None:
         return
     algorithm = make_algorithm(config.algorithm, config.batch_size)
@@ -97,7 +107,8 @@ def run(config: OnlineConfig) -> None:
     iterations = math.ceil(config.total_episodes / config.batch_size)
     learner = Learner(config, algorithm, models.policy, models.value_model, texts)
     trained = [*learner.models.values()]
-    begin(opened, *plan(config, prompts, iterations, texts), trained=trained, kept=[models.average], lost=unused)
+    lines = [*plan(config, prompts, iterations, texts), *try_rewards(models, prompts, config)]
+    begin(opened, *lines, trained=trained, kept=[models.average], lost=unused)
     torch.manual_seed(config.seed)
     kept = {**learner.models, "average": models.average}
     checkpoint = Checkpoint(opened, kept, learner.optimizers, config.checkpoint_seconds)
@@ -107,8 +118,8 @@ def run(config: OnlineConfig) -> None:
     decay = average_decay(config, iterations)
     for iteration in opened.track(range(resumed["step"], iterations)):
         # 1 to 5. Sample, score, compare with the reference, shape rewards, assign credit.
-        asked = iteration_prompts(prompts, iteration, config, algorithm.samples_per_prompt)
-        rollout = roll_out(models, algorithm, asked, iteration, config, kl.value)
+        episodes, scores, sampled = sample_and_score(models, algorithm, prompts, iteration, config)
+        rollout = roll_out(models, algorithm, episodes, scores, config, kl.value)
 
         # 6. Update policy and value model; policy and pretraining gradients share a buffer.
         warmth = constant_after_warmup(iteration, config.optimizer.warmup_steps)
@@ -119,7 +130,7 @@ def run(config: OnlineConfig) -> None:
         move(models.average, models.policy, 1 - decay)
 
         # 8. Log, steer the KL coefficient, checkpoint.
-        metrics |= measures(rollout, config, kl.value)
+        metrics |= measures(rollout, config, kl.value) | sampled
         metrics["learning_rate"] = warmth * config.optimizer.learning_rate
         metrics["episodes"] = float((iteration + 1) * config.batch_size)
         watch.look(opened.log(iteration, metrics, show=("objective/scores", "objective/kl", "objective/length")))
@@ -134,7 +145,7 @@ def run(config: OnlineConfig) -> None:
     weights = {"model": models.average if decay else models.policy, "last": models.policy}
     final = {name: save_and_measure(opened, name, weights[name], models, fixed, iterations, config) for name in weights}
     way = moved(models.average, models.policy, models.reference) if decay else 1.0
-    for warning in warnings_of(way, decay, iterations, final["last"]["kl"]):
+    for warning in warnings_of(way, config, decay, iterations, final["last"]["kl"]):
         opened.warn(warning)
     opened.finish(
         prompts=len(prompts), dropped=unused, kl_coef=kl.value, ema_decay=decay, average_moved=way, final=final
@@ -148,17 +159,74 @@ def kl_controller(config: OnlineConfig, resumed: Mapping[str, Any]) -> KLControl
     return AdaptiveKL(resumed.get("kl_coef", config.kl_coef), config.kl_target, config.kl_horizon)
 
 
+def sample_and_score(
+    models: Models, algorithm: Algorithm, prompts: Sequence[Asked], iteration: int, config: OnlineConfig
+) -> tuple[Episodes, torch.Tensor, dict[str, float]]:
+    """An iteration's episodes with their scores (n,), and what is logged of all that was sampled for them.
+
+    Completions that no reward scores are left out. With `algorithm.refill` so are those of prompts whose completions
+    all have one score, and other prompts are asked in their place, so many times at the most (DAPO, Yu 2025, §3.2).
+
+    Raises:
+        ValueError: if no completion is scored.
+    """
+    copies = algorithm.samples_per_prompt
+    asked = iteration_prompts(prompts, iteration, config, copies)
+    others = spare_prompts(prompts, asked, iteration, config)
+    rounds: list[tuple[Episodes, Scores]] = []
+    learned: list[tuple[Episodes, Scores]] = []
+    while asked:
+        # 1. Sample the completions.
+        models.policy.eval()
+        episodes = sample(models.sampler, stop_ids(models.policy), asked, iteration, config, copies)
+
+        # 2. Score whole completions.
+        scores = scores_of(models, episodes)
+
+        rounds.append((episodes, scores))
+        rows = scores.known
+        if algorithm.refill:
+            flat = in_flat_group(docked(scores.total, episodes, config)[rows], episodes.group[rows])
+            rows = rows.masked_scatter(rows, ~flat)
+        learned.append((episodes.take(rows.nonzero().flatten().tolist()), scores.take(rows)))
+        short = config.batch_size // copies - sum(len(part.group.unique()) for part, _ in learned)
+        again = len(rounds) <= algorithm.refill
+        asked = [p for p in islice(others, short) for _ in range(copies)] if again else []
+    episodes, scores = join(rounds)
+    logged = sampling_metrics(episodes, scores, config)
+    if not scores.known.any():
+        raise ValueError(
+            f"rewards: none scores any of the {len(episodes.prompts)} completions of iteration {iteration}, so there "
+            "is nothing to learn from; look what they return None for"
+        )
+    if not any(len(part.prompts) for part, _ in learned):  # all flat: they teach nothing but what the KL penalty says
+        first, of = next(each for each in rounds if each[1].known.any())
+        learned = [(first.take(of.known.nonzero().flatten().tolist()), of.take(of.known))]
+    episodes, scores = join(learned)
+    return episodes, scores.total, logged
+
+
+def join(rounds: Sequence[tuple[Episodes, Scores]]) -> tuple[Episodes, Scores]:
+    """Rounds of sampling as one."""
+    return joined_episodes([episodes for episodes, _ in rounds]), joined_scores([scores for _, scores in rounds])
+
+
+def sampling_metrics(episodes: Episodes, scores: Scores, config: OnlineConfig) -> dict[str, float]:
+    """What is logged of all completions of an iteration, whether or not they are learned from."""
+    known = scores.known
+    metrics = {"objective/sampled": float(len(known)), **scores.metrics()}
+    if known.any():
+        metrics["objective/scores"] = scores.total[known].mean().item()
+        if len(episodes.group.unique()) < len(known):
+            flat = docked(scores.total, episodes, config)[known]
+            metrics["objective/flat_groups"] = flat_groups(flat, episodes.group[known])
+    return metrics
+
+
 def roll_out(
-    models: Models, algorithm: Algorithm, asked: Sequence[Asked], iteration: int, config: OnlineConfig, kl_coef: float
+    models: Models, algorithm: Algorithm, episodes: Episodes, scores: torch.Tensor, config: OnlineConfig, kl_coef: float
 ) -> Rollout:
-    """Episodes of one iteration, with the credit that each token gets."""
-    # 1. Sample the completions.
-    models.policy.eval()
-    episodes = sample(models.sampler, stop_ids(models.policy), asked, iteration, config, algorithm.samples_per_prompt)
-
-    # 2. Score whole completions.
-    scores = scores_of(models, episodes)
-
+    """Episodes with their scores (n,), with the credit that each token gets."""
     # 3. Log-probabilities under the reference, values under the value model.
     spans = (episodes.sequences, episodes.prompt_lengths)
     ref_logprobs = completion_logprobs(models.reference, *spans, config.sampler.temperature)
@@ -194,16 +262,10 @@ def sample(
     return episodes_of(prompts, requests, sampler.sample(requests), samples_per_prompt)
 
 
-def scores_of(models: Models, episodes: Episodes) -> torch.Tensor:
-    """(n,) scores of the sampled ids; if the chat templates differ, of the texts in the reward model's own.
-
-    Such a text may be longer than what was sampled, as bytes that are no characters are; it is cut at the context.
-    """
-    reward, tokenizer = models.reward, models.tokenizer
-    if reward.reads(tokenizer):
-        return reward.scores(episodes.sequences)
-    encoded = reward.encode(episodes.prompts, episodes.texts(tokenizer), episodes.ended.tolist())
-    return reward.scores([ids[: reward.context] for ids in encoded])
+def scores_of(models: Models, episodes: Episodes) -> Scores:
+    """What the rewards say of n completions."""
+    texts, ended = episodes.texts(models.tokenizer), episodes.ended.tolist()
+    return models.rewards.scores(Answers(episodes.prompts, texts, ended, episodes.sequences))
 
 
 def docked(scores: torch.Tensor, episodes: Episodes, config: OnlineConfig) -> torch.Tensor:
@@ -212,19 +274,16 @@ def docked(scores: torch.Tensor, episodes: Episodes, config: OnlineConfig) -> to
 
 
 def measures(rollout: Rollout, config: OnlineConfig, kl_coef: float) -> dict[str, float]:
-    """What is logged of a rollout."""
+    """What is logged of the episodes that are learned from."""
     mask = rollout.mask
     drift = keep(k1(rollout.logprobs, rollout.ref_logprobs), mask).sum(1)
     metrics = {
         "objective/kl": drift.mean().item(),
-        "objective/scores": rollout.scores.mean().item(),
         "objective/rlhf_reward": (docked(rollout.scores, rollout, config) - kl_coef * drift).mean().item(),
         "objective/kl_coef": kl_coef,
         "objective/length": mask.sum(1).float().mean().item(),
         "objective/ended": rollout.ended.float().mean().item(),
     }
-    if len(rollout.group.unique()) < len(rollout.group):
-        metrics["objective/flat_groups"] = flat_groups(docked(rollout.scores, rollout, config), rollout.group)
     if rollout.values is not None and rollout.returns is not None:
         metrics["objective/value_error"] = masked_mean((rollout.values - rollout.returns) ** 2, mask).item()
         metrics["val/explained_variance"] = explained_variance(rollout.values, rollout.returns, mask)
@@ -248,7 +307,7 @@ def save_and_measure(
             models.reference, episodes.sequences, episodes.prompt_lengths, config.sampler.temperature
         )
     final = {
-        "score": float(scores.mean()),
+        "score": float(scores.total[scores.known].mean()),
         "kl": float(keep(k1(episodes.logprobs, ref_logprobs), episodes.mask).sum(1).mean()),
         "length": float(episodes.mask.sum(1).float().mean()),
     }
@@ -294,7 +353,7 @@ def moved(average: PreTrainedModel, last: PreTrainedModel, start: PreTrainedMode
     return (squares[0] / squares[1]) ** 0.5 if squares[1] else 1.0
 
 
-def warnings_of(way: float, decay: float, iterations: int, kl: float) -> Iterator[str]:
+def warnings_of(way: float, config: OnlineConfig, decay: float, iterations: int, kl: float) -> Iterator[str]:
     """What to know of the weights before they are used: the average has moved this share of the last weights' way, and
     the last weights are this KL from the start."""
     if way < STILL:
@@ -308,6 +367,11 @@ def warnings_of(way: float, decay: float, iterations: int, kl: float) -> Iterato
             f"the policy has hardly moved: its KL from the start is {kl:.3f} nats a completion. Try a higher "
             "optimizer.learning_rate, more total_episodes, or a lower kl_coef"
         )
+    if not config.kl_coef and kl > FAR:
+        yield (
+            f"kl_coef=0 holds the policy to nothing, and its KL from the start is {kl:.1f} nats a completion: look "
+            "whether its answers still read as language, or set kl_coef"
+        )
 
 
 def usable_prompts(config: OnlineConfig, models: Models) -> tuple[list[Asked], dict[str, int]]:
@@ -316,10 +380,10 @@ def usable_prompts(config: OnlineConfig, models: Models) -> tuple[list[Asked], d
     Raises:
         ValueError: if none is left.
     """
-    reward, new = models.reward, config.sampler.max_new_tokens
-    reads = reward.reads(models.tokenizer)
-    context = min(context_length(models.policy), reward.context) if reads else context_length(models.policy)
-    loaded = read_prompts(config.prompts)
+    new = config.sampler.max_new_tokens
+    reading = [model for model in models.rewards.models.values() if model.reads(models.tokenizer)]
+    context = min([context_length(models.policy), *(model.context for model in reading)])
+    loaded = read_prompts(config.prompts, columns=True)
     encoded = [(p, tuple(encode_prompt(models.tokenizer, p.text))) for p in loaded.records]
     prompts = [(p, ids) for p, ids in encoded if len(ids) <= min(config.max_prompt_tokens, context - new)]
     if not prompts:
@@ -330,16 +394,35 @@ def usable_prompts(config: OnlineConfig, models: Models) -> tuple[list[Asked], d
             f"context is {context} tokens)"
         )
     lost = {**loaded.dropped, "too long": len(encoded) - len(prompts)}
-    if reads:
-        return prompts, lost
-    fits = reward.leaves_room([p for p, _ in prompts], new)  # its template may be longer
-    if not any(fits):
-        raise ValueError(
-            f"{config.prompts}: none of {len(prompts)} prompts leaves room for a completion in the reward model's "
-            f"template: lower sampler.max_new_tokens={new} (its context is {reward.context} tokens)"
-        )
-    lost["too long for the reward model"] = len(fits) - sum(fits)
-    return [asked for asked, ok in zip(prompts, fits, strict=True) if ok], lost
+    for model in (model for model in models.rewards.models.values() if model not in reading):
+        fits = model.leaves_room([p for p, _ in prompts], new)  # its template may be longer
+        if not any(fits):
+            raise ValueError(
+                f"{config.prompts}: none of {len(prompts)} prompts leaves room for a completion in the reward model's "
+                f"template: lower sampler.max_new_tokens={new} (its context is {model.context} tokens)"
+            )
+        why = "too long for the reward model"
+        lost[why] = lost.get(why, 0) + len(fits) - sum(fits)
+        prompts = [asked for asked, ok in zip(prompts, fits, strict=True) if ok]
+    return prompts, lost
+
+
+def try_rewards(models: Models, prompts: Sequence[Asked], config: OnlineConfig) -> list[str]:
+    """Score a few short completions, as somebody else's code had better fail now; what came out, in words.
+
+    Raises:
+        ValueError: naming the reward that fails.
+    """
+    if not config.rewards:
+        return []
+    short = config.model_copy(update={"sampler": config.sampler.model_copy(update={"max_new_tokens": 16})})
+    episodes = sample(models.sampler, stop_ids(models.policy), prompts[:TRIED], 0, short)
+    scores = scores_of(models, episodes)
+    return [
+        f"reward {name}: on {len(counts)} completions "
+        + ", ".join(f"{score:.3g}" if known else "None" for score, known in zip(values, counts, strict=True))
+        for name, values, counts in zip(scores.names, scores.each.tolist(), scores.counts.tolist(), strict=True)
+    ]
 
 
 def pretraining_rows(config: OnlineConfig, models: Models) -> tuple[torch.Tensor | None, dict[str, int]]:
@@ -362,6 +445,14 @@ def iteration_prompts(
     order = [p for epoch in passes for p in shuffled(prompts, config.seed, epoch)]
     start = first - passes.start * len(prompts)
     return [p for p in order[start : start + number] for _ in range(samples_per_prompt)]
+
+
+def spare_prompts(
+    prompts: Sequence[Asked], asked: Sequence[Asked], iteration: int, config: OnlineConfig
+) -> Iterator[Asked]:
+    """The other prompts, in an order that is a function of seed and iteration."""
+    taken = {prompt.id for prompt, _ in asked}
+    return (p for p in shuffled(prompts, config.seed, -2 - iteration) if p[0].id not in taken)
 
 
 def keep_samples(opened: Run, iteration: int, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,0 +1,89 @@
+"""A server as a reward: `POST {"prompts": […], "completions": […], "columns": {…}}`, answered by `{"scores": […]}`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from tutelage.data.records import Prompt
+from tutelage.rewards.function import columns_of
+from tutelage.rewards.reward import Answers, Reward, checked_scores
+from tutelage.settings.rewards import EndpointReward
+from tutelage.terminal import reason, short
+
+LONGEST_WAIT = 60.0  # seconds between two tries
+
+
+def endpoint_reward(settings: EndpointReward, name: str) -> Reward:
+    """The reward of a server.
+
+    Raises:
+        ValueError: if the variable that should hold its token is not set.
+    """
+    what, headers = f"rewards.{name}: {settings.url}", {}
+    if settings.token_variable:
+        if not (token := os.environ.get(settings.token_variable)):
+            raise ValueError(f"{what}: the environment variable {settings.token_variable} is not set")
+        headers["Authorization"] = f"Bearer {token}"
+    client = httpx.Client(headers=headers, timeout=settings.timeout_seconds)
+
+    def ask(part: tuple[Sequence[Prompt], Sequence[str]]) -> list[float | None]:
+        prompts, texts = part
+        content = _post(client, settings, what, _body(prompts, texts))
+        if not isinstance(content, dict) or "scores" not in content:
+            raise ValueError(f'{what}: answered {short(content)}; expected {{"scores": […]}}')
+        return checked_scores(content["scores"], len(texts), what)
+
+    def score(answers: Answers) -> list[float | None]:
+        starts = range(0, len(answers.texts), settings.batch_size)
+        rows = [slice(start, start + settings.batch_size) for start in starts]
+        with ThreadPoolExecutor(settings.concurrency) as pool:
+            parts = pool.map(ask, [(answers.prompts[r], answers.texts[r]) for r in rows])
+            return [score for part in parts for score in part]
+
+    return score
+
+
+def _body(prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Any]:
+    columns = [columns_of(p) for p in prompts]
+    names = list(dict.fromkeys(name for row in columns for name in row))
+    return {
+        "prompts": [p.model_dump(mode="json")["text"] for p in prompts],
+        "completions": list(texts),
+        "columns": {name: [row.get(name) for row in columns] for name in names},
+    }
+
+
+def _post(client: httpx.Client, settings: EndpointReward, what: str, body: dict[str, Any]) -> Any:
+    """The server's answer, asked for again where it may yet come.
+
+    Raises:
+        ValueError: if it does not come, or is a refusal.
+    """
+    fault = ""
+    for number in range(settings.retries + 1):
+        if number:
+            time.sleep(min(2.0 ** (number - 1), LONGEST_WAIT))
+        try:
+            response = client.post(settings.url, json=body)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            fault = f"{type(error).__name__}: {reason(error)}"
+            continue
+        if response.status_code == 429 or response.status_code >= 500:
+            fault = f"status {response.status_code}"
+            continue
+        if response.status_code != 200:
+            raise ValueError(f"{what}: refused with status {response.status_code}: {short(response.text)}")
+        try:
+            return response.json()
+        except ValueError:
+            raise ValueError(f"{what}: answered {short(response.text)}, which is not JSON") from None
+    raise ValueError(
+        f"{what}: no answer after {settings.retries + 1} tries ({fault}); see that the server runs; the same command "
+        "goes on from the last checkpoint"
+    )

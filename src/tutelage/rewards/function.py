@@ -1,0 +1,216 @@
+"""A Python function as a reward: `f(prompts, completions, **columns) -> list[float | None]`, sync or async.
+
+It is called as TRL calls its reward functions: a plain prompt is a string, and so is its completion; a conversation is
+a list of messages, and its completion a list of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tutelage.data.records import Prompt
+from tutelage.rewards.reward import Answers, checked_scores
+from tutelage.rewards.reward import Reward as Scorer
+from tutelage.settings.rewards import FunctionReward, Reward
+from tutelage.terminal import listed, reason, short
+
+
+def function_reward(settings: FunctionReward, name: str) -> Scorer:
+    """The reward of a function.
+
+    Raises:
+        ValueError: if there is no such function, or it does not take prompts and completions.
+    """
+    function, what = load_function(settings.function, name), f"rewards.{name}: {settings.function}"
+    wanted = _columns_wanted(function, what)
+
+    def score(answers: Answers) -> list[float | None]:
+        columns = _columns(answers.prompts, wanted, what)
+        prompts, completions = [_prompt(p) for p in answers.prompts], _completions(answers)
+        given = _call(function, (prompts, completions), columns, settings.timeout_seconds, what)
+        return checked_scores(given, len(prompts), what)
+
+    return score
+
+
+def load_function(path: str, name: str) -> Callable[..., Any]:
+    """The function `module:function`; the module may lie in the working folder.
+
+    Raises:
+        ValueError: if there is none, or its module fails.
+    """
+    module, _, attribute = path.partition(":")
+    with _working_folder():
+        try:
+            loaded = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module.split(".")[0] and error.name != module:
+                raise ValueError(f"rewards.{name}: {path}: {module} needs {error.name}, which is missing") from None
+            raise ValueError(
+                f"rewards.{name}: {path}: no module {module!r}; install it, or give the command in the folder that "
+                f"holds {module.split('.')[0]}.py (now {os.getcwd()})"
+            ) from None
+        except Exception as error:
+            raise ValueError(f"rewards.{name}: {path}: importing {module} fails: {_where(error)}") from None
+    function = getattr(loaded, attribute, None)
+    if not callable(function):
+        known = [n for n, value in vars(loaded).items() if inspect.isfunction(value) and not n.startswith("_")]
+        raise ValueError(f"rewards.{name}: {path}: {module} has no function {attribute!r}; it has {listed(known)}")
+    return function
+
+
+def sources_of(rewards: Mapping[str, Reward]) -> dict[str, Path]:
+    """The files of functions' modules, which are inputs of the run that they reward."""
+    files = {}
+    for name, each in rewards.items():
+        if isinstance(each, FunctionReward):
+            with _working_folder(), suppress(ImportError, ValueError, AttributeError):
+                spec = importlib.util.find_spec(each.function.partition(":")[0])
+                if spec and spec.origin and os.path.isfile(spec.origin):
+                    files[f"rewards.{name}.source"] = Path(spec.origin)
+    return files
+
+
+@contextmanager
+def _working_folder() -> Iterator[None]:
+    """The working folder among those that modules are imported from, as `python -m` has it."""
+    folder = os.getcwd()
+    added = folder not in sys.path and "" not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(folder)
+
+
+def _columns_wanted(function: Callable[..., Any], what: str) -> dict[str, bool] | None:
+    """The columns that a function names, and whether it needs each; None if it takes all.
+
+    Raises:
+        ValueError: if it cannot be called with prompts and completions.
+    """
+    parameters = inspect.signature(function).parameters
+    kinds = {p.kind for p in parameters.values()}
+    every = inspect.Parameter.VAR_KEYWORD in kinds
+    if missing := [n for n in ("prompts", "completions") if n not in parameters and not every]:
+        raise ValueError(
+            f"{what}: takes ({', '.join(parameters)}), no {missing[0]!r}; expected (prompts, completions, …)"
+        )
+    if every:
+        return None
+    named = {n: p for n, p in parameters.items() if n not in ("prompts", "completions")}
+    return {n: p.default is inspect.Parameter.empty for n, p in named.items()}
+
+
+def columns_of(prompt: Prompt) -> dict[str, Any]:
+    """A prompt's further columns by name."""
+    carried = {name: getattr(prompt, name) for name in ("id", "user", "split", "use_case")}
+    return {**prompt.meta, **{name: value for name, value in carried.items() if value is not None}}
+
+
+def _columns(prompts: Sequence[Prompt], wanted: dict[str, bool] | None, what: str) -> dict[str, list[Any]]:
+    rows = [columns_of(p) for p in prompts]
+    known = list(dict.fromkeys(name for row in rows for name in row))
+    if wanted is not None:
+        if missing := [name for name, needed in wanted.items() if needed and name not in known]:
+            raise ValueError(
+                f"{what}: wants a column {missing[0]!r}, which no prompt has; their columns are {listed(known)}"
+            )
+        known = [name for name in wanted if name in known]
+    return {name: [row.get(name) for row in rows] for name in known if name not in ("prompts", "completions")}
+
+
+def _prompt(prompt: Prompt) -> Any:
+    return prompt.text if isinstance(prompt.text, str) else [turn.model_dump() for turn in prompt.text]
+
+
+def _completions(answers: Answers) -> list[Any]:
+    return [
+        text if isinstance(prompt.text, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(answers.prompts, answers.texts, strict=True)
+    ]
+
+
+def _call(
+    function: Callable[..., Any], lists: tuple[list[Any], list[Any]], columns: dict[str, list[Any]], seconds: float,
+    what: str,
+) -> Any:  # fmt: skip
+    """What the function returns.
+
+    Raises:
+        ValueError: if it raises something, or takes longer.
+    """
+    late = ValueError(
+        f"{what}: took more than {seconds:g} s for {len(lists[0])} completions; make it faster, or raise its "
+        "timeout_seconds; the same command goes on from the last checkpoint"
+    )
+    arguments = {"prompts": lists[0], "completions": lists[1], **columns}
+    try:
+        with _time_limit(seconds, late):
+            given = function(**arguments)
+            if inspect.isawaitable(given):
+                given = asyncio.run(_within(given, seconds, late))
+            return given
+    except (Exception, SystemExit) as error:
+        if error is late:
+            raise
+        raise ValueError(
+            f"{what}: raised {_where(error)}; the same command goes on from the last checkpoint"
+        ) from error
+
+
+async def _within(work: Any, seconds: float, late: ValueError) -> Any:
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            return await work
+    except TimeoutError:
+        if limit.expired():
+            raise late from None
+        raise
+
+
+@contextmanager
+def _time_limit(seconds: float, late: ValueError) -> Iterator[None]:
+    """Raise `late` within it after so many seconds. It interrupts the main thread; in another one there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    main, over = threading.get_ident(), threading.Event()
+
+    def interrupt() -> None:
+        over.set()
+        signal.pthread_kill(main, signal.SIGINT)
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if over.is_set():
+            raise late from None
+        raise
+    finally:
+        timer.cancel()
+
+
+def _where(error: BaseException) -> str:
+    """An error in words, with the line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {short(reason(error))}{place}"

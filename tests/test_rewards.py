@@ -1,0 +1,506 @@
+"""Any reward: what each kind is asked and answers, how several become one, and what is said when one fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, PreTrainedTokenizerBase
+
+from tutelage.data.datasets import read_prompts, write_jsonl
+from tutelage.data.records import Message, Prompt
+from tutelage.models.forward import all_scores
+from tutelage.models.loading import load_scalar, new_scalar, save_model
+from tutelage.models.tokens import encode_pairs
+from tutelage.objectives.reward import combined_scores
+from tutelage.rewards import endpoint
+from tutelage.rewards.classifier import classifier_reward
+from tutelage.rewards.endpoint import endpoint_reward
+from tutelage.rewards.function import function_reward, sources_of
+from tutelage.rewards.opening import open_rewards
+from tutelage.rewards.reward import Answers, checked_scores
+from tutelage.runs import done, inputs_of
+from tutelage.settings.common import make
+from tutelage.settings.online import OnlineConfig
+from tutelage.settings.rewards import (
+    ClassifierReward,
+    Combination,
+    EndpointReward,
+    FunctionReward,
+    RewardModelReward,
+)  # fmt: skip
+from tutelage.stages import online
+from tutelage.stages.pretrain import train_tokenizer
+
+MODULE = """
+import asyncio
+import time
+
+calls = []
+
+def length(prompts, completions, **columns):
+    calls.append((prompts, completions, columns))
+    return [float(len(c)) for c in completions]
+
+async def answered(completions, prompts, answer):
+    await asyncio.sleep(0)
+    return [None if a is None else c == a for c, a in zip(completions, answer)]
+
+def letters(prompts, completions):
+    return [c.count("a") if "a" in c else None for c in completions]
+
+def nothing(prompts, completions):
+    return [None for _ in completions]
+
+def one(prompts, completions):
+    return [1.0 for _ in completions]
+
+def odd(prompts, completions):
+    return [1.0 if len(p) % 2 else float(len(c)) for p, c in zip(prompts, completions)]
+
+def fails(prompts, completions):
+    raise KeyError("no such thing")
+
+def leaves(prompts, completions):
+    raise SystemExit(3)
+
+def late(prompts, completions):
+    time.sleep(60)
+
+async def never(prompts, completions):
+    await asyncio.sleep(60)
+
+async def own_timeout(prompts, completions):
+    raise TimeoutError("its own")
+
+def solo(texts):
+    return texts
+"""
+ANSWERS = Answers(
+    [
+        Prompt(id="1", text="p", meta={"answer": "yes"}),
+        Prompt(id="2", text=(Message(role="user", content="q"),), use_case="chat"),
+    ],
+    ["yes", "no"], [True, False], [[2, 3, 1], [4, 5]],
+)  # fmt: skip
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module of reward functions in the working folder, which is not among those that Python imports from."""
+    (tmp_path / "my_rewards.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    yield lambda name, **more: function_reward(FunctionReward(function=f"my_rewards:{name}", **more), "r")
+    sys.modules.pop("my_rewards", None)
+
+
+def test_scores_combine_by_hand() -> None:
+    scores = torch.tensor([[1.0, 2.0, 5.0, 9.0], [3.0, -1.0, 9.0, 9.0], [8.0, 2.0, 9.0, 9.0]])
+    counts = torch.tensor([[True, True, True, False], [True, True, False, False], [True, True, False, False]])
+    assert_close(combined_scores(scores, counts, "sum"), torch.tensor([12.0, 3.0, 5.0, 0.0]))
+    assert_close(combined_scores(scores, counts, "minimum"), torch.tensor([1.0, -1.0, 5.0, 0.0]))
+    # 1, 3, 8: mean 4, variance (9 + 1 + 16) / 2 = 13; 2, -1, 2: mean 1, variance (1 + 4 + 1) / 2 = 3.
+    expected = torch.tensor([4 - 0.5 * 13**0.5, 1 - 0.5 * 3**0.5, 5.0, 0.0])
+    assert_close(combined_scores(scores, counts, "mean_less_std", 0.5), expected)
+
+
+def test_a_function_is_asked_as_peers_ask_it(module: Any) -> None:
+    assert module("length")(ANSWERS) == [3.0, 1.0]  # a conversation's completion is a list of one message
+    prompts, completions, columns = sys.modules["my_rewards"].calls[0]
+    assert prompts == ["p", [{"role": "user", "content": "q"}]]
+    assert completions == ["yes", [{"role": "assistant", "content": "no"}]]
+    assert columns == {"answer": ["yes", None], "id": ["1", "2"], "use_case": [None, "chat"]}
+    assert module("answered")(ANSWERS) == [1.0, None]  # async, and only the column that it names
+
+
+FAULTS = {
+    "fails": r"raised KeyError: .*no such thing.* \(.*my_rewards.py:\d+\); the same command goes on",
+    "leaves": "raised SystemExit: '3'",
+    "late": "took more than 0.2 s for 2 completions; make it faster, or raise its timeout_seconds",
+    "never": "took more than 0.2 s",
+    "own_timeout": "raised TimeoutError: 'its own'",
+    "solo": r"takes \(texts\), no 'prompts'",
+    "lenght": "has no function 'lenght'; it has length, answered",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_function_that_fails_is_named(name: str, module: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^rewards\.r: my_rewards:{name}: .*{FAULTS[name]}"):
+        module(name, timeout_seconds=0.2)(ANSWERS)
+
+
+def test_a_function_that_is_not_there_or_lacks_a_column_is_named(module: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"rewards\.r: rewardz:f: no module 'rewardz'; install it, or give the command"
+    ):
+        function_reward(FunctionReward(function="rewardz:f"), "r")
+    Path("needy.py").write_text("import not_installed")
+    with pytest.raises(ValueError, match="needy needs not_installed, which is missing"):
+        function_reward(FunctionReward(function="needy:f"), "r")
+    Path("broken.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match="importing broken fails: ZeroDivisionError"):
+        function_reward(FunctionReward(function="broken:f"), "r")
+    plain = Answers([Prompt(id="1", text="p")], ["x"], [True], [[1]])
+    with pytest.raises(ValueError, match="wants a column 'answer', which no prompt has; their columns are id"):
+        module("answered")(plain)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ("0.5", "returned '0.5'; expected a list of 2 numbers"),
+        ({"a": 1}, "expected a list of 2 numbers"),
+        ((x for x in (1.0, 2.0)), "expected a list of 2 numbers"),
+        (None, "returned None; expected a list"),
+        ([1.0], "returned 1 scores for 2 completions"),
+        (["1", "2"], "returned '1' for completion 0; expected a number or None"),
+        ([0.0, [1.0]], r"returned \[1.0\] for completion 1"),
+        ([float("nan"), 1.0], "returned nan for completion 0; return None where there is no score"),
+        ([1.0, float("inf")], "returned inf for completion 1"),
+        (torch.ones(2, 2), "for completion 0; expected a number or None"),
+    ],
+)
+def test_what_is_no_score_is_refused(given: Any, fault: str) -> None:
+    with pytest.raises(ValueError, match=f"^mine {fault}|^mine .*{fault}"):
+        checked_scores(given, 2, "mine")
+
+
+def test_scores_of_many_kinds_are_taken() -> None:
+    assert checked_scores(torch.tensor([1.5, 2.0]), 2, "mine") == [1.5, 2.0]
+    assert checked_scores((True, None), 2, "mine") == [1.0, None]
+
+
+class Server(ThreadingHTTPServer):
+    """Answers the lengths of completions, after the faults that stand in `faults`."""
+
+    faults: list[Any] = []
+    bodies: list[Any] = []
+    tokens: list[Any] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.bodies.append(body)
+        self.server.tokens.append(self.headers.get("Authorization"))
+        answer: Any = {"scores": [float(len(c)) for c in body["completions"]]}
+        status = 200
+        if self.server.faults:
+            fault = self.server.faults.pop(0)
+            status, answer = (fault, {}) if isinstance(fault, int) else (200, fault)
+        content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 0.01)
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.faults, server.bodies, server.tokens = [], [], []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def asking(server: Server, **more: Any) -> Any:
+    return endpoint_reward(EndpointReward(url=f"http://127.0.0.1:{server.server_port}/score", **more), "r")
+
+
+def test_an_endpoint_is_asked_in_batches_and_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "abc")
+    server.faults = [503, 429]
+    assert asking(server, batch_size=1, concurrency=1, token_variable="MY_TOKEN")(ANSWERS) == [3.0, 2.0]
+    assert [body["completions"] for body in server.bodies] == [["yes"]] * 3 + [["no"]]
+    assert server.bodies[3]["prompts"] == [[{"role": "user", "content": "q"}]]
+    assert server.bodies[0]["columns"] == {"answer": ["yes"], "id": ["1"]}
+    assert set(server.tokens) == {"Bearer abc"}
+    many = Answers([ANSWERS.prompts[0]] * 50, [str(10**i) for i in range(50)], [True] * 50, [[1]] * 50)
+    assert asking(server, batch_size=7)(many) == [i + 1.0 for i in range(50)]  # in order, whoever answers first
+
+
+def test_an_endpoint_that_fails_is_named(server: Server) -> None:
+    server.faults = [500] * 3
+    with pytest.raises(
+        ValueError, match=r"^rewards\.r: http.*: no answer after 3 tries \(status 500\); .*goes on from"
+    ):
+        asking(server, retries=2)(ANSWERS)
+    assert len(server.bodies) == 3
+    cases = [(404, "refused with status 404"), (b"<html>", "is not JSON"), ([1, 2], 'expected {"scores": '),
+             ({"scores": [1, None, 2]}, "returned 3 scores for 2 completions")]  # fmt: skip
+    for fault, words in cases:
+        server.faults = [fault]
+        with pytest.raises(ValueError, match=words):
+            asking(server)(ANSWERS)
+    with pytest.raises(ValueError, match=r"no answer after 2 tries \(ConnectError"):
+        endpoint_reward(EndpointReward(url="http://127.0.0.1:9/", retries=1), "r")(ANSWERS)
+    with pytest.raises(ValueError, match="the environment variable NO_TOKEN is not set"):
+        asking(server, token_variable="NO_TOKEN")
+
+
+@pytest.fixture
+def classifier(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
+    """A small BERT with three labels, read in both directions."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=40, num_labels=3, id2label={0: "good", 1: "bad", 2: "odd"}, pad_token_id=0,
+        initializer_range=0.5,
+    )  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "classifier")
+    tokenizer.save_pretrained(tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+def test_a_classifier_scores_its_label(classifier: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["yes", "no, " * 30, "it is what it is"]  # the second is longer than it reads
+    answers = Answers([ANSWERS.prompts[0]] * 3, texts, [True] * 3, [[1]] * 3)
+    settings = ClassifierReward(model=str(classifier), label="odd")
+    model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
+    for reads in ("completion", "both"):
+        for output in ("logit", "probability"):
+            scores = classifier_reward(settings.model_copy(update={"reads": reads, "output": output}), "r")(answers)
+            for text, score in zip(texts, scores, strict=True):
+                pair = ("p", text) if reads == "both" else (text,)
+                encoded = tokenizer(*pair, truncation=True, max_length=40, return_tensors="pt")
+                logits = model(**encoded).logits[0].detach()
+                expected = logits[2] if output == "logit" else logits.softmax(0)[2]
+                assert score == pytest.approx(float(expected), abs=1e-5)
+    with pytest.raises(ValueError, match=r"rewards\.r: .*has no label 'odt'; good, bad, odd"):
+        classifier_reward(settings.model_copy(update={"label": "odt"}), "r")
+
+
+def test_independent_labels_have_probabilities_of_their_own(classifier: Path) -> None:
+    config = json.loads((classifier / "config.json").read_text())
+    (classifier / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+    settings = ClassifierReward(model=str(classifier), label="bad")
+    one = Answers(ANSWERS.prompts[:1], ["x"], [True], [[1]])
+    (logit,), (probability,) = (
+        classifier_reward(settings.model_copy(update={"output": output}), "r")(one)
+        for output in ("logit", "probability")
+    )
+    assert probability == pytest.approx(1 / (1 + 2.718281828**-logit), abs=1e-6)
+
+
+def test_a_language_model_is_no_classifier(folders: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match=r"lacks the weight score.weight; is it a classifier\?"):
+        classifier_reward(ClassifierReward(model=str(folders("llama")), label="x"), "r")
+
+
+def test_rewards_are_weighed_and_logged_each(
+    module: Any, folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    save_model(new_scalar(folders("llama"), tokenizer, seed=1), tokenizer, tmp_path / "rm")
+    settings = {
+        "rm": RewardModelReward(model=str(tmp_path / "rm"), weight=2.0),
+        "letters": FunctionReward(function="my_rewards:letters", weight=-1.0),
+    }
+    rewards = open_rewards(settings, Combination(), tokenizer)
+    texts = ["banana", "no"]
+    pairs = encode_pairs(tokenizer, [("p", text, True) for text in texts])
+    answers = Answers([Prompt(id="1", text="p")] * 2, texts, [True, True], [a + b for a, b in pairs])
+    own = all_scores(load_scalar(tmp_path / "rm", tokenizer), answers.sequences)
+    scores = rewards.scores(answers)
+    assert_close(scores.total, torch.stack([2 * own[0] - 3, 2 * own[1]]))
+    assert scores.counts.tolist() == [[True, True], [True, False]]
+    assert scores.metrics() == pytest.approx({"reward/rm": float(2 * own.mean()), "reward/letters": -3.0}, abs=1e-5)
+
+
+def test_a_text_stands_for_the_reward_that_it_looks_like(tmp_path: Path) -> None:
+    rewards = {
+        "a": "pkg.mod:f",
+        "b": "https://host/x",
+        "c": str(tmp_path),
+        "d": {"name": "classifier", "model": "m", "label": "l"},
+    }
+    base = {"model": "m", "prompts": "p", "output": tmp_path}
+    config = make(OnlineConfig, {**base, "rewards": rewards}, "test")
+    kinds = [type(each).__name__ for each in config.rewards.values()]
+    assert kinds == ["FunctionReward", "EndpointReward", "RewardModelReward", "ClassifierReward"]
+    assert set(inputs_of(config, "rewards")) == {"rewards.c.model", "rewards.d.model"}
+    typo = {"name": "function", "function": "m:f", "wait": 3}
+    faults = [
+        ({}, "nothing scores completions; give a reward_model"),
+        ({"reward_model": "x", "rewards": {"reward_model": "m:f"}}, "call one of them by another name"),
+        ({"rewards": {"a": "m:f"}, "combination": "mean_less_std"}, "give two rewards at least"),
+        ({"rewards": {"a": typo}}, "rewards.a.wait is no setting of function; did you mean 'weight'"),
+        ({"rewards": {"a": {"name": "functon"}}}, "rewards.a.name='functon': expected one of 'reward_"),
+        ({"rewards": {"a/b": "m:f"}}, "rewards"),
+        ({"rewards": {"reward_model": {"name": "function", "function": "m"}}}, "rewards.reward_model.function='m'"),
+    ]  # fmt: skip
+    for more, fault in faults:
+        with pytest.raises(ValueError, match=fault):
+            make(OnlineConfig, {**base, **more}, "test")
+
+
+def test_columns_of_prompts_are_kept_where_they_are_asked_for(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "answer": 3, "meta": {"answer": 4, "x": 1}}, {"prompt": "q", "hint": "h", "user": "u"}]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    first, second = read_prompts(tmp_path / "p.jsonl", columns=True).records
+    assert first.meta == {"answer": 4, "x": 1}
+    assert second.meta == {"hint": "h"}
+    assert [p.meta for p in read_prompts(tmp_path / "p.jsonl").records] == [{"answer": 4, "x": 1}, {}]
+
+
+@pytest.fixture
+def asked(module: Any, folders: Callable[[str], Path], tmp_path: Path) -> dict[str, Any]:
+    """What the loop is asked, but for its rewards: from prompts alone."""
+    prompts = [
+        {"prompt": text, "answer": "a"} for text in ("the cat", "a b c", "moon", "sun", "red", "one", "two", "six")
+    ]
+    write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    return {
+        "model": str(folders("llama")), "prompts": str(tmp_path / "prompts.jsonl"), "output": tmp_path / "run",
+        "batch_size": 8, "mini_batch_size": 8, "total_episodes": 16, "sampler": {"max_new_tokens": 6},
+        "optimizer": {"learning_rate": 1e-3}, "missing_eos_penalty": 0,
+    }  # fmt: skip
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_the_loop_runs_from_prompts_and_a_function_alone(
+    algorithm: str, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"num_generations": 4} if algorithm == "grpo" else {"value_learning_rate": 1e-3}
+    rewards = {"letters": "my_rewards:letters", "length": "my_rewards:length"}
+    config = OnlineConfig(**asked, rewards=rewards, algorithm={"name": algorithm, **own})
+    online.run(config)
+    assert "reward length: on 4 completions " in capsys.readouterr().err
+    rows = rows_of(config.output)
+    assert all(row["reward/length"] > 0 for row in rows)
+    assert set(json.loads((config.output / "inputs.json").read_text())["paths"]) == {
+        "model", "prompts", "rewards.letters.source", "rewards.length.source",
+    }  # fmt: skip
+    before, after = (
+        load_file(Path(config.model) / "model.safetensors"),
+        load_file(config.output / "last/model.safetensors"),
+    )
+    assert any((before[name] != after[name]).any() for name in before)
+    Path("my_rewards.py").write_text(MODULE + "\n")
+    with pytest.raises(ValueError, match=r"holds a run with other inputs: rewards\.\w+\.source differs"):
+        online.run(config)
+
+
+def test_completions_without_a_score_are_left_out_of_the_loss(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts = []
+    real = online.Learner.improve
+
+    def improve(self: Any, rollout: Any, *rest: Any) -> Any:
+        rollouts.append(rollout)
+        return real(self, rollout, *rest)
+
+    monkeypatch.setattr(online.Learner, "improve", improve)
+    config = OnlineConfig(
+        **asked, rewards={"letters": "my_rewards:letters"}, algorithm={"name": "rloo", "num_generations": 4}
+    )
+    online.run(config)
+    for rollout, row in zip(rollouts, rows_of(config.output), strict=True):
+        assert 0 < len(rollout.prompts) < 8
+        assert row["reward/left_out"] == 1 - len(rollout.prompts) / 8
+        assert row["objective/scores"] == pytest.approx(float(rollout.scores.mean()))
+        alone = torch.tensor([int((rollout.group == g).sum()) == 1 for g in rollout.group])
+        assert (rollout.advantages[alone] == 0).all()
+    nothing = config.model_copy(
+        update={"rewards": {"r": FunctionReward(function="my_rewards:nothing")}, "overwrite": True}
+    )
+    with pytest.raises(ValueError, match="none scores any of the 8 completions of iteration 0"):
+        online.run(nothing)
+
+
+def test_groups_without_a_signal_are_replaced(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`odd` gives every completion of a prompt of odd length the same score: of eight prompts, six."""
+    rollouts = []
+    real = online.Learner.improve
+
+    def improve(self: Any, rollout: Any, *rest: Any) -> Any:
+        rollouts.append(rollout)
+        return real(self, rollout, *rest)
+
+    monkeypatch.setattr(online.Learner, "improve", improve)
+    algorithm = {"name": "grpo", "num_generations": 4, "refill": 5}
+    config = OnlineConfig(**asked, rewards={"odd": "my_rewards:odd"}, algorithm=algorithm)
+    online.run(config)
+    texts = {p.text for r in rollouts for p in r.prompts}
+    for rollout, row in zip(rollouts, rows_of(config.output), strict=True):
+        assert len({p.id for p in rollout.prompts}) <= 2
+        assert all(len(str(p.text)) % 2 == 0 for p in rollout.prompts), texts
+        assert row["objective/sampled"] > 8
+        assert row["objective/flat_groups"] == pytest.approx(
+            1 - len(rollout.group.unique()) / (row["objective/sampled"] / 4)
+        )
+        assert (rollout.advantages[:, 0] != 0).any()
+        assert rollout.mask.shape == rollout.logprobs.shape == rollout.rewards.shape
+    assert all(rollouts)
+    flat = config.model_copy(
+        update={"rewards": {"r": FunctionReward(function="my_rewards:one")}, "output": config.output / "one"}
+    )
+    rollouts.clear()
+    online.run(flat)  # nothing teaches: the first prompts stay, and only the KL penalty says something
+    assert [len(r.prompts) for r in rollouts] == [8, 8]
+    assert all((r.advantages == 0).all() for r in rollouts)
+
+
+def test_sources_of_functions_are_inputs(module: Any, tmp_path: Path) -> None:
+    rewards = {"a": FunctionReward(function="my_rewards:length"), "b": EndpointReward(url="http://h")}
+    assert sources_of(rewards) == {"rewards.a.source": tmp_path / "my_rewards.py"}
+    assert sources_of({"a": FunctionReward(function="nowhere.at.all:f")}) == {}
+
+
+def test_kl_coef_0_and_a_policy_that_is_far_away_is_said() -> None:
+    settings = {"model": "m", "prompts": "p", "output": "o", "reward_model": "r"}
+    free, held = (OnlineConfig(**settings, kl_coef=beta) for beta in (0, 0.1))
+    assert any("kl_coef=0 holds the policy to nothing, and its KL from the start is 12.0 nats" in w
+               for w in online.warnings_of(1.0, free, 0.9, 5, 12.0))  # fmt: skip
+    assert not list(online.warnings_of(1.0, held, 0.9, 5, 12.0))
+    assert not list(online.warnings_of(1.0, free, 0.9, 5, 2.0))
+
+
+def test_a_reward_of_other_tokens_reads_texts(
+    asked: dict[str, Any], folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Only a value model must share the policy's tokens."""
+
+    other = train_tokenizer(["other words make other tokens", "moon sun red"], 280)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = AutoModelForSequenceClassification.from_config(
+        LlamaConfig(
+            vocab_size=len(other), num_labels=1, pad_token_id=other.pad_token_id, max_position_embeddings=128, **shape
+        )
+    )
+    model.save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    config = OnlineConfig(
+        **asked, reward_model=str(tmp_path / "other"), algorithm={"name": "rloo", "num_generations": 4}
+    )
+    online.run(config)
+    assert done(config.output) is not None
+    with pytest.raises(ValueError, match="reward_model"):
+        online.run(
+            config.model_copy(
+                update={"algorithm": OnlineConfig(**asked, reward_model="x").algorithm, "output": tmp_path / "ppo"}
+            )
+        )
