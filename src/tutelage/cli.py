@@ -21,7 +21,8 @@ from tutelage.settings.options import Parser, add_settings, checked, settings
 from tutelage.settings.sampler import LocalSampling
 from tutelage.terminal import message, printable
 
-LABELING = {"sqlalchemy", "alembic", "fastapi", "uvicorn", "multipart", "pwdlib", "markdown_it", "nh3"}  # an extra's
+LABELING = {"sqlalchemy", "alembic", "fastapi", "uvicorn", "multipart", "pwdlib", "markdown_it", "nh3"}
+EXTRAS = {**dict.fromkeys(LABELING, "labeling"), "peft": "lora"}  # packages, and the extras that bring them
 INTRODUCTION = """\
 Train language models to follow instructions with human feedback (InstructGPT), from demonstrations and rankings to an
 aligned policy and a report.
@@ -178,9 +179,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tutelage: {message(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if (package := (error.name or "").split(".")[0]) not in LABELING:
+        if (package := (error.name or "").split(".")[0]) not in EXTRAS:
             raise
-        print(f"tutelage: {package} is missing; labeling needs pip install 'tutelage[labeling]'", file=sys.stderr)
+        what = "an adapter" if package == "peft" else "labeling"
+        print(f"tutelage: {package} is missing; {what} needs pip install 'tutelage[{EXTRAS[package]}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         text = "tutelage: interrupted; the same command goes on from the last checkpoint, if one was written"

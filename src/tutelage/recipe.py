@@ -70,6 +70,7 @@ STAGES = {
     ),
     "reward": Stage("settings.reward:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
     "dpo": Stage("settings.dpo:DpoConfig", "stages.dpo:run", "fit a policy to rankings or pairs directly (DPO, IPO)"),
+    "merge": Stage("settings.merge:MergeConfig", "stages.merge:run", "merge an adapter into its base: a plain folder"),
     "measure": Stage(
         "settings.reward:MeasureConfig", "stages.measure:run", "measure a reward model on any rankings or pairs"
     ),

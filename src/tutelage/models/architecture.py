@@ -69,7 +69,9 @@ def set_dropout(model: PreTrainedModel, residual: float) -> bool:
     Layers hold their rates as modules or as numbers.
     """
     found = False
-    for module in model.modules():
+    for place, module in model.named_modules():
+        if "lora_dropout" in place:  # an adapter has its own
+            continue
         for name, value in list(vars(module).items()):
             if isinstance(value, (int, float)) and not isinstance(value, bool) and "drop" in name:
                 inside = "attention" in name or "attn" in name or type(module).__name__.endswith("Attention")

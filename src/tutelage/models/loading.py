@@ -5,7 +5,6 @@ Policies are `AutoModelForCausalLM`; reward and value models `AutoModelForSequen
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,11 +25,26 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tutelage.files import read_json
+from tutelage.models.adapters import (
+    CONFIG,
+    adapter_of,
+    add_adapter,
+    base_of,
+    initialise_head,
+    is_adapter,
+    load_adapter,
+    merge,
+    require_same_adapter,
+    save_adapter,
+    scalar_beside,
+)
 from tutelage.models.architecture import output_head, set_dropout
 from tutelage.models.cpu import attention
 from tutelage.models.forward import with_forward
 from tutelage.models.precision import device
 from tutelage.models.tokens import turn_of
+from tutelage.settings.training import Lora
 from tutelage.terminal import reason
 
 transformers.logging.set_verbosity_error()
@@ -39,31 +53,65 @@ transformers.logging.disable_progress_bar()
 LARGE = 50  # times what a head usually reads, which shows what bends or cuts its numbers
 
 
-def load_policy(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_policy(
+    folder: str | Path, tokenizer: PreTrainedTokenizerBase, adapter: Lora | None = None, seed: int = 0
+) -> PreTrainedModel:
     """A causal language model in fp32, in evaluation mode, without dropout, on the device.
+
+    The folder of an adapter gives its base with the adapter merged into it. With `adapter`, one is trained: a new one
+    or, from such a folder, the one that is there.
 
     Raises:
         ValueError: if there is no such model, weights are missing or not finite, it does not read from left to right,
-            or its logits are no function of its last hidden states that `Head` knows.
+            its logits are no function of its last hidden states that `Head` knows, or an adapter does not fit.
     """
-    model, missing, unexpected = _open(AutoModelForCausalLM, folder, "causal language model")
-    if _has_head(folder):
+    base = base_of(folder)
+    model, missing, unexpected = _open(AutoModelForCausalLM, base, "causal language model")
+    if _has_head(base) or is_scalar_adapter(folder):
         raise ValueError(f"{folder}: is a reward model; a language model is wanted")
     if missing or unexpected:
         raise ValueError(f"{folder}: {_amiss(missing, unexpected)}; save the whole language model and its config anew")
     _fit(model, tokenizer, folder)
     model = model.to(device()).eval()
     _check(model, folder, model.get_output_embeddings(), lambda hidden: output_head(model).logits(hidden))
-    return with_forward(model)
+    return with_forward(_adapted(model, folder, adapter, seed))
 
 
-def load_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _adapted(model: PreTrainedModel, folder: str | Path, adapter: Lora | None, seed: int) -> PreTrainedModel:
+    """A base model with a new adapter; or with the one of this folder, merged unless it is to be trained."""
+    if not is_adapter(folder):
+        return model if adapter is None else add_adapter(model, adapter, str(folder), seed)
+    model = load_adapter(model, folder)
+    if (broken := _broken(model)) is not None:
+        raise ValueError(f"{folder}: the weight {broken} is not finite (NaN or infinity); use an earlier checkpoint")
+    if adapter is None:
+        return merge(model)
+    require_same_adapter(model, adapter, folder)
+    return model
+
+
+def load_scalar(
+    folder: str | Path, tokenizer: PreTrainedTokenizerBase, policy: PreTrainedModel | None = None
+) -> PreTrainedModel:
     """A reward or value model: one score for a sequence, read at its final token; in fp32, without dropout.
+
+    The folder of an adapter gives its base with the adapter merged; or beside it, where `policy` has an adapter of the
+    same base, whose weights the two then share.
 
     Raises:
         ValueError: if there is no such model, it is a language model without a scalar head, weights are missing or not
             finite, or the score is more than one linear layer over the final token's hidden state.
     """
+    base = base_of(folder)
+    if is_adapter(folder):
+        if not is_scalar_adapter(folder):
+            raise ValueError(
+                f"{folder}: is a language model; a reward model is wanted: train one with `tutelage reward`"
+            )
+        ours = adapter_of(policy) if policy is not None else None
+        if policy is not None and ours is not None and _same_folder(ours.base, base):
+            return load_adapter(scalar_beside(policy, 0), folder).eval()
+        return new_scalar(folder, tokenizer, 0)
     model, missing, unexpected = _open(AutoModelForSequenceClassification, folder, "reward model", num_labels=1)
     _require_score(model, folder)
     if missing and not _has_head(folder):
@@ -73,27 +121,34 @@ def load_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTr
     return _scalar(model, tokenizer, folder)
 
 
-def new_scalar(folder: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def new_scalar(
+    folder: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int, adapter: Lora | None = None
+) -> PreTrainedModel:
     """A reward model initialised from a policy, its head ~ N(0, 1/(d+1)) (Stiennon 2020, appendix); a reward model
-    keeps the head it has.
+    keeps the head it has. Of adapters see `load_policy`.
 
     Raises:
         ValueError: as `load_scalar` does, but for the head that a policy lacks.
     """
-    model, missing, unexpected = _open(AutoModelForSequenceClassification, folder, "model", num_labels=1)
+    base = base_of(folder)
+    model, missing, unexpected = _open(AutoModelForSequenceClassification, base, "model", num_labels=1)
     _require_score(model, folder)
-    head = set() if _has_head(folder) else {name for name in missing if name.startswith("score.")}
+    head = set() if _has_head(base) else {name for name in missing if name.startswith("score.")}
     unexpected -= {name for name in unexpected if name.startswith(("lm_head.", "embed_out.", "output."))}
     if missing - head or unexpected:
         raise ValueError(f"{folder}: {_amiss(missing - head, unexpected)}; save the whole model and its config anew")
     if head:
-        generator = torch.Generator().manual_seed(seed)
-        width = model.score.in_features
-        with torch.no_grad():
-            model.score.weight.copy_(torch.randn(1, width, generator=generator) / math.sqrt(width + 1))
-            if model.score.bias is not None:
-                model.score.bias.zero_()
-    return _scalar(model, tokenizer, folder)
+        initialise_head(model, seed)
+    return with_forward(_adapted(_scalar(model, tokenizer, folder), folder, adapter, seed))
+
+
+def is_scalar_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds a reward model's adapter."""
+    return is_adapter(folder) and read_json(Path(folder) / CONFIG).get("task_type") == "SEQ_CLS"
+
+
+def _same_folder(one: str, other: str) -> bool:
+    return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
 
 
 def load_classifier(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -116,10 +171,8 @@ def _open(kind: Any, folder: str | Path, what: str, **options: Any) -> tuple[Pre
     """The model in fp32, and the names of weights that the folder lacks and that the model has no place for.
 
     Raises:
-        ValueError: if it cannot be opened, is an adapter or takes pictures too, or some weight is not finite.
+        ValueError: if it cannot be opened or takes pictures too, or some weight is not finite.
     """
-    if (Path(folder) / "adapter_config.json").exists():
-        raise ValueError(f"{folder}: holds an adapter; merge it into its base model and save that")
     try:
         model, report = kind.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
@@ -237,7 +290,7 @@ def _check(
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save model and tokenizer as a plain Hugging Face folder, which appears whole or not at all.
+    """Save model, or its adapter alone, and tokenizer as a Hugging Face folder, which appears whole or not at all.
 
     What it replaces is in `NAME.old` for a moment; `open_run` puts it back if the process is killed then.
 
@@ -247,7 +300,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """
     require_finite(model, f"{folder}: not written")
     with scratch_folder(folder.with_name(folder.name + ".tmp")) as scratch:
-        model.save_pretrained(scratch)
+        if adapter_of(model) is None:
+            model.save_pretrained(scratch)
+        else:
+            save_adapter(model, scratch)
         tokenizer.save_pretrained(scratch)
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.rewards.classifier import classifier_reward
 from tutelage.rewards.endpoint import endpoint_reward
@@ -35,9 +35,13 @@ class Rewards:
 
 
 def open_rewards(
-    settings: Mapping[str, Settings], combination: Combination, policy: PreTrainedTokenizerBase
+    settings: Mapping[str, Settings],
+    combination: Combination,
+    tokenizer: PreTrainedTokenizerBase,
+    policy: PreTrainedModel | None = None,
 ) -> Rewards:
-    """The rewards of these settings, for completions that this tokenizer's policy samples.
+    """The rewards of these settings, for completions that this tokenizer's policy samples; a reward model that is an
+    adapter of the same base shares the policy's weights.
 
     Raises:
         ValueError: naming the reward, if it cannot be opened.
@@ -47,8 +51,8 @@ def open_rewards(
     for name, each in settings.items():
         match each:
             case RewardModelReward():
-                models[name] = RewardModel(each.model)
-                reward = _reading(models[name], policy)
+                models[name] = RewardModel(each.model, beside=policy)
+                reward = _reading(models[name], tokenizer)
             case ClassifierReward():
                 reward = classifier_reward(each, name)
             case FunctionReward():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.data.records import Prompt
 from tutelage.models.architecture import context_length
@@ -20,17 +20,20 @@ class RewardModel:
 
     Args:
         policy: the tokenizer of a policy whose tokens it must share, which is seen before its weights are loaded.
+        beside: a policy whose weights it shares if both are adapters of one base.
 
     Raises:
         ValueError: if the tokens differ, or as `load_scalar` does.
     """
 
-    def __init__(self, folder: str, policy: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self, folder: str, policy: PreTrainedTokenizerBase | None = None, beside: PreTrainedModel | None = None
+    ) -> None:
         self.folder = folder
         self.tokenizer = load_tokenizer(folder)
         if policy is not None:
             require_same_tokens(self.tokenizer, policy, f"reward_model {folder}")
-        self.model = load_scalar(folder, self.tokenizer)
+        self.model = load_scalar(folder, self.tokenizer, beside)
         self.context = context_length(self.model)
 
     def reads(self, tokenizer: PreTrainedTokenizerBase) -> bool:

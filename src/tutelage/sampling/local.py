@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from tutelage.data.records import Request, Sample
 from tutelage.models import memory
+from tutelage.models.adapters import adapter_of
 from tutelage.models.architecture import context_length
 from tutelage.models.cpu import kernels, llama
 from tutelage.models.forward import hidden_at, next_logits, pass_tokens
@@ -67,7 +68,8 @@ class LocalSampler:
     def __init__(self, policy: PreTrainedModel, batch_tokens: int = 32768, bf16: bool = False) -> None:
         self.policy = policy
         self.batch_tokens = batch_tokens
-        self.bf16 = bf16 and trains_in_bf16(policy)
+        # With an adapter no second copy of the base is made.
+        self.bf16 = bf16 and trains_in_bf16(policy) and adapter_of(policy) is None
         self.kind = memory.Memory if memory.remembers(policy) else memory.Rereading
 
     @torch.inference_mode()

@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from tutelage.settings.common import Count, Model, Positive, Share, Source
-from tutelage.settings.training import AdamW, TrainingConfig
+from tutelage.settings.training import AdamW, FineTuningConfig
 
 
-class DpoConfig(TrainingConfig):
+class DpoConfig(FineTuningConfig):
     """Direct preference optimisation (Rafailov 2023): fit a policy to rankings or pairs, without a reward model."""
 
     INPUTS: ClassVar[Mapping[str, str]] = {"model": "model", "rankings": "rankings", "valid_rankings": "rankings"}

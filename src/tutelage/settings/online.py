@@ -15,12 +15,12 @@ from tutelage.settings.algorithms import PPO, Algorithm
 from tutelage.settings.common import Count, Model, Number, Positive, Share, Source
 from tutelage.settings.rewards import Combination, Reward, RewardModelReward, RewardName
 from tutelage.settings.sampler import LocalSampling, Sampling
-from tutelage.settings.training import AdamW, Length, TrainingConfig
+from tutelage.settings.training import AdamW, FineTuningConfig, Length
 
 MOST_SURPRISE = 0.2  # share by which the adaptive coefficient moves at the most over its horizon (Ziegler 2019)
 
 
-class OnlineConfig(TrainingConfig):
+class OnlineConfig(FineTuningConfig):
     """Reinforcement learning against a reward model (paper, section 3.5, equation 2), or any other reward."""
 
     INPUTS: ClassVar[Mapping[str, str]] = {

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from tutelage.settings.common import Count, Model, Share, Source, StageConfig
-from tutelage.settings.training import AdamW, TrainingConfig
+from tutelage.settings.training import AdamW, FineTuningConfig
 
 
-class RewardConfig(TrainingConfig):
+class RewardConfig(FineTuningConfig):
     """Fit a reward model to K-way rankings by Bradley–Terry (paper, equation 1)."""
 
     INPUTS: ClassVar[Mapping[str, str]] = {

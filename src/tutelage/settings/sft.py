@@ -11,10 +11,10 @@ from typing import ClassVar
 
 from tutelage.settings.common import Count, Fraction, Model, Source
 from tutelage.settings.sampler import LocalSampling, Sampling
-from tutelage.settings.training import AdamW, TrainingConfig
+from tutelage.settings.training import AdamW, FineTuningConfig
 
 
-class SftConfig(TrainingConfig):
+class SftConfig(FineTuningConfig):
     """Supervised fine-tuning: imitate demonstrations (paper, section 3.5)."""
 
     INPUTS: ClassVar[Mapping[str, str]] = {

@@ -30,6 +30,22 @@ class AdamW(Group):
     """Gradients are scaled down to this norm (ours; the paper is silent)."""
 
 
+class Lora(Group):
+    """LoRA (Hu 2022): the model stays as it is, and small matrices beside its linear layers are trained."""
+
+    name: Literal["lora"] = "lora"
+    """`lora` trains an adapter; without any of these settings the whole model is trained."""
+    rank: Count = 16
+    """Rank of the matrices."""
+    alpha: Count = 32
+    """Their product counts alpha / rank times."""
+    dropout: Share = 0.0
+    """Dropout before them, in supervised stages."""
+    targets: list[str] = []
+    """Linear layers that get them, by the last part of their names, as q_proj,v_proj; all if none is named. The output
+    head has none."""
+
+
 class TrainingConfig(StageConfig):
     """What all gradient training shares."""
 
@@ -41,3 +57,11 @@ class TrainingConfig(StageConfig):
     The default suits processors' caches; accelerators want 16384 and more."""
     checkpoint_seconds: Positive = 20.0
     """A resumable checkpoint is written about this often."""
+
+
+class FineTuningConfig(TrainingConfig):
+    """What all training of a model that exists shares."""
+
+    adapter: Lora | None = None
+    """Train an adapter in place of the whole model. What it is put on is frozen, and shared: in reinforcement learning
+    one base serves policy, reference, average and value model."""

@@ -173,7 +173,7 @@ def run(config: DpoConfig) -> None:
         return
     # 1. Rankings as ids.
     tokenizer = load_tokenizer(config.model)
-    policy = load_policy(config.model, tokenizer)
+    policy = load_policy(config.model, tokenizer, config.adapter, config.seed)
     train, held_out, unused = read(config, tokenizer, context_length(policy))
     steps = -(-len(train) // config.batch_size) * config.epochs
     begin(

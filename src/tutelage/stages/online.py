@@ -23,6 +23,15 @@ from tutelage.algorithms.learner import Learner
 from tutelage.data.datasets import read_prompts, read_texts
 from tutelage.data.records import Prompt, Request
 from tutelage.data.strict_json import dumps
+from tutelage.models.adapters import (
+    adapter_of,
+    add_adapter,
+    beside,
+    is_adapter,
+    own_parameters,
+    scalar_beside,
+    without_adapter,
+)
 from tutelage.models.architecture import context_length, stop_ids
 from tutelage.models.forward import completion_logprobs, completion_values
 from tutelage.models.loading import load_policy, new_scalar, save_model
@@ -79,15 +88,36 @@ def load_models(config: OnlineConfig, algorithm: Algorithm) -> Models:
     tokenizer, has_values = load_tokenizer(config.model), algorithm.value_loss is not None
     if config.reward_model is not None and has_values:
         require_same_tokens(load_tokenizer(config.reward_model), tokenizer, f"reward_model {config.reward_model}")
-    rewards = open_rewards(config.all_rewards, config.combination, tokenizer)
-    policy, reference = (load_policy(config.model, tokenizer) for _ in range(2))
-    value_model = None
-    if has_values:
-        own = rewards.models.get("reward_model")
-        value_model = copy.deepcopy(own.model) if own else new_scalar(config.model, tokenizer, config.seed)
-    average = copy.deepcopy(policy).requires_grad_(False)
+    policy = load_policy(config.model, tokenizer, config.adapter, config.seed)
+    if config.adapter is None:
+        reference, average = load_policy(config.model, tokenizer), copy.deepcopy(policy)
+    else:  # the adapter off, or as it was
+        reference = beside(policy) if is_adapter(config.model) else without_adapter(policy)
+        average = beside(policy)
+    rewards = open_rewards(config.all_rewards, config.combination, tokenizer, policy)
+    value_model = new_value_model(config, policy, rewards, tokenizer) if has_values else None
+    for model in (reference, average):
+        for parameter in own_parameters(model).values():
+            parameter.requires_grad_(False)
     sampler = open_sampler(config.sampler, policy, bf16=True)  # the ratio divides by what was sampled with
     return Models(tokenizer, policy, reference, rewards, value_model, average, sampler)
+
+
+def new_value_model(
+    config: OnlineConfig, policy: PreTrainedModel, rewards: Rewards, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """A copy of the reward model or, without one, of the policy with a new head; with an adapter, on their weights."""
+    own = rewards.models.get("reward_model")
+    if config.adapter is None:
+        return copy.deepcopy(own.model) if own else new_scalar(config.model, tokenizer, config.seed)
+    if own is None:
+        return add_adapter(scalar_beside(policy, config.seed), config.adapter, config.model, config.seed)
+    model = beside(own.model)
+    if adapter_of(model) is None:
+        return add_adapter(model, config.adapter, own.folder, config.seed)
+    for parameter in own_parameters(model).values():
+        parameter.requires_grad_(True)
+    return model
 
 
 def run(config: OnlineConfig) -> None:
@@ -339,15 +369,16 @@ def average_decay(config: OnlineConfig, iterations: int) -> float:
 @torch.no_grad()
 def move(average: PreTrainedModel, policy: PreTrainedModel, share: float) -> None:
     """Move the averaged weights by this share of their distance to the policy's."""
-    for averaged, parameter in zip(average.parameters(), policy.parameters(), strict=True):
+    for averaged, parameter in zip(*(own_parameters(m).values() for m in (average, policy)), strict=True):
         averaged.lerp_(parameter, share)
 
 
 @torch.no_grad()
 def moved(average: PreTrainedModel, last: PreTrainedModel, start: PreTrainedModel) -> float:
     """How far the averaged weights are from the start's, as a share of the last weights' distance from them."""
-    squares = [0.0, 0.0]
-    for a, b, origin in zip(average.parameters(), last.parameters(), start.parameters(), strict=True):
+    squares, begin = [0.0, 0.0], dict(start.named_parameters())
+    for (name, a), b in zip(own_parameters(average).items(), own_parameters(last).values(), strict=True):
+        origin = begin.get(name, 0.0)  # a new adapter's products were 0
         squares[0] += float((a - origin).square().sum())
         squares[1] += float((b - origin).square().sum())
     return (squares[0] / squares[1]) ** 0.5 if squares[1] else 1.0

@@ -158,7 +158,7 @@ def run(config: RewardConfig) -> None:
         return
     # 1. Rankings as ids.
     tokenizer = load_tokenizer(config.model)
-    model = new_scalar(config.model, tokenizer, config.seed)
+    model = new_scalar(config.model, tokenizer, config.seed, config.adapter)
     data = read(config, tokenizer, context_length(model))
     plan = list(batches(data.train, config.batch_size, config.seed, config.epochs))
     sets = ", ".join(f"{len(elements):,} ({name})" for name, elements in data.held_out.items())

@@ -171,7 +171,7 @@ def run(config: SftConfig) -> None:
         return
     # 1. The base model, and the demonstrations as ids.
     tokenizer = load_tokenizer(config.model)
-    policy = load_policy(config.model, tokenizer)
+    policy = load_policy(config.model, tokenizer, config.adapter, config.seed)
     _set_dropout(policy, config)
     data = read(config, tokenizer, context_length(policy))
     unused, reward, scored = data.unused, None, data.valid

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tutelage.files import read_json, write_json
+from tutelage.models.adapters import own_parameters
 from tutelage.models.loading import require_finite, scratch_folder
 from tutelage.runs import Run
 
@@ -53,7 +54,7 @@ class Checkpoint:
         self.run.require_folder()
         with scratch_folder(self.scratch):
             for name, model in self.models.items():
-                _save(dict(model.named_parameters()), self.scratch / f"{name}.safetensors")
+                _save(dict(own_parameters(model)), self.scratch / f"{name}.safetensors")
             for name, optimizer in self.optimizers.items():
                 state = optimizer.state_dict()["state"]
                 flat = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
@@ -78,7 +79,7 @@ class Checkpoint:
         for name, model in self.models.items():
             saved = load_file(state / f"{name}.safetensors")
             with torch.no_grad():
-                for key, parameter in model.named_parameters():
+                for key, parameter in own_parameters(model).items():
                     parameter.copy_(saved[key])
         for name, optimizer in self.optimizers.items():
             flat = load_file(state / f"{name}.optimizer.safetensors")
@@ -138,5 +139,5 @@ def _sums(folder: Path) -> str:
     return "".join(lines)
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)

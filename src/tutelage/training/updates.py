@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from tutelage.models.adapters import own_parameters
 from tutelage.runs import Run
 from tutelage.settings.training import AdamW
 from tutelage.training.guards import Watch
@@ -22,7 +23,7 @@ T = TypeVar("T")
 def adamw(model: nn.Module, settings: AdamW) -> torch.optim.AdamW:
     """AdamW with these settings; the rate is set at each `update`."""
     return torch.optim.AdamW(
-        model.parameters(),
+        own_parameters(model).values(),
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
@@ -111,7 +112,8 @@ def begin(
         DryRun: in a dry run.
     """
     weights, others = (
-        sum(p.numel() * p.element_size() for model in models for p in model.parameters()) for models in (trained, kept)
+        sum(p.numel() * p.element_size() for model in models for p in own_parameters(model).values())
+        for models in (trained, kept)
     )
     device = next(trained[0].parameters()).device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()

@@ -49,11 +49,17 @@ def supports(model: PreTrainedModel) -> bool:
             return False
         whole += [layer, layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm]
         parts = [getattr(part, name, None) for name in PROJECTIONS for part in (layer.self_attn, layer.mlp)]
-        if any(type(p) is not nn.Linear or type(p.weight) is not nn.Parameter for p in parts if p is not None):
-            return False  # adapters, shards
+        if not all(_is_linear(p) for p in parts if p is not None):
+            return False  # shards, quantised weights
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in whole)
     turned = 2 * base.rotary_emb.inv_freq.numel() == base.layers[0].self_attn.head_dim
     return turned and not hooked and len(base.layers) == config.num_hidden_layers
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it is called as a linear layer is, with an adapter beside its weight or without."""
+    plain = getattr(module, "base_layer", module) if hasattr(module, "lora_A") else module
+    return type(plain) is nn.Linear and type(plain.weight) is nn.Parameter
 
 
 def hidden_states(model: PreTrainedModel, tokens: Flat, wanted: Tensor) -> Tensor:
