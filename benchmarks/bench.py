@@ -19,12 +19,14 @@ from pathlib import Path
 import growth
 import roof
 import torch
+from dpo_rows import dpo_row
+from group_rows import group_row
 from memory import memory_rows
 from results import HEADER, Row, how, page
 from rich.console import Console
 from rich.table import Table
 from sampling_rows import sampling_row
-from training_rows import ppo_row, reward_row, sft_rows
+from training_rows import STEPS, ppo_row, reward_row, sft_rows
 from work import MEDIUM, SMALL, TINY, WIDE, Shape, Work, fixed, mixed
 
 HERE = Path(__file__).parent
@@ -72,6 +74,25 @@ def reward(b: Bench, rounds: int) -> list[Row]:
     return [reward_row(b.scratch / "reward", work, k, rounds)]
 
 
+def group(b: Bench, name: str, rounds: int) -> list[Row]:
+    """Iterations of RLOO or GRPO, four samples of each prompt."""
+    work = b.mixed(SMALL, 16)
+    return [group_row(b.folder(work), name, work, 4, rounds)]
+
+
+def dpo_pairs(b: Bench, rounds: int) -> list[Row]:
+    """Pairs of mixed lengths."""
+    batch, prompts, most = (8, (4, 16), 8) if b.tiny else (64, (16, 128), 64)
+    work = Work(b.shape(SMALL), STEPS * batch, prompts, most)
+    return [dpo_row(b.scratch / "dpo-pairs", work, 2, batch, work.most // 4, rounds)]
+
+
+def dpo_rankings(b: Bench, rounds: int) -> list[Row]:
+    """Rankings of nine completions."""
+    work, k = (Work(TINY, 4, (16, 16), 8), 4) if b.tiny else (Work(SMALL, 13, (128, 128), 64), 9)
+    return [dpo_row(b.scratch / "dpo-rankings", work, k, 1, work.most, rounds)]
+
+
 def sft(b: Bench, shape: Shape, rounds: int) -> list[Row]:
     """Demonstrations of mixed lengths."""
     batch, lengths = (8, (8, 32)) if b.tiny else (64, (30, 128))
@@ -94,7 +115,11 @@ ROWS: dict[str, tuple[int, Callable[[Bench, int], list[Row]]]] = {
     "ppo": (5, lambda b, n: ppo(b, b.fixed(SMALL), n)),
     "ppo-5M": (3, lambda b, n: ppo(b, b.fixed(MEDIUM), n)),
     "ppo-mixed": (5, lambda b, n: ppo(b, b.mixed(SMALL, 64), n)),
+    "rloo": (3, lambda b, n: group(b, "rloo", n)),
+    "grpo": (3, lambda b, n: group(b, "grpo", n)),
     "reward": (5, reward),
+    "dpo": (3, dpo_pairs),
+    "dpo-rankings": (3, dpo_rankings),
     "sft": (5, lambda b, n: sft(b, SMALL, n)),
     "sft-5M": (3, lambda b, n: sft(b, MEDIUM, n)),
     "memory": (1, memory),

@@ -59,8 +59,29 @@ def ppo(work: Work, epochs: int) -> float:
     return sampling(work) + forward(shape, whole) + valued + told + epochs * 3 * (told + valued)
 
 
+def group(work: Work, copies: int) -> float:
+    """Of an iteration without a value model, `copies` completions of each prompt: sample, score, reference, update."""
+    branches = [work.tokens] * copies
+    scored = sum(tree(work.shape, n, branches) for n in work.lengths)
+    return sampling(work, copies) + scored + 4 * sum(logprobs(work.shape, n, branches) for n in work.lengths)
+
+
+def tree(shape: Shape, prompt: int, completions: Sequence[float]) -> float:
+    """Of reading a prompt once and its completions after it."""
+    pairs = prompt**2 / 2 + sum(n**2 / 2 + prompt * n for n in completions)
+    return 2 * shape.backbone * (prompt + sum(completions)) + 4 * shape.width * shape.layers * pairs
+
+
 def ranking(shape: Shape, prompt: int, completion: int, k: int) -> float:
     """Of a reward model's step on a ranking, the prompt read once."""
-    tokens = prompt + k * completion
-    pairs = prompt**2 / 2 + k * (completion**2 / 2 + prompt * completion)
-    return 3 * (2 * shape.backbone * tokens + 4 * shape.width * shape.layers * pairs)
+    return 3 * tree(shape, prompt, [completion] * k)
+
+
+def logprobs(shape: Shape, prompt: int, completions: Sequence[float]) -> float:
+    """Of the log-probabilities of completions after a prompt that is read once; the last tokens predict nothing."""
+    return tree(shape, prompt, [n - 1 for n in completions]) + 2 * shape.head * sum(completions)
+
+
+def preference(shape: Shape, prompt: int, completions: Sequence[float]) -> float:
+    """Of a DPO step on a ranking, whose reference is known."""
+    return 3 * logprobs(shape, prompt, completions)

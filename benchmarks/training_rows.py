@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -154,8 +155,7 @@ def ppo_row(folder: Path, work: Work, rounds: int, epochs: int, updates: int) ->
     loops = "" if epochs == updates == 1 else f", epochs {epochs}, updates {updates}"
     row = Row(f"PPO iteration, {work.shape}, {work.number} episodes, {work}{loops}", "episodes/s")
     row.flops = roof.ppo(work, epochs) / work.number
-    spent: dict[str, float] = defaultdict(float)
-    lengths: tuple[list[float], list[float]] = ([], [])
+    loop = {"mini_batch_size": work.number // updates, "inner_epochs": epochs}
     with contextlib.ExitStack() as stack:
         plain = ppo_settings(work, epochs, updates)
         parts = {"per_device_train_batch_size": work.number // 4, "gradient_accumulation_steps": 4}
@@ -163,38 +163,51 @@ def ppo_row(folder: Path, work: Work, rounds: int, epochs: int, updates: int) ->
         peer, _ = fastest(stack, row, ("1.12", "trl_ppo.py"), folder, ways, lambda answer: work.number)
         if peer and not work.mean:
             same_iteration(row, folder, work)
-        loop = {"mini_batch_size": work.number // updates, "inner_epochs": epochs}
-        for r in range(rounds):
-            calls: dict[str, list[float]] = defaultdict(list)
-            with tempfile.TemporaryDirectory(dir=folder) as output, timed_parts(calls):
-                config = ppo_config(folder, Path(output), work.number, work.most, seed=r, **loop)
-                lines = metrics(online.run, config)
-            seconds = sum(seconds_of(lines))
-            row.ours.append(TURN * work.number / seconds)
-            lengths[0].extend(line["objective/length"] for line in lines[1:])
-            for name, each in calls.items():  # once an iteration, the first to warm up; at the end come other weights
-                spent[name.split(":")[0]] += sum(each[1 : 1 + TURN]) / seconds / rounds
-            if peer:
-                answers = [peer() for _ in range(TURN)]
-                row.peer.append(TURN * work.number / sum(answer[0] for answer in answers))
-                lengths[1].extend(answer[1] for answer in answers)
+        configure = partial(ppo_config, folder, number=work.number, most=work.most, **loop)
+        take_iterations(row, folder, configure, peer, rounds)
+    return row
+
+
+def take_iterations(
+    row: Row, folder: Path, configure: Callable[..., OnlineConfig], peer: Peer | None, rounds: int
+) -> None:
+    """Ours and the peer in turn, `configure` being of an output and a seed; the notes say where our time goes and how
+    long completions are, of which a peer's answers tell after the seconds."""
+    spent: dict[str, float] = defaultdict(float)
+    lengths: tuple[list[float], list[float]] = ([], [])
+    for r in range(rounds):
+        calls: dict[str, list[float]] = defaultdict(list)
+        with tempfile.TemporaryDirectory(dir=folder) as output, timed_parts(calls):
+            config = configure(output=Path(output), seed=r)
+            lines = metrics(online.run, config)
+        seconds = sum(seconds_of(lines))
+        row.ours.append(TURN * config.batch_size / seconds)
+        lengths[0].extend(line["objective/length"] for line in lines[1:])
+        for name, each in calls.items():  # once an iteration, the first to warm up; at the end come other weights
+            spent[name.split(":")[0]] += sum(each[1 : 1 + TURN]) / seconds / rounds
+        if peer:
+            answers = [peer() for _ in range(TURN)]
+            row.peer.append(TURN * config.batch_size / sum(answer[0] for answer in answers))
+            lengths[1].extend(answer[1] for answer in answers)
     shares = {**spent, "the rest": 1 - sum(spent.values())}
     row.notes.append("our iteration: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     means = [f"{statistics.mean(side):.1f} tokens" for side in lengths if side]
     row.notes.append(f"mean completion, ours and peer: {' and '.join(means)}")
-    return row
 
 
-def make_rankings(folder: Path, work: Work, k: int) -> None:
-    """Write `rankings.jsonl`, one ranking without ties for each prompt of `make_models`, and `pairs.json`.
+def make_rankings(folder: Path, work: Work, k: int, least: int | None = None) -> list[tuple[int, list[int]]]:
+    """Write `rankings.jsonl`, one ranking without ties for each prompt of `make_models`, and `pairs.json`; the tokens
+    of each ranking's prompt and completions.
 
-    The latter has the ids of all (chosen, rejected) pairs, ranking by ranking in the order in which our run takes them,
-    as the run itself encodes them: prompt, completion, end token.
+    Both are ranking by ranking in the order in which our run takes them. `pairs.json` has the ids of all pairs as the
+    run itself encodes them: prompt, chosen, rejected, both with an end token. Completions have the work's most tokens,
+    or from `least` to as many.
     """
     rng = random.Random(2)
     tokenizer = load_tokenizer(folder / "policy")
     prompts = [json.loads(line)["prompt"] for line in (folder / "prompts.jsonl").read_text().splitlines()]
-    answers = iter(completions_of(rng, tokenizer, [work.most] * (k * work.number)))
+    lengths = [rng.randint(least or work.most, work.most) for _ in range(k * work.number)]
+    answers = iter(completions_of(rng, tokenizer, lengths))
     rows = [
         {
             "prompt": prompt,
@@ -205,12 +218,17 @@ def make_rankings(folder: Path, work: Work, k: int) -> None:
     ]
     write_jsonl(folder / "rankings.jsonl", rows)
     pairs: list[tuple[list[int], ...]] = []
+    tokens = []
     for ranking in shuffled(read_rankings(folder / "rankings.jsonl").records, seed=0, epoch=0):
         encoded = [encode_pair(tokenizer, ranking.prompt.text, c.text) for c in ranking.completions]
+        prompt = encoded[0][0]
         best_first = sorted(range(k), key=ranking.ranks.__getitem__)
-        pairs += combinations([encoded[i][0] + encoded[i][1] for i in best_first], 2)
-    assert all(len(ids) == work.prompts[0] + work.most for pair in pairs for ids in pair)
+        pairs += [(prompt, *both) for both in combinations([encoded[i][1] for i in best_first], 2)]
+        tokens.append((len(prompt), [len(completion) for _, completion in encoded]))
+    assert sorted(p for p, _ in tokens) == sorted(work.lengths)
+    assert sorted(n for _, each in tokens for n in each) == sorted(lengths)
     (folder / "pairs.json").write_text(json.dumps(pairs))
+    return tokens
 
 
 def completions_of(rng: random.Random, tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> list[str]:

@@ -28,7 +28,8 @@ def main() -> None:
             turns.more = (loss.item(),)
             return loss
 
-    chosen, rejected = zip(*json.loads((folder / "pairs.json").read_text()), strict=True)
+    pairs = json.loads((folder / "pairs.json").read_text())
+    chosen, rejected = ([p[0] + p[which] for p in pairs] for which in (1, 2))
     trainer = Trainer(
         args=RewardConfig(output_dir=str(folder / "trl"), **settings),
         processing_class=AutoTokenizer.from_pretrained(folder / "reward"),

@@ -33,14 +33,14 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_without_a_peer() -> None:
     """Sampling has its peer in this process; a peer that cannot be is a note, and our side is measured all the same."""
-    rows = ["mixed", "ppo", "reward", "sft"]
+    rows = ["mixed", "ppo", "rloo", "grpo", "reward", "dpo", "dpo-rankings", "sft"]
     command = [sys.executable, "-c", ALONE, "--tiny", "--rounds", "1", "--rows", *rows]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name in rows:
         assert f"{name}: measured in" in done.stdout
     assert "greedily in fp32, 8 of 8 prompts get the same tokens on both sides" in done.stdout
-    assert done.stdout.count("peer not available (fp32, whole): no environment") == 4  # two rows of sft want it
+    assert done.stdout.count("peer not available (fp32, whole): no environment") == 8  # two rows of sft want it
 
 
 def test_operations(modules: None) -> None:
@@ -57,6 +57,9 @@ def test_operations(modules: None) -> None:
     assert roof.sampling(work) == roof.forward(shape, [4]) + grown + 2 * 1280 * 2
     assert roof.sampling(work, 3) - roof.sampling(work, 2) == grown + 2 * 1280 * 2
     assert roof.ranking(shape, 4, 2, 1) == 3 * roof.forward(shape, [6])
+    assert roof.tree(shape, 4, [2, 1]) == roof.forward(shape, [6]) + roof.forward(shape, [5]) - roof.forward(shape, [4])
+    assert roof.preference(shape, 4, [2]) == 3 * roof.forward(shape, [5], 2)
+    assert roof.group(work, 1) == roof.sampling(work) + roof.forward(shape, [6]) + 4 * roof.forward(shape, [5], 2)
 
 
 def test_without_bf16_units(modules: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import byhand
 from byhand import AdamW, Interruption, assert_same_steps, ids, write
+from tutelage.models import forward
 from tutelage.objectives.dpo import preference_loss
 from tutelage.runs import done
 from tutelage.settings.dpo import DpoConfig
@@ -171,9 +172,25 @@ def test_pairs_are_read_and_mistakes_named(tmp_path: Path) -> None:
         config(folder, tmp_path / "x", loss="ipo", label_smoothing=0.1)
 
 
-def test_what_has_not_moved_has_no_margin(tmp_path: Path) -> None:
-    """Also where training rounds to bf16: the reference is rounded alike."""
-    dpo.run(config(Path("base"), tmp_path / "out", epochs=1))
-    (row,) = byhand.metrics(tmp_path / "out")
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_has_not_moved_has_no_margin(size: int, tmp_path: Path) -> None:
+    """Also where training rounds to bf16, and reads one ranking where the reference was read for three at once: both
+    are rounded alike."""
+    dpo.run(config(Path("base"), tmp_path / "out", epochs=1, batch_size=size))
+    row = byhand.metrics(tmp_path / "out")[0]
     assert row["loss/train"] == pytest.approx(math.log(2), abs=1e-6)
     assert row["preference/margin"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_ranking_is_read_as_one_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt once: in the reference, in every update and in the measure."""
+    real, read = forward.hidden_at, []
+
+    def hidden_at(model: Any, batch: Any, *args: Any) -> Tensor:
+        read.append(int(batch.flat().ids.numel()))
+        return real(model, batch, *args)
+
+    monkeypatch.setattr(forward, "hidden_at", hidden_at)
+    dpo.run(config(byhand.make("llama", tmp_path / "policy"), tmp_path / "out", epochs=1))
+    once = sum(len(ids(r["prompt"])) + sum(len(ids(f"{c} <end>")) for c in r["completions"]) for r in RANKINGS)
+    assert sum(read) == 4 * once  # two of them are reference

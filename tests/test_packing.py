@@ -20,6 +20,7 @@ from tutelage.models.forward import (
     completion_values,
     final_scores,
     group_scores,
+    logprob_sums_by_group,
     spread,
     tree_scores,
 )
@@ -167,3 +168,66 @@ def test_trees_score_as_their_sequences_alone(
     (rows,) = micro_batches(flat, 10_000, PAD)
     packed = gradient(tree_scores(model, tree)[tree.ends >= 0].sum())
     assert_close(packed, gradient(final_scores(model, rows).sum()), atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_tree_predicts_by_hand() -> None:
+    """At the branch the 6 predicts 7 of one sequence and 9 of another; the third ends with what all share."""
+    (b,) = tree_batches([[[5, 6, 7, 8], [5, 6, 9], [5, 6]]], 100, PAD)
+    for prompt, columns, targets, counts in (
+        (2, [1, 2, 1], [7, 8, 9], [2, 1, 0]),
+        (1, [0, 1, 2, 0, 1, 0], [6, 7, 8, 6, 9, 6], [3, 2, 1]),  # the completions begin alike
+    ):
+        p = b.predictions([prompt])
+        assert (p.column.tolist(), p.targets.tolist(), p.counts.tolist()) == (columns, targets, counts)
+        assert p.row.tolist() == [0] * len(columns)
+
+
+def completions_of_all_kinds(rng: Random) -> tuple[list[list[list[int]]], list[int]]:
+    """Groups of 2 to 9, and their prompts' lengths: some completions begin alike, are the same, or end with what all
+    share."""
+
+    def some(least: int, most: int) -> list[int]:
+        return [rng.randrange(2, 300) for _ in range(rng.randint(least, most))]
+
+    groups, lengths = [], []
+    for k in range(2, 10):
+        prompt, start = some(1, 20), some(0, 4) if k % 2 else []
+        lengths.append(len(prompt))
+        groups.append([prompt + start + some(1, 12) for _ in range(k)])
+    prompt, start = some(5, 5), some(3, 3)
+    groups += [
+        [prompt + start, prompt + start + [7, 8], prompt + start + [7, 9]],
+        [prompt + start] * 3,
+        [prompt + start],
+    ]
+    return groups, [*lengths, 5, 5, 5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trees_have_the_logprobs_of_their_sequences_alone(
+    kind: str, tiny: Callable[[str], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums and gradients, whatever the batch and the order, read as trees and as rows."""
+    policy, rng = tiny(kind), Random(1)
+    groups, lengths = completions_of_all_kinds(rng)
+    alone = [
+        torch.cat([completion_logprobs(policy, [s], [n]).sum(1) for s in group])
+        for group, n in zip(groups, lengths, strict=True)
+    ]
+    assert min(float(s.abs().min()) for s in alone) > 0.1
+    gradients = []
+    for trees, budget in ((True, 10_000), (True, 1), (True, 150), (False, 150)):
+        monkeypatch.setattr("tutelage.models.forward.reads_trees", lambda _, trees=trees: trees)
+        order, loss = rng.sample(range(len(groups)), len(groups)), torch.zeros(())
+        seen = []
+        for part in logprob_sums_by_group(policy, [groups[g] for g in order], [lengths[g] for g in order], budget):
+            for g, sums in part:
+                assert_close(sums.detach(), alone[order[g]], atol=2e-5, rtol=1e-5)
+                loss = loss + (sums * (1 + torch.arange(len(sums)))).sum()
+                seen.append(g)
+        assert sorted(seen) == list(range(len(groups)))
+        policy.zero_grad()
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    for gradient in gradients[:-1]:
+        assert_close(gradient, gradients[-1], atol=1e-4 * float(gradients[-1].abs().max()), rtol=1e-4)

@@ -26,7 +26,7 @@ from transformers import (
 
 from tutelage.data.records import Request
 from tutelage.models import loading, precision
-from tutelage.models.forward import completion_logprobs, group_scores
+from tutelage.models.forward import completion_logprobs, group_scores, logprob_sums_by_group
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import load_tokenizer
 from tutelage.recipe import BASE
@@ -135,6 +135,21 @@ def test_scores_of_rankings(kind: str, folders: Any, on: Any) -> None:
         on(CARD, bf16)
         found = torch.cat(group_scores(new_scalar(folders(kind), tokenizer, 0), groups))
         assert_close(found, expected, rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probabilities_of_rankings(kind: str, folders: Any, on: Any) -> None:
+    """As trees on the card, as rows on the processor."""
+    tokenizer = load_tokenizer(folders(kind))
+    groups = [[s[:6] + tail for tail in some(4, len(tokenizer), 20)] for s in some(6, len(tokenizer))]
+    on(PROCESSOR)
+    policy = load_policy(folders(kind), tokenizer)
+    expected = [completion_logprobs(policy, group, [6] * len(group)).sum(1) for group in groups]
+    on(CARD)
+    policy = load_policy(folders(kind), tokenizer)
+    for part in logprob_sums_by_group(policy, groups, [6] * len(groups), 200):
+        for g, sums in part:
+            assert_close(sums.detach().cpu(), expected[g], rtol=1e-4, atol=1e-3)
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from tutelage.models.cpu import llama
 from tutelage.models.logprobs import token_logprobs as chunked_logprobs
 from tutelage.models.packing import (
     MicroBatch,
+    Predictions,
     TreeBatch,
     group_batches,
     micro_batches,
@@ -93,14 +94,24 @@ def reads_trees(model: PreTrainedModel) -> bool:
 
 
 def token_logprobs(
-    self: PreTrainedModel, batch: MicroBatch, mask: torch.Tensor, temperature: float = 1.0, with_entropy: bool = False
+    self: PreTrainedModel,
+    batch: MicroBatch | TreeBatch,
+    predicts: torch.Tensor | Predictions,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities (m,) of the tokens after the m masked positions, row by row, and entropies (m,) if wanted."""
+    """Log-probabilities (m,) of what m tokens predict, and entropies (m,) if wanted.
+
+    The tokens are given as a mask (b, l), in rows where each predicts the one after it, or as the batch's predictions.
+    """
+    if isinstance(predicts, torch.Tensor):
+        assert isinstance(batch, MicroBatch)
+        predicts = batch.predictions(predicts)
     with autocast(self):
-        hidden = hidden_at(self, batch, *mask.nonzero(as_tuple=True))
-        head, targets = output_head(self), batch.ids.roll(-1, 1)[mask]
+        hidden = hidden_at(self, batch, predicts.row, predicts.column)
+        head = output_head(self)
         return chunked_logprobs(
-            hidden, head.weight, targets, bias=head.bias, scale=head.scale, cap=head.cap,
+            hidden, head.weight, predicts.targets, bias=head.bias, scale=head.scale, cap=head.cap,
             temperature=temperature, with_entropy=with_entropy,
         )  # fmt: skip
 
@@ -148,10 +159,10 @@ def pass_tokens(model: PreTrainedModel) -> int:
     return 2048 if model.device.type == "cpu" else 32768
 
 
-def scores_by_group(
+def _passes(
     model: PreTrainedModel, groups: Sequence[Sequence[Sequence[int]]], max_tokens: int
-) -> Iterator[list[tuple[int, torch.Tensor]]]:
-    """Groups by number with the scores (k,) of their sequences, a micro-batch at a time.
+) -> Iterator[tuple[list[int], TreeBatch | MicroBatch]]:
+    """Groups of sequences in micro-batches, and which groups these are.
 
     What a group's sequences share is read once, in a tree; where the architecture cannot read trees, or a window of its
     attention is shorter than one, every sequence is a row of its own.
@@ -160,13 +171,45 @@ def scores_by_group(
     whole = reads_trees(model)
     trees = [g for g, group in enumerate(groups) if whole and (far is None or tree_size(group) <= far)]
     for batch in tree_batches([groups[g] for g in trees], max_tokens, pad):
-        by_tree = tree_scores(model, batch.to(model.device))
-        yield [(trees[g], s[: len(groups[trees[g]])]) for g, s in zip(batch.groups, by_tree, strict=True)]
+        yield [trees[g] for g in batch.groups], batch.to(model.device)
     rest = sorted(set(range(len(groups))) - set(trees))
     for members, rows in group_batches([groups[g] for g in rest], max_tokens, pad):
-        chosen = [rest[g] for g in members]
-        parts = final_scores(model, rows.to(model.device)).split([len(groups[g]) for g in chosen])
-        yield list(zip(chosen, parts, strict=True))
+        yield [rest[g] for g in members], rows.to(model.device)
+
+
+def scores_by_group(
+    model: PreTrainedModel, groups: Sequence[Sequence[Sequence[int]]], max_tokens: int
+) -> Iterator[list[tuple[int, torch.Tensor]]]:
+    """Groups by number with the scores (k,) of their sequences, a micro-batch at a time; what they share is read once
+    where that can be."""
+    for members, batch in _passes(model, groups, max_tokens):
+        if isinstance(batch, TreeBatch):
+            scores = tree_scores(model, batch)[batch.ends >= 0]
+        else:
+            scores = final_scores(model, batch)
+        yield list(zip(members, scores.split([len(groups[g]) for g in members]), strict=True))
+
+
+def logprob_sums_by_group(
+    policy: PreTrainedModel,
+    groups: Sequence[Sequence[Sequence[int]]],
+    prompt_lengths: Sequence[int],
+    max_tokens: int,
+) -> Iterator[list[tuple[int, torch.Tensor]]]:
+    """Groups by number with the summed log-probabilities (k,) of their completions, a micro-batch at a time; what they
+    share, of which the first `prompt_lengths[g]` tokens are group g's prompt, is read once where that can be."""
+    for members, batch in _passes(policy, groups, max_tokens):
+        sizes = [len(groups[g]) for g in members]
+        lengths = [prompt_lengths[g] for g in members]
+        if isinstance(batch, TreeBatch):
+            predicts = batch.predictions(lengths)
+        else:
+            by_row = [n for n, k in zip(lengths, sizes, strict=True) for _ in range(k)]
+            predicts = batch.predictions(batch.completion_mask(by_row))
+        flat, _ = policy.token_logprobs(batch, predicts)
+        # One by one: sums over a padded width would be rounded otherwise beside other rankings.
+        sums = torch.stack([each.sum() for each in flat.split(predicts.counts.tolist())])
+        yield list(zip(members, sums.split(sizes), strict=True))
 
 
 @torch.inference_mode()

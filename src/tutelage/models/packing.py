@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -71,6 +72,18 @@ def _flat(ids: torch.Tensor, positions: torch.Tensor, real: torch.Tensor, cuts: 
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """Which of a batch's tokens predict which: `row` and `column` (m,) of those that predict, and `targets` (m,), the
+    ids that come next. The m belong to n sequences, one after the other: `counts` (n,) of them to each.
+    """
+
+    row: torch.Tensor
+    column: torch.Tensor
+    targets: torch.Tensor
+    counts: torch.Tensor
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """`rows`: which of the sequences these are, in order; `ids` (b, l) right-padded; `lengths` (b,)."""
 
@@ -98,6 +111,11 @@ class MicroBatch:
         starts = torch.tensor([prompt_lengths[r] for r in self.rows], device=self.ids.device)
         position = torch.arange(self.ids.shape[1], device=self.ids.device)
         return (position >= starts[:, None] - 1) & (position < self.lengths[:, None] - 1)
+
+    def predictions(self, mask: torch.Tensor) -> Predictions:
+        """Each masked token (b, l) predicts the one after it in its row."""
+        row, column = mask.nonzero(as_tuple=True)
+        return Predictions(row, column, self.ids[row, column + 1], mask.sum(1))
 
 
 def micro_batches(sequences: Sequence[Sequence[int]], max_tokens: int, pad_id: int) -> list[MicroBatch]:
@@ -159,6 +177,22 @@ class TreeBatch:
         causal = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
         key, query = self.branch[:, None, :], self.branch[:, :, None]
         return (causal & ((key == 0) | (key == query)))[:, None]
+
+    def predictions(self, prompt_lengths: Sequence[int]) -> Predictions:
+        """Of all completions, sequence after sequence; `prompt_lengths` are those of the trees, row by row.
+
+        The last token that all share predicts the first token of every branch.
+        """
+        row, column, after, counts = [], [], [], []
+        for r, (cuts, length) in enumerate(zip(self.cuts, prompt_lengths, strict=True)):
+            for start, end in pairwise(cuts[1:]):
+                path = [*range(length - 1, cuts[1]), *range(start, end)]
+                row += [r] * (len(path) - 1)
+                column += path[:-1]
+                after += path[1:]
+                counts.append(len(path) - 1)
+        rows, columns, next_ones, each = (torch.tensor(x, device=self.ids.device) for x in (row, column, after, counts))
+        return Predictions(rows, columns, self.ids[rows, next_ones], each)
 
 
 def tree_batches(groups: Sequence[Sequence[Sequence[int]]], max_tokens: int, pad_id: int) -> list[TreeBatch]:

@@ -1,7 +1,7 @@
 """Direct preference optimisation: rankings or pairs straight into the policy, without a reward model or samples.
 
-A ranking is one element with all its ordered pairs. The reference's log-probabilities are computed once, before the
-first step, and kept with its checkpoints.
+A ranking is one element with all its ordered pairs, packed into one tree, in which the prompt is read once. The
+reference's log-probabilities are computed once, before the first step, and kept with its checkpoints.
 
     tutelage dpo --model runs/sft/model --rankings rankings.jsonl --output runs/dpo
 """
@@ -18,9 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tutelage.data.datasets import read_rankings
 from tutelage.data.records import Ranking, Text
 from tutelage.models.architecture import context_length
-from tutelage.models.forward import completion_logprobs, spread
+from tutelage.models.forward import logprob_sums_by_group
 from tutelage.models.loading import load_policy, save_model
-from tutelage.models.packing import group_batches
 from tutelage.models.precision import full_precision
 from tutelage.models.tokens import encode_rankings, load_tokenizer
 from tutelage.objectives.dpo import preference_loss
@@ -60,14 +59,14 @@ def encode(
     return preferences, too_long
 
 
+@torch.inference_mode()
 def reference_sums(policy: PreTrainedModel, preferences: Sequence[Preference], max_tokens: int) -> list[list[float]]:
     """The summed log-probabilities of each ranking's completions."""
-    sequences = [ids for p in preferences for ids in p.sequences]
-    lengths = [p.prompt_length for p in preferences for _ in p.sequences]
-    if not sequences:
-        return []
-    sums = completion_logprobs(policy, sequences, lengths, max_tokens=max_tokens).sum(1)
-    return [part.tolist() for part in sums.split([len(p.sequences) for p in preferences])]
+    sums: list[list[float]] = [[] for _ in preferences]
+    for group in completion_sums(policy, preferences, max_tokens):
+        for i, s in group:
+            sums[i] = s.tolist()
+    return sums
 
 
 def references(
@@ -82,19 +81,21 @@ def references(
     return sums
 
 
+def completion_sums(
+    policy: PreTrainedModel, preferences: Sequence[Preference], max_tokens: int
+) -> Iterator[list[tuple[int, torch.Tensor]]]:
+    """Rankings by number with the summed log-probabilities (k,) of their completions, a micro-batch at a time: each
+    ranking one tree, its prompt read once."""
+    groups, lengths = [p.sequences for p in preferences], [p.prompt_length for p in preferences]
+    return logprob_sums_by_group(policy, groups, lengths, max_tokens)
+
+
 def log_ratios(
     policy: PreTrainedModel, preferences: Sequence[Preference], max_tokens: int
 ) -> Iterator[list[tuple[Preference, torch.Tensor]]]:
-    """Rankings with the log-ratios (k,) of their completions to the reference, a micro-batch of whole rankings at a
-    time."""
-    groups = [p.sequences for p in preferences]
-    for members, batch in group_batches(groups, max_tokens, policy.config.pad_token_id):
-        some, moved = [preferences[m] for m in members], batch.to(policy.device)
-        mask = moved.completion_mask([p.prompt_length for p in some for _ in p.sequences])
-        flat, _ = policy.token_logprobs(moved, mask)
-        sums = spread(batch.rows, mask, flat, int(mask.sum(1).max())).sum(1)
-        parts = sums.split([len(p.sequences) for p in some])
-        yield [(p, part - p.reference.to(part.device)) for p, part in zip(some, parts, strict=True)]
+    """Rankings with the log-ratios (k,) of their completions to the reference, a micro-batch at a time."""
+    for group in completion_sums(policy, preferences, max_tokens):
+        yield [(preferences[i], s - preferences[i].reference.to(s.device)) for i, s in group]
 
 
 def loss_of(preference: Preference, log_ratios: torch.Tensor, config: DpoConfig) -> torch.Tensor:
