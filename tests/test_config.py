@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from tutelage.recipe import PACKAGE, RECIPES, STAGES, plan, run_recipe
+from tutelage.recipe import PACKAGE, RECIPES, STAGES, _reads, plan, run_recipe
 from tutelage.settings.algorithms import PPO
 from tutelage.settings.common import Group, StageConfig, make, names_of, nearest, to_plain
 from tutelage.settings.online import OnlineConfig
@@ -357,6 +357,17 @@ def test_algorithms_are_chosen_and_no_stage_reads_the_others(tmp_path: Path) -> 
     *_, (_, _, prompted), (name, _, more) = plan(path, Path("/out"), 0, algorithms=["more"])
     assert prompted.prompted == {"p": "x"}  # type: ignore[attr-defined]
     assert (name, more.algorithm.name) == ("more", "rloo")  # type: ignore[attr-defined]
+
+
+def test_a_waiting_stage_waits_for_each_of_several_sources(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("stages:\n  rm: {stage: reward, model: m, rankings: [a.jsonl, '{run}/rank_2/r.jsonl']}\n")
+    ((_, _, config),) = plan(path, Path("/out"), 0)
+    assert [_reads(config, Path("/out"), name) for name in ("rank_2", "rank")] == [True, False]
+    for wrong, fault in (("[]", "at least 1 item"), ("[a, a]", "names 'a' twice"), ("5", "expected a path or hub id")):
+        path.write_text(f"stages:\n  rm: {{stage: reward, model: m, rankings: {wrong}}}\n")
+        with pytest.raises(ValueError, match=rf"rm: rankings=.*{fault}"):
+            plan(path, Path("/out"), 0)
 
 
 def test_recipe_values_are_filled_in(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tutelage.data.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
 from tutelage.runs import DryRun, done, inputs_of
-from tutelage.settings.common import StageConfig, make, nearest
+from tutelage.settings.common import StageConfig, make, named, nearest
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
 from tutelage.shipped import BASE
 from tutelage.terminal import printable, short, tell
@@ -322,6 +322,5 @@ def _check_inputs(config: StageConfig, unmade: Sequence[Path]) -> None:
 def _reads(config: StageConfig, folder: Path, name: str) -> bool:
     """Whether a stage reads something that another one of the recipe has yet to make."""
     values = [v for k, v in config.model_dump(mode="json").items() if k != "output"]
-    flat = [w for v in values for w in (v.values() if isinstance(v, dict) else [v]) if isinstance(w, str)]
-    paths = [Path(value) for value in flat]
+    paths = [Path(each) for value in values for each in named("", value).values() if isinstance(each, str)]
     return any(path == folder or folder / name in path.parents for path in paths)

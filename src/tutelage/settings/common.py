@@ -28,6 +28,15 @@ def _no_switch(value: object) -> object:
     return value
 
 
+def _one_or_several(value: object) -> object:
+    sources = [value] if isinstance(value, str) else value
+    if not isinstance(sources, list | tuple):
+        raise ValueError("expected a path or hub id, or a list of them")
+    if twice := [each for i, each in enumerate(sources) if each in sources[:i]]:
+        raise ValueError(f"names {short(twice[0])} twice; leave one out")
+    return sources
+
+
 Count = Annotated[int, BeforeValidator(_no_switch), Field(gt=0, le=10**12)]  # stops a slip of the keyboard, not a run
 Whole = Annotated[int, BeforeValidator(_no_switch), Field(ge=0, le=10**12)]
 Number = Annotated[float, Field(ge=0)]
@@ -36,6 +45,7 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Source = str  # a path or a hub id
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_one_or_several), Field(min_length=1)]  # read in this order
 Model = Annotated[str, AfterValidator(resolve_model)]  # likewise, or `base` for the shipped one
 
 
@@ -147,7 +157,7 @@ def make(kind: type[C], values: Mapping[str, Any], source: str, over: Mapping[st
         raise ValueError("\n".join(lines)) from None
     inputs = config.INPUTS if isinstance(config, StageConfig) else {}
     for key, value in config:
-        for path in value.values() if isinstance(value, dict) else [value]:
+        for path in named(key, value).values():
             if isinstance(path, str | Path) and is_endless(path):
                 raise ValueError(f"{source}: {key}={short(str(path))}: {ENDLESS}")
             if (isinstance(path, Path) or key in inputs) and path and (why := _no_path(path)):
@@ -206,6 +216,15 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
         inner = flat(value) if isinstance(value, dict) else {}
         out |= {f"{name}.{each}": v for each, v in inner.items()} or {name: value}
     return out
+
+
+def named(name: str, value: Any) -> dict[str, Any]:
+    """A setting's values by name: those of a mapping as `valid.NAME`, several of a list as `rankings.1` onwards."""
+    if isinstance(value, dict):
+        return {f"{name}.{key}": each for key, each in value.items()}
+    if isinstance(value, list | tuple) and len(value) != 1:
+        return {f"{name}.{number}": each for number, each in enumerate(value, 1)}
+    return {name: value[0] if isinstance(value, list | tuple) else value}
 
 
 ENDLESS = "is a pipe or device, which may have no end; write it to a file and give that"
