@@ -96,7 +96,7 @@ def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
     parser.add_argument("--seed", type=checked(Seed), default=0, help="seed of every stage that sets none (default: 0)")
     parser.add_argument(
         "--algorithms", type=lambda text: text.split(","),
-        help="which of the recipe's algorithms to run, as ppo,rloo,dpo (default: those that it names)",
+        help="which of the recipe's algorithms to run, as ppo,rloo,dpo,best_of_n (default: those that it names)",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings or inputs")
     parser.add_argument(
