@@ -393,6 +393,23 @@ def test_the_demo_shows_the_best_of_n_unless_other_algorithms_are_asked_for() ->
     assert answering(["rloo"]).labels == ["base", "sft", "rloo", "prompted", "sft_greedy", "rloo_greedy"]
 
 
+@pytest.mark.parametrize("recipe", ["rejection", "iterated_dpo", "iterated_rlhf"])
+def test_what_is_held_out_stays_held_out_over_rounds(recipe: str) -> None:
+    """The files that measure are the same in all rounds, and no stage that trains reads one, or the test prompts."""
+    steps = plan(recipe_path(recipe), Path("/out"), 0)
+    measures = {"valid", "valid_rankings", "valid_demonstrations", "valid_candidates"}
+    files: dict[str, set[str]] = {}
+    for name, stage, config in steps:
+        if stage not in (STAGES["answer"], STAGES["agreement"]) and name != "candidates_valid":
+            trained = {key: value for key, value in config if key in config.INPUTS and key not in measures}
+            read = str(trained)
+            assert not [each for each in ("_test", "_valid", "heldout", "corpus_valid") if each in read], name
+        for key in measures & set(type(config).model_fields):
+            files.setdefault(f"{stage.config}.{key}", set()).add(str(getattr(config, key)))
+    assert len(files["settings.reward:RewardConfig.valid"]) == 1
+    assert len(files.get("settings.dpo:DpoConfig.valid_rankings", {1})) == 1
+
+
 def test_a_waiting_stage_waits_for_each_of_several_sources(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("stages:\n  rm: {stage: reward, model: m, rankings: [a.jsonl, '{run}/rank_2/r.jsonl']}\n")

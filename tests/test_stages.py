@@ -29,7 +29,7 @@ from byhand import grouped
 from conftest import SENTENCES, tiny_model
 from tutelage.algorithms import learner, make_algorithm
 from tutelage.algorithms.learner import Learner
-from tutelage.data.candidates import read_candidates
+from tutelage.data.candidates import read_candidates, read_samples
 from tutelage.data.datasets import read_rankings, write_jsonl
 from tutelage.data.records import Completion, Message, Prompt, Ranking, Request, Sample
 from tutelage.models.architecture import stop_ids
@@ -782,6 +782,20 @@ def test_collect_writes_distinct_candidates(data: Path, folders: Callable[[str],
 
 
 # --- online -----------------------------------------------------------------------------------------------------------
+
+
+def test_equal_completions_are_merged_and_counted_as_sampled(
+    data: Path, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Two policies that leave little to chance, so that four samples of a prompt are often two texts."""
+    policies = {"a": str(folders("llama")), "b": str(folders("gpt2"))}
+    sampler = {"max_new_tokens": 8, "temperature": 0.001}
+    prompts = str(data / "prompts.jsonl")
+    collect.run(CollectConfig(output=tmp_path, prompts=prompts, policies=policies, k=4, sampler=sampler))
+    several = read_samples(tmp_path / "candidates.jsonl")
+    assert {each.sampled for each in several} == {4}
+    assert min(len(each.completions) for each in several) == 2
+    assert results(tmp_path)["prompts"] == len(several) > 10
 
 
 def test_off_prompt_completions_come_from_another_prompt() -> None:

@@ -69,6 +69,9 @@ STAGES = {
     "collect": Stage(
         "settings.collect:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"
     ),
+    "select": Stage(
+        "settings.select:SelectConfig", "stages.select:run", "rank candidates by a reward model, and keep the best"
+    ),
     "reward": Stage("settings.reward:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
     "dpo": Stage("settings.dpo:DpoConfig", "stages.dpo:run", "fit a policy to rankings or pairs directly (DPO, IPO)"),
     "measure": Stage(
