@@ -22,9 +22,10 @@ from tutelage.settings.evaluation import AnswerConfig
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.pretrain import PretrainConfig
 from tutelage.settings.reward import RewardConfig
+from tutelage.settings.select import SelectConfig
 from tutelage.settings.sft import SftConfig
 from tutelage.settings.world import JudgeConfig, RankConfig, WorldConfig
-from tutelage.stages import collect, dpo, online, pretrain, reward, sft
+from tutelage.stages import collect, dpo, online, pretrain, reward, select, sft
 from tutelage.stages.pretrain import train_tokenizer
 
 Scenario = tuple[Callable[[Any], None], StageConfig]
@@ -117,6 +118,10 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
                 reward_model=rewards, reference="a", greedy=["b"], best_of="b", best_of_n=2,
                 sampler={"max_new_tokens": 8},
             )  # fmt: skip
+        case "select":
+            return select.run, SelectConfig(
+                output=output, candidates=str(data / "candidates_reward.jsonl"), reward_model=rewards
+            )
         case "world":
             sizes = {"documents": 200, "valid_documents": 20, "sft_prompts": 60, "reward_prompts": 30}
             sizes |= {"reward_valid_prompts": 10, "ppo_prompts": 20, "valid_prompts": 10, "test_prompts": 20}
@@ -131,5 +136,5 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
 
 
 ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "ptx", "adaptive", "ema")
-RESUMED = ("pretrain", "sft", "reward", "dpo", *ONLINE, "collect", "answer")
+RESUMED = ("pretrain", "sft", "reward", "dpo", *ONLINE, "collect", "select", "answer")
 NAMES = (*RESUMED, "world", "rank", "judge")  # the last begin again

@@ -352,6 +352,21 @@ def test_lists_are_typed_with_commas(typed: str, read: tuple[float, ...], monkey
     assert seen == [read]
 
 
+def test_several_sources_are_typed_with_commas(
+    monkeypatch: pytest.MonkeyPatch, mistake: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they are typed: what YAML would take for a number, a date or a mapping is a path like any other."""
+    read: list[object] = []
+    monkeypatch.setattr("tutelage.recipe.Stage.run", lambda self, config: read.append(config.rankings) or True)
+    command = ["reward", "--model", "m", "--output", "o", "--rankings"]
+    for typed in ("a.jsonl", "a.jsonl, 2026-11-28,b: c", "['a,b.jsonl', c.jsonl]"):
+        assert main([*command, typed]) == 0
+    assert read == [("a.jsonl",), ("a.jsonl", "2026-11-28", "b: c"), ("a,b.jsonl", "c.jsonl")]
+    capsys.readouterr()
+    assert "rankings=['a', 'b', 'a']: names 'a' twice; leave one out" in mistake(*command, "a,b,a")
+    assert "at least 1 item" in mistake(*command, "")
+
+
 def test_help_names_the_type_of_what_need_not_be_set(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["online", "--help"])

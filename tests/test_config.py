@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from tutelage.recipe import PACKAGE, RECIPES, STAGES, plan, run_recipe
+from tutelage.recipe import PACKAGE, RECIPES, STAGES, _reads, plan, recipe_path, run_recipe
 from tutelage.settings.algorithms import PPO
 from tutelage.settings.common import Group, StageConfig, make, names_of, nearest, to_plain
 from tutelage.settings.online import OnlineConfig
@@ -357,6 +357,68 @@ def test_algorithms_are_chosen_and_no_stage_reads_the_others(tmp_path: Path) -> 
     *_, (_, _, prompted), (name, _, more) = plan(path, Path("/out"), 0, algorithms=["more"])
     assert prompted.prompted == {"p": "x"}  # type: ignore[attr-defined]
     assert (name, more.algorithm.name) == ("more", "rloo")  # type: ignore[attr-defined]
+
+
+def test_best_of_n_is_chosen_as_algorithms_are(tmp_path: Path) -> None:
+    """It is no run: where it is not asked for, the rows of `answer` go without it."""
+    path = tmp_path / "r.yaml"
+    answers = "  answers: {stage: answer, prompts: p, models: {x: m}, reward_model: w, best_of: x, best_of_n: 4}\n"
+    path.write_text(f"stages:\n  a: {{stage: dpo, model: m, rankings: r}}\n{answers}")
+
+    def planned(asked: list[str] | None) -> tuple[list[str], str | None]:
+        steps = plan(path, Path("/out"), seed=0, algorithms=asked)
+        return [name for name, *_ in steps], steps[-1][2].best_of  # type: ignore[attr-defined]
+
+    assert planned(None) == planned(["a", "best_of_n"]) == (["a", "answers"], "x")
+    assert planned(["a"]) == (["a", "answers"], None)
+    assert planned(["best_of_n"]) == (["answers"], "x")
+    with pytest.raises(ValueError, match=r"no algorithm 'best_of'; did you mean 'best_of_n'\?"):
+        planned(["best_of"])
+    path.write_text(f"algorithms: [a]\n{path.read_text()}")
+    assert planned(None) == (["a", "answers"], None)
+    path.write_text(path.read_text().replace("best_of: x", "best_of: null"))
+    with pytest.raises(ValueError, match=r"no algorithm 'best_of_n'; known: a"):
+        planned(["best_of_n"])
+
+
+def test_the_demo_shows_the_best_of_n_unless_other_algorithms_are_asked_for() -> None:
+    def answering(asked: list[str] | None) -> Any:
+        return next(
+            c for name, _, c in plan(recipe_path("demo"), Path("/out"), 0, algorithms=asked) if name == "answers"
+        )
+
+    assert list(answering(None).models) == ["base", "sft", "ppo", "ppo_ptx"]
+    assert answering(None).labels[-1] == "best_of_8"
+    assert answering(["rloo", "best_of_n"]).labels[-1] == "best_of_8"
+    assert answering(["rloo"]).labels == ["base", "sft", "rloo", "prompted", "sft_greedy", "rloo_greedy"]
+
+
+@pytest.mark.parametrize("recipe", ["rejection", "iterated_dpo", "iterated_rlhf"])
+def test_what_is_held_out_stays_held_out_over_rounds(recipe: str) -> None:
+    """The files that measure are the same in all rounds, and no stage that trains reads one, or the test prompts."""
+    steps = plan(recipe_path(recipe), Path("/out"), 0)
+    measures = {"valid", "valid_rankings", "valid_demonstrations", "valid_candidates"}
+    files: dict[str, set[str]] = {}
+    for name, stage, config in steps:
+        if stage not in (STAGES["answer"], STAGES["agreement"]) and name != "candidates_valid":
+            trained = {key: value for key, value in config if key in config.INPUTS and key not in measures}
+            read = str(trained)
+            assert not [each for each in ("_test", "_valid", "heldout", "corpus_valid") if each in read], name
+        for key in measures & set(type(config).model_fields):
+            files.setdefault(f"{stage.config}.{key}", set()).add(str(getattr(config, key)))
+    assert len(files["settings.reward:RewardConfig.valid"]) == 1
+    assert len(files.get("settings.dpo:DpoConfig.valid_rankings", {1})) == 1
+
+
+def test_a_waiting_stage_waits_for_each_of_several_sources(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("stages:\n  rm: {stage: reward, model: m, rankings: [a.jsonl, '{run}/rank_2/r.jsonl']}\n")
+    ((_, _, config),) = plan(path, Path("/out"), 0)
+    assert [_reads(config, Path("/out"), name) for name in ("rank_2", "rank")] == [True, False]
+    for wrong, fault in (("[]", "at least 1 item"), ("[a, a]", "names 'a' twice"), ("5", "expected a path or hub id")):
+        path.write_text(f"stages:\n  rm: {{stage: reward, model: m, rankings: {wrong}}}\n")
+        with pytest.raises(ValueError, match=rf"rm: rankings=.*{fault}"):
+            plan(path, Path("/out"), 0)
 
 
 def test_recipe_values_are_filled_in(tmp_path: Path) -> None:

@@ -134,6 +134,21 @@ def jsonl(tmp_path: Path) -> Callable[..., str]:
     return lambda *rows: save(tmp_path / "rows.jsonl", list(rows))
 
 
+def test_rankings_of_several_sources_are_one_set(tmp_path: Path) -> None:
+    """Of a labeler's several answers the last counts, over all sources; the source at fault is named."""
+    ranked = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "ann"}
+    first = save(tmp_path / "first.jsonl", [ranked, {"prompt": "q", "chosen": "x", "rejected": "y"}])
+    tied = {"prompt": "r", "completions": ["a", "b"], "ranks": [1, 1]}
+    second = save(tmp_path / "second.jsonl", [{**ranked, "ranks": [2, 1]}, tied])
+    loaded = read_rankings([first, second])
+    assert [(r.prompt.text, r.ranks) for r in loaded.records] == [("q", (1, 2)), ("p", (2, 1))]
+    assert loaded.dropped == {"older answer of the same labeler": 1, "all completions tied": 1}
+    assert loaded.source == f"{first}, {second}"
+    broken = save(tmp_path / "broken.jsonl", [ranked, {"prompt": "p"}])
+    with pytest.raises(DataError, match=r"broken.jsonl:2: found columns prompt"):
+        read_rankings([first, broken])
+
+
 @pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.csv", "r.parquet", "r.jsonl.gz", "r.csv.gz", "r.parquet.gz"])
 @pytest.mark.parametrize("shape", ROWS)
 def test_every_format_in_every_file_for_every_kind(tmp_path, name, shape):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tutelage.report.page import examples, run, visible
-from tutelage.report.summary import Folder, plain_of, read_runs, summarise
+from tutelage.report.summary import Folder, plain_of, read_runs, summarise, trained_models
 from tutelage.report.verdict import apart, verdict
 from tutelage.settings.report import ReportConfig
 
@@ -98,6 +98,27 @@ def runs(tmp_path: Path) -> Path:
         greedy_gain=gain, judges=list(JUDGES), **faults,
     )  # fmt: skip
     return root
+
+
+def test_a_model_that_selected_answers_trained_is_spoken_of_and_the_selection_shown(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ppo` here is a model that sft made: of demonstrations that people wrote, then of what a selection chose."""
+    monkeypatch.setitem(STAGES, "selected", "select")
+    assert "The best of what was sampled" not in report(runs)
+    shutil.rmtree(runs / "report")
+    config = runs / "ppo" / "config.yaml"
+    (runs / "ppo" / "inputs.json").write_text((runs / "sft" / "inputs.json").read_text())
+    (runs / "ppo" / "done.json").write_text((runs / "sft" / "done.json").read_text())
+    config.write_text("seed: 3\ndemonstrations: /somewhere/world/demonstrations.jsonl\npretraining_texts: null\n")
+    write_run(runs, "selected", {}, [], prompts=3991, completions=23456, score=0.5, best=2.25, kl_bound=1.2044)
+    assert trained_models(read_runs(runs)) == {"ppo_ptx": True}
+    config.write_text(config.read_text().replace("/world/", "/selected/"))
+    assert trained_models(read_runs(runs)) == {"ppo": False, "ppo_ptx": True}
+    html = report(runs)
+    assert "ppo beats sft" in html
+    section = html.partition("The best of what was sampled")[2].partition("<h2>")[0]
+    assert re.findall(r"<td>(.*?)</td>", section) == ["3,991", "23,456", "0.50", "2.25", "1.20"]
 
 
 def report(runs: Path) -> str:

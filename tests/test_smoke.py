@@ -64,7 +64,7 @@ def test_a_second_run_does_nothing(smoke: Path, capsys: pytest.CaptureFixture[st
     assert main(["run", "smoke", "--output", str(smoke)]) == 0
     assert {p: p.stat().st_mtime_ns for p in smoke.rglob("*") if p.is_file()} == before
     captured = capsys.readouterr()
-    assert captured.err.count("done already") == 15
+    assert captured.err.count("done already") == 16
     assert captured.out == f"{smoke / 'report' / 'report.html'}\n"
 
 
@@ -91,7 +91,7 @@ def test_every_metric_is_explained_and_none_is_invented(smoke: Path) -> None:
 
 def test_every_result_that_is_explained_is_there(smoke: Path) -> None:
     rows = re.findall(r"^\| (`[^|]+`) \| (\w+)", METRICS.split("## Results")[1], flags=re.MULTILINE)
-    assert len(rows) == 8
+    assert len(rows) == 9
     found = {"report": set(json.loads((smoke / "report" / "summary.json").read_text()))}
     for path in smoke.glob("*/done.json"):
         done = json.loads(path.read_text())
@@ -144,6 +144,7 @@ def test_readme_commands_run(
             "--sampler.max-new-tokens",
             "8",
         ],
+        "select": [],
         "compare": ["--limit", "3", "--max-new-tokens", "8"],
     }
     ran = []

@@ -30,7 +30,7 @@ from byhand import grouped
 from conftest import SENTENCES, tiny_model
 from tutelage.algorithms import learner, make_algorithm
 from tutelage.algorithms.learner import Learner
-from tutelage.data.candidates import read_candidates
+from tutelage.data.candidates import read_candidates, read_samples
 from tutelage.data.datasets import read_rankings, write_jsonl
 from tutelage.data.records import Completion, Message, Prompt, Ranking, Request, Sample
 from tutelage.models.architecture import stop_ids
@@ -39,17 +39,18 @@ from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_m
 from tutelage.models.texts import draw_rows, text_backward
 from tutelage.models.tokens import encode_pairs, load_tokenizer
 from tutelage.rewards.reward_model import RewardModel
-from tutelage.runs import DryRun, Run, done
+from tutelage.runs import DryRun, Run, done, identity_of, inputs_of
 from tutelage.sampling.completions import number_copies
 from tutelage.sampling.local import LocalSampler
 from tutelage.sampling.rollout import Episodes, Rollout, episodes_of
 from tutelage.settings.collect import CollectConfig
+from tutelage.settings.dpo import DpoConfig
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.pretrain import PretrainConfig
 from tutelage.settings.reward import MeasureConfig, RewardConfig
 from tutelage.settings.sft import SftConfig
 from tutelage.settings.training import TrainingConfig
-from tutelage.stages import collect, measure, online, pretrain, reward, sft
+from tutelage.stages import collect, dpo, measure, online, pretrain, reward, sft
 from tutelage.stages.pretrain import train_tokenizer
 from tutelage.stats.intervals import estimate
 from tutelage.training import updates
@@ -637,6 +638,12 @@ def test_measuring_a_reward_model_gives_what_training_reported(
     measure.run(wanted.model_copy(update=others))
     assert results(tmp_path / "others")["warnings"] == []
 
+    several = config("reward", rankings=[others["rankings"], rankings], held_out=0)
+    reward.run(several)
+    again = {"output": tmp_path / "again", "reward_model": str(several.output / "model")}
+    measure.run(wanted.model_copy(update=again))
+    assert "trained on these very rankings" in results(tmp_path / "again")["warnings"][0]
+
     write(tmp_path / "long.jsonl", [{"prompt": "very " * 200, "chosen": "x", "rejected": "y"}])
     long = {"output": tmp_path / "n", "rankings": str(tmp_path / "long.jsonl")}
     with pytest.raises(ValueError, match=r"long.jsonl: no ranking left to measure by \(dropped: \{\}, too long: 1\)"):
@@ -653,6 +660,32 @@ def test_rankings_of_ties_only_are_skipped_and_counted(config: Callable[..., Any
     reward.run(without)
     assert results(c.output)["dropped"] == {"all completions tied": 1}
     assert distance(weights(c.output), weights(without.output)) == 0
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+def test_rankings_of_several_files_are_read_as_one(stage: str, config: Callable[..., Any], data: Path) -> None:
+    """The same model as from all rows in one file; each file is an input of the run, wherever it lies."""
+    rows = (data / "rankings.jsonl").read_text().splitlines(True)
+    parts = [data / "part1.jsonl", data / "part2.jsonl"]
+    for part, text in zip(parts, ("".join(rows[:9]), "".join(rows[9:])), strict=True):
+        part.write_text(text)
+
+    def fitted(rankings: Any) -> Any:
+        c = config("reward", rankings=rankings)
+        if stage == "dpo":
+            small = {"batch_size": 8, "optimizer": {"learning_rate": 1e-3}}
+            c = DpoConfig(output=c.output, model=c.model, rankings=rankings, **small)
+        {"reward": reward, "dpo": dpo}[stage].run(c)
+        return c
+
+    whole, split = fitted(str(data / "rankings.jsonl")), fitted([str(part) for part in parts])
+    assert_weights_close(weights(whole.output), weights(split.output), atol=0)
+    assert results(whole.output)["rankings"] == results(split.output)["rankings"] > 0
+    one, two = (identity_of(c.output) for c in (whole, split))
+    assert {"rankings.1", "rankings.2"} <= set(two["inputs"])
+    assert "rankings" in one["inputs"]
+    assert not [name for each in (one, two) for name in each["settings"] if name.startswith("rankings")]
+    assert inputs_of(split, "rankings") == {"rankings.1": parts[0], "rankings.2": parts[1]}
 
 
 def test_one_ranking_by_hand(tiny: Callable[[str], PreTrainedModel], folders: Any, tokenizer: Any) -> None:
@@ -751,6 +784,20 @@ def test_collect_writes_distinct_candidates(data: Path, folders: Callable[[str],
 
 
 # --- online -----------------------------------------------------------------------------------------------------------
+
+
+def test_equal_completions_are_merged_and_counted_as_sampled(
+    data: Path, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Two policies that leave little to chance, so that four samples of a prompt are often two texts."""
+    policies = {"a": str(folders("llama")), "b": str(folders("gpt2"))}
+    sampler = {"max_new_tokens": 8, "temperature": 0.001}
+    prompts = str(data / "prompts.jsonl")
+    collect.run(CollectConfig(output=tmp_path, prompts=prompts, policies=policies, k=4, sampler=sampler))
+    several = read_samples(tmp_path / "candidates.jsonl")
+    assert {each.sampled for each in several} == {4}
+    assert min(len(each.completions) for each in several) == 2
+    assert results(tmp_path)["prompts"] == len(several) > 10
 
 
 def test_off_prompt_completions_come_from_another_prompt() -> None:
@@ -1244,7 +1291,7 @@ def test_a_dry_run_counts_what_is_dropped(
 ) -> None:
     """And so does the run, before its first step, once."""
     setting = {"pretrain": "texts", "sft": "demonstrations", "reward": "rankings", "online": "prompts"}[stage]
-    source = Path(getattr(config(stage), setting))
+    (source,) = inputs_of(config(stage), setting).values()
     text = source.read_text()
     empty = {"texts": {"text": " "}, "prompts": {"prompt": " "}, "demonstrations": {"prompt": "a", "completion": " "}}
     row = empty.get(setting, {"prompt": " ", "completions": ["a", "b"], "ranks": [1, 2]})

@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from tutelage.data.candidates import write_candidates
 from tutelage.data.datasets import read_demonstrations, read_prompts, read_texts
 from tutelage.data.records import Completion, Prompt, Ranking
 from tutelage.lab.world import build, corpus, gold, kinds, people, rank, tasks
@@ -19,7 +20,7 @@ from tutelage.labeling.store.accounts import NewPerson
 from tutelage.labeling.store.database import open_workspace
 from tutelage.labeling.store.instructions import ensure_instructions
 from tutelage.labeling.store.tasks import queue_rankings
-from tutelage.settings.world import JudgeConfig, WorldConfig
+from tutelage.settings.world import JudgeConfig, RankConfig, WorldConfig
 from tutelage.stats.agreement import pairwise_agreement
 
 
@@ -258,6 +259,19 @@ def test_training_asks_for_nearly_every_fact_and_every_feeling_in_some_wording()
     wordings = kinds.KINDS["feeling"].wordings
     for feeling in lex.FEELINGS:
         assert "train" in {tasks.split_of("feeling", {"feeling": feeling}, w) for w in wordings}
+
+
+def test_a_later_round_is_ranked_without_a_held_out_set(tmp_path: Path) -> None:
+    pairs = (Completion(text="Yes."), Completion(text="The sky is blue."))
+    write_candidates(
+        tmp_path / "c.jsonl", [(p, pairs) for p in asked(small_world(tmp_path / "w"), "prompts_reward")[:5]]
+    )
+    rank.run_rank(RankConfig(candidates=str(tmp_path / "c.jsonl"), output=tmp_path / "o"))
+    assert len((tmp_path / "o" / "rankings.jsonl").read_text().splitlines()) == 5
+    assert not list((tmp_path / "o").glob("rankings_*"))
+    done = json.loads((tmp_path / "o" / "done.json").read_text())
+    assert done["rankings"] == 5
+    assert not {"training_labelers", "heldout_labelers"} & set(done)
 
 
 @pytest.mark.parametrize("answers", [[], "x", {"sft": 3}, {"sft": {}}, None])

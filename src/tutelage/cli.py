@@ -97,7 +97,7 @@ def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
     parser.add_argument("--seed", type=checked(Seed), default=0, help="seed of every stage that sets none (default: 0)")
     parser.add_argument(
         "--algorithms", type=lambda text: text.split(","),
-        help="which of the recipe's algorithms to run, as ppo,rloo,dpo (default: those that it names)",
+        help="which of the recipe's algorithms to run, as ppo,rloo,dpo,best_of_n (default: those that it names)",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings or inputs")
     parser.add_argument(
@@ -182,7 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (package := (error.name or "").split(".")[0]) not in EXTRAS:
             raise
         what = "an adapter" if package == "peft" else "labeling"
-        print(f"tutelage: {package} is missing; {what} needs pip install 'tutelage[{EXTRAS[package]}]'", file=sys.stderr)
+        print(
+            f"tutelage: {package} is missing; {what} needs pip install 'tutelage[{EXTRAS[package]}]'", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         text = "tutelage: interrupted; the same command goes on from the last checkpoint, if one was written"

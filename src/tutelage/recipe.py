@@ -3,7 +3,8 @@
 A recipe is YAML: `stages`, a mapping of run names to settings, each with a `stage`. In values, `{run}` stands for the
 folder all runs go to, `{base}` for the shipped base model, `{seed}` for the seed, and `{name}` for an input that the
 recipe names under `inputs`, there with its default, or null where whoever runs it must give one. `algorithms` names
-the runs of `online` and `dpo` that are made if no others are asked for; without it all are. Nothing here imports torch.
+the runs of `online` and `dpo` that are made if no others are asked for, and `best_of_n`, which trains nothing, if
+`answer` is to keep its `best_of`; without it all are. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from tutelage.data.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
 from tutelage.runs import DryRun, done, inputs_of
-from tutelage.settings.common import StageConfig, flat, make, nearest
+from tutelage.settings.common import StageConfig, flat, make, named, nearest
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
 from tutelage.shipped import BASE
 from tutelage.terminal import printable, short, tell
@@ -67,6 +68,9 @@ STAGES = {
     "sft": Stage("settings.sft:SftConfig", "stages.sft:run", "fine-tune a base model on demonstrations"),
     "collect": Stage(
         "settings.collect:CollectConfig", "stages.collect:run", "sample K completions per prompt to be ranked"
+    ),
+    "select": Stage(
+        "settings.select:SelectConfig", "stages.select:run", "rank candidates by a reward model, and keep the best"
     ),
     "reward": Stage("settings.reward:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
     "dpo": Stage("settings.dpo:DpoConfig", "stages.dpo:run", "fit a policy to rankings or pairs directly (DPO, IPO)"),
@@ -133,28 +137,35 @@ def recipe_path(recipe: str) -> Path:
     raise ValueError(f"recipe {recipe!r}: no such file, and no recipe of that name; {nearest(recipe, names)}")
 
 
+BEST_OF_N = "best_of_n"  # an algorithm that is no run: what `best_of` of a stage asks for
+
+
 def chosen(recipe: Path, content: Mapping[str, Any], algorithms: Sequence[str] | None) -> dict[str, dict[str, Any]]:
     """The recipe's stages without the algorithms that are not asked for, and without what other stages read of them:
-    entries of mappings that are paths into their folders, and whatever names these entries in other settings.
+    entries of mappings that are paths into their folders, and whatever names these entries in other settings. Unless
+    `best_of_n` is asked for, no stage has a `best_of`.
 
     Raises:
         ValueError: naming the recipe and the nearest name, if it has no such algorithm.
     """
     stages = content["stages"]
-    own = [n for n, s in stages.items() if isinstance(s, dict) and s.get("stage", n) in ("online", "dpo")]
-    asked = content.get("algorithms", own) if algorithms is None else algorithms
+    mappings = {name: settings for name, settings in stages.items() if isinstance(settings, dict)}
+    own = [name for name, settings in mappings.items() if settings.get("stage", name) in ("online", "dpo")]
+    known = [*own, *([BEST_OF_N] if any(settings.get("best_of") for settings in mappings.values()) else [])]
+    asked = content.get("algorithms", known) if algorithms is None else algorithms
     where = recipe if algorithms is None else f"{recipe}: --algorithms"
     if not isinstance(asked, Sequence) or isinstance(asked, str):
         raise ValueError(f"{where}: algorithms: expected a list of runs, found {short(asked)}")
     for name in asked:
-        if name not in own:
-            raise ValueError(f"{where}: no algorithm {short(name)}; {nearest(str(name), own)}")
+        if name not in known:
+            raise ValueError(f"{where}: no algorithm {short(name)}; {nearest(str(name), known)}")
     left_out = tuple(f"{{run}}/{name}/" for name in own if name not in asked)
     kept = {name: settings for name, settings in stages.items() if name not in own or name in asked}
-    return {name: _without(left_out, s) if isinstance(s, dict) else s for name, s in kept.items()}
+    unset = () if BEST_OF_N in asked else ("best_of",)
+    return {name: _without(left_out, unset, s) if isinstance(s, dict) else s for name, s in kept.items()}
 
 
-def _without(folders: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _without(folders: tuple[str, ...], unset: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     mappings = [value for value in settings.values() if isinstance(value, dict)]
     gone = [k for mapping in mappings for k, v in mapping.items() if isinstance(v, str) and v.startswith(folders)]
 
@@ -163,7 +174,7 @@ def _without(folders: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str,
             return {k: v for k, v in value.items() if k not in gone and v not in gone}
         return [v for v in value if v not in gone] if isinstance(value, list) else value
 
-    return {key: without(value) for key, value in settings.items()}
+    return {key: without(value) for key, value in settings.items() if key not in unset}
 
 
 def plan(
@@ -323,5 +334,5 @@ def _check_inputs(config: StageConfig, unmade: Sequence[Path]) -> None:
 def _reads(config: StageConfig, folder: Path, name: str) -> bool:
     """Whether a stage reads something that another one of the recipe has yet to make."""
     values = flat(config.model_dump(mode="json", exclude={"output"})).values()
-    paths = [Path(value) for value in values if isinstance(value, str)]
+    paths = [Path(each) for value in values for each in named("", value).values() if isinstance(each, str)]
     return any(path == folder or folder / name in path.parents for path in paths)

@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tutelage.data.strict_json import dumps
 from tutelage.files import CHECKPOINTS, fingerprint, lock, read_json, remove, sync, unlock, write_json
-from tutelage.settings.common import NO_RESULT, Group, StageConfig, flat, is_hub_id, to_plain
+from tutelage.settings.common import NO_RESULT, StageConfig, flat, is_hub_id, named, to_plain
 from tutelage.terminal import tell
 
 LINE_SECONDS = 10.0  # how often a plain progress line is printed
@@ -308,18 +308,8 @@ def dropped(rows: Mapping[str, int], **others: Mapping[str, int]) -> dict[str, i
 
 def inputs_of(config: StageConfig, *names: str) -> dict[str, Path]:
     """The named settings that are set and lie on this machine, as paths; hub ids are named by themselves."""
-    values: dict[str, Any] = {}
-    for name in names:
-        value = getattr(config, name)
-        values |= _each(name, value) if isinstance(value, dict) else {name: value}
+    values = {key: value for name in names for key, value in named(name, getattr(config, name)).items()}
     return {name: Path(value) for name, value in values.items() if value is not None and not is_hub_id(str(value))}
-
-
-def _each(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """What the entries of a setting read: themselves or, of groups of settings, the models that these name."""
-    groups = {key: value for key, value in mapping.items() if isinstance(value, Group)}
-    models = {f"{name}.{key}.model": getattr(value, "model", None) for key, value in groups.items()}
-    return models | {f"{name}.{key}": value for key, value in mapping.items() if key not in groups}
 
 
 def open_run(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> Run | None:
@@ -377,7 +367,10 @@ def _identity(stage: str, config: StageConfig, inputs: Mapping[str, Path]) -> di
     for name, path in inputs.items():
         if not (path.is_file() or path.is_dir()):
             raise ValueError(f"{name}: {path}: no such file or folder")
-    settings = {name: value for name, value in flat(to_plain(config)).items() if name not in inputs}
+    values: dict[str, Any] = {}
+    for name, value in flat(to_plain(config)).items():
+        values |= named(name, value) if name in config.INPUTS else {name: value}
+    settings = {name: value for name, value in values.items() if name not in inputs}
     return {"stage": stage, "settings": settings, "inputs": {name: fingerprint(path) for name, path in inputs.items()}}
 
 

@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -124,8 +124,10 @@ def read_demonstrations(source: str | os.PathLike[str]) -> Loaded[Demonstration]
     return _read(source, "demonstrations", demonstration)
 
 
-def read_rankings(source: str | os.PathLike[str], ties: bool = False) -> Loaded[Ranking]:
-    """Labelers' orders of K completions; a chosen/rejected pair is a ranking of two.
+def read_rankings(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], ties: bool = False
+) -> Loaded[Ranking]:
+    """Labelers' orders of K completions; a chosen/rejected pair is a ranking of two. Several sources are read as one.
 
     Equal completions are merged under their best rank. Of a labeler's rankings of the same completions the last counts,
     as rows are in the order in which they were given; the others are dropped and counted. So are rankings with an empty
@@ -158,14 +160,17 @@ def read_rankings(source: str | os.PathLike[str], ties: bool = False) -> Loaded[
         completions, ranks = (tuple(column[i] for i in kept) for column in (found.completions, found.ranks))
         return found.model_copy(update={"completions": completions, "ranks": ranks})
 
-    loaded = _read(source, "rankings", ranking)
-    counting = newest(loaded.records)
+    sources = [source] if isinstance(source, str | os.PathLike) else source
+    read = [_read(each, "rankings", ranking) for each in sources]
+    answers = [r for loaded in read for r in loaded.records]
+    counting = newest(answers)
     records = [r for r in counting if ties or len(set(r.ranks)) > 1]  # only now: the newest may be that all are tied
     dropped = {
-        "older answer of the same labeler": len(loaded.records) - len(counting),
+        "older answer of the same labeler": len(answers) - len(counting),
         "all completions tied": len(counting) - len(records),
     }
-    return Loaded(records, loaded.dropped | {reason: n for reason, n in dropped.items() if n}, loaded.source)
+    lost = sum((Counter(loaded.dropped) for loaded in read), Counter(dropped))
+    return Loaded(records, dict(lost), ", ".join(loaded.source for loaded in read))
 
 
 def read_prompts(source: str | os.PathLike[str], columns: bool = False) -> Loaded[Prompt]:

@@ -82,6 +82,7 @@ def page(config: ReportConfig, folders: Sequence[Folder], summary: dict[str, Any
         online=[(f.name, figures.PALETTE[k % 6]) for k, f in enumerate(online)],
         curves=online_curves(online),
         sft=[(f, sft_curve(f)) for f in folders if f.stage == "sft"],
+        selections=selections_table(folders),
         accuracy=accuracy(valid, numbers.agreement(folders)) if valid else None,
         rankings=rankings_table(valid, numbers.agreement(folders)),
         agreement=agreement_table(folders),
@@ -154,6 +155,18 @@ def rankings_table(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Columns
         "two labelers agree": {name: interval(arm["agreement"]) for name, arm in arms.items()},
         "pairs that two ordered": {name: str(arm["agreement"]["pairs"]) for name, arm in arms.items()},
     }
+
+
+def selections_table(folders: Sequence[Folder]) -> Columns:
+    """What each selection had to choose from, and what it chose."""
+    runs = {f.name: f.done for f in folders if f.stage == "select"}
+    shown = {"score": "mean score", "best": "of the best", "kl_bound": "KL of the best, at most"}
+    columns = {
+        "prompts": {name: f"{done['prompts']:,}" for name, done in runs.items()},
+        "completions": {name: f"{done['completions']:,}" for name, done in runs.items()},
+        **{title: {n: f"{d[key]:z.2f}" for n, d in runs.items() if key in d} for key, title in shown.items()},
+    }
+    return {title: cells for title, cells in columns.items() if cells}
 
 
 AGREEMENT = {  # of the measures of an agreement run, those shown, by their place in done.json

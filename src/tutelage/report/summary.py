@@ -93,8 +93,14 @@ def win_rates(folders: Sequence[Folder]) -> dict[str, str]:
 
 
 def trained_models(folders: Sequence[Folder]) -> dict[str, bool]:
-    """Names of the answering models that scores or rankings trained -> whether pretraining text was mixed in."""
-    made_by = _makers(folders, "online", "dpo")
+    """Names of the answering models that scores or rankings trained, or texts that scores chose -> whether pretraining
+    text was mixed in."""
+    chose = {f.name for f in folders if f.stage == "select"}
+    made_by = {
+        name: run
+        for name, run in _makers(folders, "online", "dpo", "sft").items()
+        if run.stage != "sft" or Path(run.settings.get("demonstrations", "")).parent.name in chose
+    }
     return {name: run.settings.get("pretraining_texts") is not None for name, run in made_by.items()}
 
 

@@ -28,6 +28,15 @@ def _no_switch(value: object) -> object:
     return value
 
 
+def _one_or_several(value: object) -> object:
+    sources = [value] if isinstance(value, str) else value
+    if not isinstance(sources, list | tuple):
+        raise ValueError("expected a path or hub id, or a list of them")
+    if twice := [each for i, each in enumerate(sources) if each in sources[:i]]:
+        raise ValueError(f"names {short(twice[0])} twice; leave one out")
+    return sources
+
+
 Count = Annotated[int, BeforeValidator(_no_switch), Field(gt=0, le=10**12)]  # stops a slip of the keyboard, not a run
 Whole = Annotated[int, BeforeValidator(_no_switch), Field(ge=0, le=10**12)]
 Number = Annotated[float, Field(ge=0)]
@@ -36,6 +45,7 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Source = str  # a path or a hub id
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_one_or_several), Field(min_length=1)]  # read in this order
 Model = Annotated[str, AfterValidator(resolve_model)]  # likewise, or `base` for the shipped one
 
 
@@ -153,7 +163,7 @@ def make(kind: type[C], values: Mapping[str, Any], source: str, over: Mapping[st
         raise ValueError("\n".join(lines)) from None
     inputs = config.INPUTS if isinstance(config, StageConfig) else {}
     for key, value in config:
-        for path in value.values() if isinstance(value, dict) else [value]:
+        for path in named(key, value).values():
             if isinstance(path, str | Path) and is_endless(path):
                 raise ValueError(f"{source}: {key}={short(str(path))}: {ENDLESS}")
             if isinstance(path, Path if key not in inputs else Path | str) and path and (why := _no_path(path)):
@@ -227,6 +237,23 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
         inner = flat(value) if isinstance(value, dict) else {}
         out |= {f"{name}.{each}": v for each, v in inner.items()} or {name: value}
     return out
+
+
+def named(name: str, value: Any) -> dict[str, Any]:
+    """A setting's values by name: those of a mapping as `valid.NAME`, several of a list as `rankings.1` onwards; of
+    groups of settings the models that these name, as `rewards.NAME.model`."""
+    if isinstance(value, Group):
+        model = getattr(value, "model", None)
+        return {} if model is None else {f"{name}.model": model}
+    if isinstance(value, dict):
+        return {path: inner for key, each in value.items() for path, inner in _inner(f"{name}.{key}", each).items()}
+    if isinstance(value, list | tuple) and len(value) != 1:
+        return {f"{name}.{number}": each for number, each in enumerate(value, 1)}
+    return {name: value[0] if isinstance(value, list | tuple) else value}
+
+
+def _inner(name: str, value: Any) -> dict[str, Any]:
+    return named(name, value) if isinstance(value, Group) else {name: value}
 
 
 ENDLESS = "is a pipe or device, which may have no end; write it to a file and give that"

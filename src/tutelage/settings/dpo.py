@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tutelage.settings.common import Count, Model, Positive, Share, Source
+from tutelage.settings.common import Count, Model, Positive, Share, Source, Sources
 from tutelage.settings.training import AdamW, FineTuningConfig
 
 
@@ -18,8 +18,9 @@ class DpoConfig(FineTuningConfig):
 
     model: Model
     """The SFT policy: where the policy starts, and the reference."""
-    rankings: Source
-    """Rankings: `prompt`, `completions`, `ranks`; or chosen and rejected pairs."""
+    rankings: Sources
+    """Rankings: `prompt`, `completions`, `ranks`; or chosen and rejected pairs. One file or several, as of all rounds
+    so far."""
     valid_rankings: Source | None = None
     """Held-out rankings; without them those of a share of the prompts are held out."""
     held_out: Share = 0.1

@@ -127,11 +127,12 @@ def settings(kind: type[C], arguments: argparse.Namespace) -> C:
         if isinstance(given, list):
             typed[name] = _mapping(name, given)
         elif given is not None:
-            # A path or name is taken as typed, a list as a,b; all else is a YAML value, as in a recipe.
+            # A path or name is taken as typed, also in a list, as a,b; all else is a YAML value, as in a recipe.
             annotation = _set(field.annotation)
             text = annotation in (str, Path)
             if typing.get_origin(annotation) in (list, tuple) and not given.lstrip().startswith("["):
-                given = f"[{given}]"
+                names = typing.get_args(annotation)[0] is str
+                given = [each for part in given.split(",") if (each := part.strip())] if names else f"[{given}]"
             typed[name] = given if text or not isinstance(given, str) else _yaml(name, given)
     return make(kind, file, source, typed)
 

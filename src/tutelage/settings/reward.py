@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from tutelage.settings.common import Count, Model, Share, Source, StageConfig
+from tutelage.settings.common import Count, Model, Share, Source, Sources, StageConfig
 from tutelage.settings.training import AdamW, FineTuningConfig
 
 
@@ -22,8 +22,9 @@ class RewardConfig(FineTuningConfig):
 
     model: Model
     """The SFT policy whose weights start the reward model."""
-    rankings: Source
-    """Rankings: `prompt`, `completions`, `ranks`; or chosen and rejected pairs."""
+    rankings: Sources
+    """Rankings: `prompt`, `completions`, `ranks`; or chosen and rejected pairs. One file or several, as of all rounds
+    so far."""
     valid: dict[str, str] = {}
     """Named sets of held-out rankings, each reported by itself, as `heldout_labelers`."""
     held_out: Share = 0.1

@@ -40,8 +40,8 @@ class RankConfig(StageConfig):
 
     candidates: str
     """Candidates for training, from `tutelage collect`."""
-    valid_candidates: str
-    """Candidates whose prompts are in no training set."""
+    valid_candidates: str | None = None
+    """Candidates whose prompts are in no training set; without them, as in a second round, nothing is measured."""
     training_labelers: Count = 12
     """Labelers who produce training data."""
     heldout_labelers: Count = 8

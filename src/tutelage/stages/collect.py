@@ -1,14 +1,15 @@
 """Collection: sample K = 4..9 completions per prompt, for labelers to rank (paper, section 3.4).
 
 Completions of several policies may be mixed, as candidates of one quality teach a reward model little. What is written
-is `candidates.jsonl`: prompt and completions, without ranks. Identical completions are merged. `tutelage label queue`
-gives the file to labelers.
+is `candidates.jsonl`: prompt and completions, without ranks. Identical completions are merged; `sampled` says how many
+there were before. `tutelage label queue` gives the file to labelers.
 
     tutelage collect --policy runs/sft/model --prompts prompts.jsonl --k 4..9 --output runs/candidates
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -150,10 +151,12 @@ def run(config: CollectConfig) -> None:
             groups.setdefault(slots[i].prompt, []).append(completion)
     equals = {p: by_text(c.text for c in group).values() for p, group in groups.items()}
     distinct = {p: tuple(groups[p][equal[0]] for equal in of) for p, of in equals.items()}
-    candidates = [(prompts[p], texts) for p, texts in distinct.items() if len(texts) >= 2]
+    several = {p: texts for p, texts in distinct.items() if len(texts) >= 2}
+    candidates = [(prompts[p], texts) for p, texts in several.items()]
     if not candidates:
         raise ValueError(nothing)
-    write_candidates(opened.folder / "candidates.jsonl", candidates)
+    sampled = Counter(slots[i].prompt for i in written)
+    write_candidates(opened.folder / "candidates.jsonl", candidates, [sampled[p] for p in several])
     whole = sum(len(group) for group in groups.values())
     opened.finish(
         prompts=len(candidates), completions=whole, merged=whole - sum(len(texts) for texts in distinct.values()),

@@ -162,7 +162,7 @@ def read(
     else:
         too_long += too_long_valid
     if not train or (config.valid_rankings and not held_out):
-        name, source = ("valid_rankings", config.valid_rankings) if train else ("rankings", config.rankings)
+        name, source = ("valid_rankings", config.valid_rankings) if train else ("rankings", loaded.source)
         raise ValueError(f"{name}: {source}: no ranking is left, as the others are too long; shorten them")
     return train, held_out, dropped({**loaded.dropped, "too long": too_long}, **lost)
 

@@ -39,7 +39,8 @@ def run(config: MeasureConfig) -> None:
         )
     trained, source = Path(config.reward_model).parent, Path(config.rankings)
     learned_from = identity_of(trained)["inputs"] if (trained / "inputs.json").exists() else {}
-    if source.exists() and learned_from.get("rankings") == fingerprint(source):
+    its_own = {mark for name, mark in learned_from.items() if name.partition(".")[0] == "rankings"}
+    if source.exists() and fingerprint(source) in its_own:
         opened.warn("the reward model was trained on these very rankings; what counts is its accuracy on others")
     unused = dropped({**loaded.dropped, "too long": too_long})
     opened.begin(f"{len(elements):,} rankings to measure by", lost=unused)

@@ -123,7 +123,7 @@ def read(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, context: int)
     train, too_long = encode(records, tokenizer, config.max_prompt_tokens, context)
     if not train:
         raise ValueError(
-            f"{config.rankings}: no ranking left to train on (dropped: {loaded.dropped}, too long: {too_long})"
+            f"{loaded.source}: no ranking left to train on (dropped: {loaded.dropped}, too long: {too_long})"
         )
     held_out, lost = {}, {}
     for name, given in valid.items():

@@ -87,7 +87,8 @@ def _rank(config: RankConfig) -> None:
     opened = open_run("rank", config, inputs_of(config, *config.INPUTS))
     if opened is None:
         return
-    candidates, valid = read_candidates(config.candidates), read_candidates(config.valid_candidates)
+    candidates = read_candidates(config.candidates)
+    valid = read_candidates(config.valid_candidates) if config.valid_candidates else []
     opened.begin(f"{len(candidates):,} prompts to rank, {len(valid):,} held out")
     pools = {
         "training": people.hire("training", config.training_labelers, 0),
@@ -120,7 +121,7 @@ def _rank(config: RankConfig) -> None:
         }
     workspace.close()
     results: dict[str, Any] = {"rankings": counts["rankings.jsonl"]}
-    for arm, overlapping in held_out.items():
+    for arm, overlapping in held_out.items() if valid else ():
         results[f"{arm}_labelers"] = {
             "agreement": pairwise_agreement(overlapping, config.seed),
             "readers": {"gold": gold_accuracy(overlapping)},
