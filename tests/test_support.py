@@ -215,10 +215,12 @@ def test_any_token_may_be_the_padding(folders: Folders, tokenizer: PreTrainedTok
     assert load_scalar(tmp_path / "model", other).config.pad_token_id == 7
 
 
-def test_adapters_are_refused(folders: Folders, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_what_is_no_lora_adapter_is_refused(
+    folders: Folders, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     folder = changed(folders("llama"), tmp_path / "adapted", lambda w: w)
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="adapted: holds an adapter; merge it"):
+    with pytest.raises(ValueError, match="adapted: adapter_config.json names no LoRA adapter with its base"):
         load_policy(folder, tokenizer)
 
 

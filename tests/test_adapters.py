@@ -1,0 +1,348 @@
+"""LoRA: a new adapter changes nothing, an old one opens in PEFT, and models beside one base share its weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from tutelage.algorithms import make_algorithm
+from tutelage.data.datasets import write_jsonl
+from tutelage.data.records import Request
+from tutelage.models.adapters import (
+    add_adapter,
+    beside,
+    own_parameters,
+    scalar_beside,
+    without_adapter,
+)  # fmt: skip
+from tutelage.models.architecture import set_dropout
+from tutelage.models.cpu import llama
+from tutelage.models.forward import all_scores, completion_logprobs
+from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
+from tutelage.models.tokens import load_tokenizer
+from tutelage.runs import done
+from tutelage.sampling.local import LocalSampler
+from tutelage.settings.dpo import DpoConfig
+from tutelage.settings.merge import MergeConfig
+from tutelage.settings.online import OnlineConfig
+from tutelage.settings.reward import RewardConfig
+from tutelage.settings.sft import SftConfig
+from tutelage.settings.training import Lora
+from tutelage.stages import dpo, merge, online, reward, sft
+
+KINDS = ("llama", "qwen3", "gpt2", "gpt_neox")
+IDS = [[5, 9, 33, 7, 60], [8, 3, 71], [44, 45, 46, 47, 48, 49, 50]]
+LORA = Lora(rank=3, alpha=6)
+
+
+def logprobs(model: Any) -> torch.Tensor:
+    return completion_logprobs(model, IDS, [1, 1, 2])
+
+
+def stir(model: nn.Module, seed: int = 3) -> None:
+    """Give a model's own weights other values, as training does."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in own_parameters(model).values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_begins_as_nothing_and_adds_its_product(
+    kind: str, folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    plain = load_policy(folders(kind), tokenizer)
+    model = load_policy(folders(kind), tokenizer, LORA, seed=1)
+    assert torch.equal(logprobs(model), logprobs(plain))  # exactly
+    assert all(p.requires_grad == (".lora_" in name) for name, p in model.named_parameters())
+    before = logprobs(without_adapter(model))
+    stir(model)
+    assert (logprobs(model) - before).abs().max() > 1e-3
+    assert torch.equal(logprobs(without_adapter(model)), logprobs(plain))
+    # By hand: the weight plus alpha / rank times the product.
+    own = dict(own_parameters(model))
+    weights = dict(plain.named_parameters())
+    with torch.no_grad():
+        for name in [n for n in own if ".lora_A." in n]:
+            product = 2.0 * own[name.replace("lora_A", "lora_B")] @ own[name]
+            weight = weights[name.replace(".lora_A.default", "")]
+            weight.add_(product.T if kind == "gpt2" else product)
+    assert_close(logprobs(plain), logprobs(model), atol=2e-5, rtol=1e-4)
+
+
+def test_the_fast_path_takes_adapters(folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase) -> None:
+    model = load_policy(folders("llama"), tokenizer, LORA)
+    stir(model)
+    if not llama.supports(load_policy(folders("llama"), tokenizer)):
+        pytest.skip("no kernels here")
+    assert llama.supports(model)
+    fast = logprobs(model)
+    handle = model.base_model.register_forward_hook(lambda *_: None)  # a hook sends it through transformers' own
+    assert not llama.supports(model)
+    assert_close(logprobs(model), fast, atol=2e-5, rtol=1e-4)
+    handle.remove()
+
+
+def test_samples_are_those_of_the_merged_model(
+    folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model = load_policy(folders("llama"), tokenizer, LORA)
+    stir(model)
+    save_model(model, tokenizer, tmp_path / "a")
+    requests = [Request(tuple(ids), seed, 12, (1,)) for seed, ids in enumerate(IDS)]
+    ours, merged = (
+        LocalSampler(m, bf16=True).sample(requests) for m in (model, load_policy(tmp_path / "a", tokenizer))
+    )
+    assert [s.completion_ids for s in ours] == [s.completion_ids for s in merged]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_adapter_opens_in_peft(
+    kind: str, folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model = load_policy(folders(kind), tokenizer, LORA)
+    stir(model)
+    save_model(model, tokenizer, tmp_path / "policy")
+    assert {p.name for p in (tmp_path / "policy").glob("*.safetensors")} == {"adapter_model.safetensors"}
+    ids = torch.tensor([IDS[2]])
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folders(kind)), tmp_path / "policy").eval()
+    assert_close(theirs(input_ids=ids).logits, model(input_ids=ids).logits, atol=2e-5, rtol=1e-4)
+    for again in (load_policy(tmp_path / "policy", tokenizer), load_policy(tmp_path / "policy", tokenizer, LORA)):
+        assert_close(logprobs(again), logprobs(model), atol=2e-5, rtol=1e-4)
+    scalar = new_scalar(folders(kind), tokenizer, 2, LORA)
+    stir(scalar)
+    save_model(scalar, tokenizer, tmp_path / "reward")
+    base = AutoModelForSequenceClassification.from_pretrained(folders(kind), num_labels=1)
+    base.config.pad_token_id = 0
+    theirs = PeftModel.from_pretrained(base, tmp_path / "reward").eval()
+    expected = all_scores(scalar, IDS)
+    assert_close(theirs(input_ids=ids).logits[0, 0], expected[2], atol=2e-5, rtol=1e-4)
+    assert_close(all_scores(load_scalar(tmp_path / "reward", tokenizer), IDS), expected, atol=2e-5, rtol=1e-4)
+    policy = load_policy(folders(kind), tokenizer, LORA)
+    shared = load_scalar(tmp_path / "reward", tokenizer, policy)
+    assert_close(all_scores(shared, IDS), expected, atol=2e-5, rtol=1e-4)
+    names = set(own_parameters(shared))
+    ours = dict(policy.named_parameters())
+    for name, p in shared.named_parameters():  # the very same memory
+        assert (name in names) or p is ours[name]
+
+
+def test_copies_share_the_base_and_nothing_of_the_adapter(
+    folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = load_policy(folders("llama"), tokenizer, LORA)
+    twin, scalar = beside(model), add_adapter(scalar_beside(model, 0), LORA, "x", 0)
+    frozen = dict(model.named_parameters())
+    own = set(own_parameters(model))
+    assert all((p is frozen[name]) != (name in own) for name, p in twin.named_parameters())
+    before = logprobs(twin)
+    stir(model)
+    assert torch.equal(logprobs(twin), before)
+    scores = all_scores(scalar, IDS)
+    stir(model)
+    assert torch.equal(all_scores(scalar, IDS), scores)
+    expected = new_scalar(folders("llama"), tokenizer, 0)
+    assert_close(scores, all_scores(expected, IDS), atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_of_the_model_is_not_the_adapters(
+    folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = load_policy(folders("gpt2"), tokenizer, Lora(rank=2, dropout=0.25))
+    assert set_dropout(model, 0.1)
+    rates = {("lora" in name, m.p) for name, m in model.named_modules() if isinstance(m, nn.Dropout)}
+    assert (True, 0.25) in rates
+    assert not {(True, 0.1), (True, 0.0)} & rates
+
+
+TARGETS = {
+    "q_prj": "no linear layer is called 'q_prj'; did you mean 'q_proj'",
+    "lm_head": "lm_head is the output head, whose weight is read as it is",
+    "score": "score is the output head",
+    "embed_tokens": "no linear layer is called 'embed_tokens'; known: down_proj",
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_that_are_none_are_named(
+    target: str, folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(ValueError, match=f"adapter.targets: {TARGETS[target]}"):
+        load_policy(folders("llama"), tokenizer, Lora(targets=["v_proj", target]))
+
+
+def test_targets_are_those_that_are_named(folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase) -> None:
+    model = load_policy(folders("llama"), tokenizer, Lora(rank=2, targets=["q_proj", "up_proj"]))
+    assert {n.split(".lora_")[0].split(".")[-1] for n in own_parameters(model)} == {"q_proj", "up_proj"}
+
+
+@pytest.fixture
+def adapted(folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
+    """An adapter of a base of its own."""
+    shutil.copytree(folders("llama"), tmp_path / "base")
+    model = load_policy(tmp_path / "base", tokenizer, LORA)
+    stir(model)
+    save_model(model, tokenizer, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_adapters_of_another_base_are_refused(
+    adapted: Path, folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    base = adapted.parent / "base"
+    weights = load_file(base / "model.safetensors")
+    changed = {name: w + (0.01 if "q_proj" in name else 0) for name, w in weights.items()}
+    save_file(changed, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"adapter: is an adapter of another base: .* has changed since it was trained"
+    ):
+        load_policy(adapted, tokenizer)
+    config = json.loads((adapted / "adapter_config.json").read_text())
+    (adapted / "base.json").unlink()
+    for other, fault in ((folders("gpt2"), "cannot be read"), (folders("gpt_neox"), "cannot be read")):
+        (adapted / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(other)}))
+        with pytest.raises(ValueError, match=fault):
+            load_policy(adapted, tokenizer)
+    (adapted / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": str(folders("qwen3"))})
+    )
+    load_policy(adapted, tokenizer)  # of the same shapes: without a note nobody can tell
+    for kind, fault in (
+        ({"peft_type": "IA3"}, "names no LoRA adapter"),
+        ({"base_model_name_or_path": str(adapted)}, "is an adapter itself"),
+    ):
+        (adapted / "adapter_config.json").write_text(json.dumps(config | kind))
+        with pytest.raises(ValueError, match=fault):
+            load_policy(adapted, tokenizer)
+
+
+def test_damaged_and_unlike_adapters_are_named(adapted: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match=r"is an adapter with rank=3, but adapter.rank=4; set it to the same"):
+        load_policy(adapted, tokenizer, Lora(rank=4, alpha=6))
+    with pytest.raises(
+        ValueError, match=r"is an adapter with targets=\['down_proj', .*but adapter.targets=\['q_proj'\]"
+    ):
+        load_policy(adapted, tokenizer, Lora(rank=3, alpha=6, targets=["q_proj"]))
+    with pytest.raises(ValueError, match="is a language model; a reward model is wanted"):
+        load_scalar(adapted, tokenizer)
+    path = adapted / "adapter_model.safetensors"
+    weights = load_file(path)
+    first = min(weights)
+    save_file({n: w for n, w in weights.items() if n != first}, path)
+    with pytest.raises(ValueError, match="this adapter lacks the weight"):
+        load_policy(adapted, tokenizer)
+    save_file(weights | {first: weights[first] * torch.nan}, path)
+    with pytest.raises(ValueError, match="is not finite"):
+        load_policy(adapted, tokenizer)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="this adapter cannot be read"):
+        load_policy(adapted, tokenizer)
+
+
+@pytest.fixture
+def files(folders: Callable[[str], Path], tmp_path: Path) -> dict[str, str]:
+    """Demonstrations, rankings and prompts."""
+    texts = ["the cat", "a b c", "moon", "sun", "red", "one two", "the sea", "a house"]
+    write_jsonl(tmp_path / "d.jsonl", [{"prompt": t, "completion": t[::-1]} for t in texts])
+    write_jsonl(
+        tmp_path / "r.jsonl", [{"prompt": t, "completions": [t[::-1], t, "x"], "ranks": [1, 2, 3]} for t in texts]
+    )
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": t} for t in texts])
+    return {name: str(tmp_path / f"{name}.jsonl") for name in "drp"}
+
+
+def test_all_three_stages_train_adapters_of_one_base(
+    files: dict[str, str], folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    base = str(folders("llama"))
+    before = (folders("llama") / "model.safetensors").read_bytes()
+    often = {"adapter": LORA, "optimizer": {"learning_rate": 1e-2}, "batch_size": 4}
+    sft.run(SftConfig(**often, model=base, demonstrations=files["d"], epochs=1, output=tmp_path / "sft"))
+    policy = str(tmp_path / "sft" / "model")
+    reward.run(
+        RewardConfig(**often, model=policy, rankings=files["r"], demonstrations=files["d"], output=tmp_path / "rm")
+    )
+    dpo.run(DpoConfig(**often, model=policy, rankings=files["r"], output=tmp_path / "dpo"))
+    config = OnlineConfig(
+        **often | {"batch_size": 8}, model=policy, reward_model=str(tmp_path / "rm" / "model"), prompts=files["p"],
+        total_episodes=24, mini_batch_size=8, sampler={"max_new_tokens": 6}, output=tmp_path / "ppo",
+        algorithm={"value_learning_rate": 1e-2}, checkpoint_seconds=1e-9,
+    )  # fmt: skip
+    models = online.load_models(config, make_algorithm(config.algorithm, 8))
+    every = (
+        models.policy,
+        models.reference,
+        models.average,
+        models.value_model,
+        models.rewards.models["reward_model"].model,
+    )
+    distinct = {p.data_ptr(): p.numel() for m in every for p in m.parameters()}
+    alone, one = (
+        sum(p.numel() for p in m)
+        for m in (load_policy(base, tokenizer).parameters(), own_parameters(every[0]).values())
+    )
+    assert sum(distinct.values()) <= alone + 5 * (one + 33)  # one base, five adapters, two of them with a head
+    assert torch.equal(logprobs(models.reference), logprobs(load_policy(policy, tokenizer, LORA)))
+    online.run(config)
+    assert (folders("llama") / "model.safetensors").read_bytes() == before
+    for name in ("sft", "rm", "dpo", "ppo"):
+        folder = tmp_path / name / "model"
+        assert not (folder / "model.safetensors").exists()
+        assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+    loss = done(tmp_path / "dpo") or {}
+    first = json.loads((tmp_path / "dpo" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss/train"] == pytest.approx(0.6931472, abs=1e-6)  # the reference is the policy as it was
+    assert loss["rankings"] > 0
+    start, end = (load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("sft", "ppo"))
+    assert start.keys() == end.keys()
+    assert all((start[name] != end[name]).any() for name in start)
+    assert 0 < (done(tmp_path / "ppo") or {})["average_moved"] <= 1
+    merge.run(MergeConfig(model=str(tmp_path / "ppo" / "model"), output=tmp_path / "merged"))
+    plain = load_policy(tmp_path / "merged" / "model", load_tokenizer(tmp_path / "merged" / "model"))
+    assert_close(
+        logprobs(plain), logprobs(load_policy(tmp_path / "ppo" / "model", tokenizer, LORA)), atol=2e-5, rtol=1e-4
+    )
+    merge.run(MergeConfig(model=str(tmp_path / "rm" / "model"), output=tmp_path / "merged-rm"))
+    scores = [all_scores(load_scalar(tmp_path / name / "model", tokenizer), IDS) for name in ("rm", "merged-rm")]
+    assert_close(*scores)
+    with pytest.raises(ValueError, match="holds no adapter, so there is nothing to merge"):
+        merge.run(MergeConfig(model=base, output=tmp_path / "no"))
+
+
+@pytest.mark.parametrize("reward_model", [True, False])
+def test_a_value_model_starts_as_the_reward_model_or_the_policy(
+    reward_model: bool, files: dict[str, str], folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """With an adapter on a plain base; the reward model is whole."""
+    save_model(new_scalar(folders("llama"), tokenizer, 5), tokenizer, tmp_path / "rm")
+    source = {"reward_model": str(tmp_path / "rm")} if reward_model else {"rewards": {"r": "builtins:len"}}
+    config = OnlineConfig(
+        **source, adapter=LORA, model=str(folders("llama")), prompts=files["p"], seed=7, output=tmp_path / "ppo"
+    )
+    if not reward_model:
+        config = config.model_copy(update={"rewards": {}})
+    algorithm = make_algorithm(config.algorithm, config.batch_size)
+    models = online.load_models(config, algorithm)
+    expected = load_scalar(tmp_path / "rm", tokenizer) if reward_model else new_scalar(folders("llama"), tokenizer, 7)
+    assert models.value_model is not None
+    assert_close(all_scores(models.value_model, IDS), all_scores(expected, IDS), atol=1e-5, rtol=1e-5)
+    own = own_parameters(models.value_model)
+    assert all(p.requires_grad for p in own.values())
+    assert {n for n in own if not n.startswith("score.")} == set(own_parameters(models.policy))
+    if reward_model:
+        scores = all_scores(models.rewards.models["reward_model"].model, IDS)
+        stir(models.value_model)
+        assert torch.equal(all_scores(models.rewards.models["reward_model"].model, IDS), scores)
