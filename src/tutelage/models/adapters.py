@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tutelage.files import fingerprint, read_json, write_json
 from tutelage.models.forward import with_forward
+from tutelage.models.frozen import freeze, return_large_blocks
 from tutelage.settings.common import nearest
 from tutelage.settings.training import Lora
 from tutelage.terminal import listed, reason
@@ -125,6 +126,9 @@ def _inject(model: PreTrainedModel, adapter: Adapter, seed: int = 0) -> PreTrain
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
     model._adapter = adapter
+    return_large_blocks()
+    for _, _, layer in _layers(model):
+        freeze(layer.get_base_layer())
     for parameter in own_parameters(model).values():
         parameter.requires_grad_(True)
     return model

@@ -155,8 +155,9 @@ def tree_scores(model: PreTrainedModel, batch: TreeBatch) -> torch.Tensor:
 
 
 def pass_tokens(model: PreTrainedModel) -> int:
-    """Tokens of one pass without gradients: measured on a processor; on an accelerator a guess, not measured."""
-    return 2048 if model.device.type == "cpu" else 32768
+    """Tokens of one pass without gradients: measured on a processor, where wide models want fewer, or their activations
+    need much memory; on an accelerator a guess, not measured."""
+    return min(2048, max(256, 2**19 // model.config.hidden_size)) if model.device.type == "cpu" else 32768
 
 
 def _passes(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tutelage.models.cpu import attention, kernels
+from tutelage.models.frozen import FrozenLinear
 from tutelage.models.packing import STEP, Flat, MicroBatch, rounded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -59,7 +60,7 @@ def supports(model: PreTrainedModel) -> bool:
 def _is_linear(module: nn.Module) -> bool:
     """Whether it is called as a linear layer is, with an adapter beside its weight or without."""
     plain = getattr(module, "base_layer", module) if hasattr(module, "lora_A") else module
-    return type(plain) is nn.Linear and type(plain.weight) is nn.Parameter
+    return type(plain) in (nn.Linear, FrozenLinear) and type(plain.weight) is nn.Parameter
 
 
 def hidden_states(model: PreTrainedModel, tokens: Flat, wanted: Tensor) -> Tensor:
