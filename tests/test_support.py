@@ -220,7 +220,7 @@ def test_what_is_no_lora_adapter_is_refused(
 ) -> None:
     folder = changed(folders("llama"), tmp_path / "adapted", lambda w: w)
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="adapted: adapter_config.json names no LoRA adapter with its base"):
+    with pytest.raises(ValueError, match=r"adapted: adapter_config\.json names no LoRA adapter with its base"):
         load_policy(folder, tokenizer)
 
 
