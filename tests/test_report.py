@@ -38,7 +38,8 @@ def write_run(root: Path, name: str, settings: dict[str, Any], metrics: list[dic
     done = {"stage": stage, "seconds": 2.0, "peak_memory_gib": 0.5, **results}
     (folder / "done.json").write_text(json.dumps(done, sort_keys=True))
     if metrics:
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+        timed = [{"seconds": 3.0 * row["step"] + 1} | row for row in metrics]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timed))
 
 
 def write_losses(root: Path, loss: dict[str, float], documents: int = 40, noise: float = 0.01) -> None:
@@ -382,3 +383,15 @@ def test_a_mixture_is_compared_with_its_own_algorithm() -> None:
     models = {f"{name}_": f"runs/{name}/model" for name, *_ in trained if name != "old"}
     answer = Folder("answers", Path("answers"), "answer", {}, {"models": models})
     assert plain_of([*folders, answer]) == {"mix_": "ppo_"}
+
+
+def test_curves_stand_over_what_they_cost(tmp_path: Path) -> None:
+    rows = [
+        {"step": 0, "seconds": 1.5, "objective/scores": 0.0, "objective/length": 5.0, "objective/sampled": 8.0},
+        {"step": 1, "seconds": 2.5, "objective/length": 10.0, "objective/sampled": 8.0},
+        {"step": 2, "seconds": 4.0, "objective/scores": 1.0, "objective/length": 2.0, "objective/sampled": 16.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = Folder("ppo", tmp_path, "online", {}, {})
+    assert folder.tokens("objective/scores") == [40.0, 152.0]  # 8 · 5, then 8 · 10 and 16 · 2 more
+    assert folder.seconds("objective/scores") == [1.5, 4.0]

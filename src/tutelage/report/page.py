@@ -223,11 +223,14 @@ def examples(folders: Sequence[Folder], count: int) -> list[dict[str, Any]]:
 
 
 def online_curves(online: Sequence[Folder]) -> list[Markup]:
-    """A small figure for each of `CURVES` that was logged, all online runs overlaid."""
-    panels = {title: {f.name: f.curve(key) for f in online} for key, title in CURVES.items()}
-    return [
-        figures.lines(s, title, "iteration") for title, s in panels.items() if any(steps for steps, _ in s.values())
-    ]
+    """A small figure for each of `CURVES` that was logged, all online runs overlaid; and of the first one, by what it
+    cost: at equal tokens, and at equal time."""
+    panels = [(title, "iteration", {f.name: f.curve(key) for f in online}) for key, title in CURVES.items()]
+    key, title = next(iter(CURVES.items()))
+    costs = {"tokens sampled": Folder.tokens, "seconds of training": Folder.seconds}
+    for axis, cost in costs.items():
+        panels.append((title, axis, {f.name: (cost(f, key), f.curve(key)[1]) for f in online}))
+    return [figures.lines(s, name, axis) for name, axis, s in panels if any(steps for steps, _ in s.values())]
 
 
 def sft_curve(folder: Folder) -> Markup:

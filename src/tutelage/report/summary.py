@@ -35,6 +35,18 @@ class Folder:
         rows = [row for row in read_lines(self.path / "metrics.jsonl") if key in row]
         return [row["step"] for row in rows], [row[key] for row in rows]
 
+    def seconds(self, key: str) -> list[float]:
+        """How long the run had worked when each value of a number was logged."""
+        return [row["seconds"] for row in read_lines(self.path / "metrics.jsonl") if key in row]
+
+    def tokens(self, key: str) -> list[float]:
+        """How many tokens an online run had sampled, nearly, when each value of a number was logged."""
+        total, totals = 0.0, []
+        for row in read_lines(self.path / "metrics.jsonl"):
+            total += row.get("objective/sampled", self.settings.get("batch_size", 0)) * row.get("objective/length", 0.0)
+            totals += [total] if key in row else []
+        return totals
+
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON lines file; none if there is no file."""
