@@ -64,6 +64,12 @@ def prepare(data: Path) -> None:
     write(data / "answers.jsonl", rows)
 
 
+def even(prompts: list[Any], completions: list[Any]) -> list[float | None]:
+    """A reward that gives many groups one score, and some completions none."""
+    sums = [sum(str(c).encode()) for c in completions]
+    return [None if number % 5 == 1 else float(number % 3 == 0) for number in sums]
+
+
 def scenario(name: str, data: Path, output: Path) -> Scenario:
     """The stage's function and its settings. A checkpoint is written after every step."""
     policy, rewards = str(data / "policy"), str(data / "reward_model")
@@ -100,6 +106,12 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
             return online.run, OnlineConfig(**rl)
         case "rloo" | "grpo" | "reinforce_pp":
             return online.run, OnlineConfig(**(rl | {"algorithm": {"name": name, "kl": "k3"}}))
+        case "function":
+            how = {"name": "grpo", "num_generations": 4, "refill": 2, "kl": "reward"}
+            rewards = {"rewards": {"even": f"{__name__}:even"}, "reward_model": None}
+            return online.run, OnlineConfig(**(rl | rewards | {"algorithm": how}))
+        case "lora":
+            return online.run, OnlineConfig(**rl, adapter={"rank": 2})
         case "ptx":
             return online.run, OnlineConfig(**rl, **mixture)
         case "adaptive":
@@ -135,6 +147,6 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
     raise KeyError(name)
 
 
-ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "ptx", "adaptive", "ema")
+ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "ptx", "adaptive", "ema", "function", "lora")
 RESUMED = ("pretrain", "sft", "reward", "dpo", *ONLINE, "collect", "select", "answer")
 NAMES = (*RESUMED, "world", "rank", "judge")  # the last begin again
