@@ -14,7 +14,7 @@ from tutelage.data.datasets import read_demonstrations, read_prompts
 from tutelage.data.records import Completion
 from tutelage.evaluation import answer
 from tutelage.lab.world import build, rank
-from tutelage.models.loading import new_scalar, save_model
+from tutelage.models.loading import load_policy, new_scalar, save_model
 from tutelage.settings.collect import CollectConfig
 from tutelage.settings.common import StageConfig
 from tutelage.settings.dpo import DpoConfig
@@ -24,6 +24,7 @@ from tutelage.settings.pretrain import PretrainConfig
 from tutelage.settings.reward import RewardConfig
 from tutelage.settings.select import SelectConfig
 from tutelage.settings.sft import SftConfig
+from tutelage.settings.training import Lora
 from tutelage.settings.world import JudgeConfig, RankConfig, WorldConfig
 from tutelage.stages import collect, dpo, online, pretrain, reward, select, sft
 from tutelage.stages.pretrain import train_tokenizer
@@ -43,6 +44,7 @@ def prepare(data: Path) -> None:
     save_model(tiny_model("llama", len(tokenizer)), tokenizer, data / "policy")
     save_model(tiny_model("llama", len(tokenizer), seed=1), tokenizer, data / "other")
     save_model(new_scalar(data / "policy", tokenizer, seed=1), tokenizer, data / "reward_model")
+    save_model(load_policy(data / "policy", tokenizer, Lora(rank=2)), tokenizer, data / "adapter")
     prompts = [[{"role": "user", "content": f"Name a colour of the sky, {i}."}] for i in range(16)]
     colours = ("red", "green", "blue", "grey", "white")
     write(data / "prompts.jsonl", [{"prompt": p, "id": str(i)} for i, p in enumerate(prompts)])

@@ -341,6 +341,7 @@ def runnable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         files[name] = verbs.get(name, name), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     for verb, settings_ in {
         "measure": {"reward_model": "reward_model", "rankings": "rankings.jsonl"},
+        "merge": {"model": "adapter"},
         "agreement": {"rankings": "both.jsonl", "reward_model": "reward_model"},
         "evaluate": {"judgments": "judge/judgments.jsonl"},
         "report": {"runs": "."},
@@ -380,7 +381,7 @@ def test_sound_settings_pass_their_dry_run(
 
 
 @settings(max_examples=FILES // 10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from(sorted({"run", *NAMES, "measure", "agreement", "evaluate", "report"})),
+@given(name=st.sampled_from(sorted({"run", *NAMES, "measure", "merge", "agreement", "evaluate", "report"})),
        seed=st.integers(0, 2**64))  # fmt: skip
 def test_dry_runs_of_malformed_settings(
     runnable: tuple[Path, dict[str, tuple[str, str]]], tmp_path_factory: pytest.TempPathFactory,
