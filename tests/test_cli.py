@@ -446,3 +446,11 @@ def test_out_of_memory_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["pretrain", *arguments, *small]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tutelage: ")]
     assert line.startswith("tutelage: out of memory; the same command goes on")
+
+
+def test_help_of_a_group_that_need_not_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["dpo", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "without any of these settings the whole model is trained. (default: None)" in words
+    assert "Rank of the matrices. (default: 16)" in words

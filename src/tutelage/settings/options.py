@@ -76,7 +76,8 @@ def _options(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, Any]]:
             yield name, field, preset
         fields = {inner: each for group in reversed(groups_of(field)) for inner, each in group.model_fields.items()}
         for inner, each in fields.items():
-            yield f"{name}.{inner}", each, getattr(preset, inner, each.default)
+            absent = None if preset is None and inner == "name" else each.default  # of a group that need not be there
+            yield f"{name}.{inner}", each, getattr(preset, inner, absent)
 
 
 def checked(kind: Any) -> Callable[[str], Any]:
