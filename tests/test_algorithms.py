@@ -32,7 +32,7 @@ from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import done
 from tutelage.sampling import engines
 from tutelage.sampling.local import LocalSampler, in_bf16
-from tutelage.sampling.rollout import Rollout, episodes_of
+from tutelage.sampling.rollout import Rollout, episodes_of, joined_episodes
 from tutelage.settings.algorithms import GRPO, PPO, RLOO, ReinforcePP
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.reward import RewardConfig
@@ -169,6 +169,22 @@ def test_a_sampler_that_breaks_its_word_is_named(sample: Sample) -> None:
     good = Sample((5,), (-1.0,), "stop")
     with pytest.raises(ValueError, match=r"sampler: answer 1 has \d tokens and \d log-probabilities"):
         episodes_of([Prompt(id="p", text="a")] * 2, [Request((5,), 0, 4, ())] * 2, [good, sample])
+
+
+def test_rounds_are_as_wide_as_the_longest_that_is_left() -> None:
+    """A flat group may hold the longest completion; the reference's log-probabilities are as wide as what is left."""
+    prompts, requests = [Prompt(id="p", text="a")] * 3, [Request((5,), 0, 9, ())] * 3
+    first, second = (
+        episodes_of(prompts, requests, [Sample((3,) * n, (-1.0,) * n, "stop") for n in lengths])
+        for lengths in ((7, 2, 4), (3, 8, 1))
+    )
+    alone = joined_episodes([first.take([1, 2])])
+    assert alone.mask.shape == alone.logprobs.shape == (2, 4)
+    assert alone.logprobs.sum(1).tolist() == [-2.0, -4.0]
+    both = joined_episodes([first.take([]), first.take([1, 2]), second.take([0, 2])])
+    assert both.mask.sum(1).tolist() == [2, 4, 3, 1]
+    assert both.mask.shape == both.logprobs.shape == (4, 4)
+    assert joined_episodes([first, second]).mask.shape == (6, 8)
 
 
 @contextmanager

@@ -157,6 +157,21 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest
     assert done(tmp_path / "parts")["valid"] == done(tmp_path / "whole")["valid"]  # type: ignore[index]
 
 
+def test_it_says_what_it_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of rankings that were held out; and if their prompts were trained on, that too."""
+    folder = byhand.make("llama", tmp_path / "policy")
+    pairs = [{"prompt": p, "chosen": " a", "rejected": " b"} for p in ("c", "d", "e", "f")]
+    file = write(tmp_path / "pairs.jsonl", pairs)
+    for name, changes, words in (
+        ("apart", {"valid_rankings": None, "held_out": 0.25}, "1 pairs in order (1 prompts), where a policy that has"),
+        ("same", {"valid_rankings": file}, "0.50; but 4 of its 4 prompts are among those trained on"),
+        ("none", {"valid_rankings": None, "held_out": 0}, "nothing was held out, so nothing says what it learned"),
+    ):
+        dpo.run(config(folder, tmp_path / name, rankings=file, **changes))
+        assert words in capsys.readouterr().err, name
+        assert (done(tmp_path / name) or {})["prompts_trained_on"] == (4 if name == "same" else 0)
+
+
 def test_pairs_are_read_and_mistakes_named(tmp_path: Path) -> None:
     folder = byhand.make("llama", tmp_path / "policy")
     pairs = [{"prompt": p, "chosen": " a", "rejected": " b"} for p in ("c", "d", "e", "f")]

@@ -249,6 +249,24 @@ def test_the_python_example_runs(smoke: Path, tmp_path: Path, capsys: pytest.Cap
     assert all(isinstance(answer, str) for answer in answers)
 
 
+def test_the_example_of_a_verifiable_reward(tmp_path: Path) -> None:
+    """Demonstrations earn the reward, the column reaches it, and no opening that is held out is trained on."""
+    example = runpy.run_path(str(ROOT / "examples" / "verifiable_reward.py"))
+    assert example["uses_word"](None, ["Two parks.", "The Park!"], word=["park", "park"]) == [0.0, 1.0]
+    stories = [f"Cat {n} once sat down by a big tree. It saw a bird there. The water was cold." for n in range(20)]
+    write_jsonl(tmp_path / "stories.jsonl", [{"text": story} for story in stories])
+    example["prepare"](tmp_path / "stories.jsonl", tmp_path)
+    demonstrations = read_demonstrations(tmp_path / "demonstrations.jsonl").records
+    assert len(demonstrations) == 16 * 3
+    words = [str(d.prompt.text).split()[1] for d in demonstrations]
+    assert example["uses_word"](None, [d.completion for d in demonstrations], words) == [1.0] * len(words)
+    train, test = (read_prompts(tmp_path / f"{n}.jsonl", columns=True).records for n in ("prompts", "prompts_test"))
+    assert (len(train), len(test)) == (16, 4)
+    assert all(p.meta["word"] in str(p.text).split() for p in (*train, *test))
+    opening = {str(p.text).partition("\n")[2] for p in test}
+    assert not opening & {str(p.text).partition("\n")[2] for p in (*train, *(d.prompt for d in demonstrations))}
+
+
 def test_what_stages_write_is_read_by_the_next(smoke: Path) -> None:
     assert read_demonstrations(smoke / "world" / "demonstrations.jsonl").records
     rankings = read_rankings(smoke / "rankings" / "rankings.jsonl").records

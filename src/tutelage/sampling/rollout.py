@@ -64,13 +64,12 @@ class Rollout(Episodes):
 
 
 def joined_episodes(parts: Sequence[Episodes]) -> Episodes:
-    """Episodes of several rounds as one, right-padded to the longest."""
-    if len(parts) == 1:
-        return parts[0]
-    width = max(part.mask.shape[1] for part in parts)
+    """Episodes of several rounds as one, right-padded to the longest completion that is among them: a longer one may
+    have been left out of its round, whose tensors are as wide as it was."""
+    width = max(int(part.mask.any(0).sum()) for part in parts)
 
     def padded(x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(x, (0, width - x.shape[1]))
+        return torch.nn.functional.pad(x, (0, width - x.shape[1]))  # a negative number of columns is cut off
 
     starts = accumulate((int(part.group.max()) + 1 if len(part.group) else 0 for part in parts), initial=0)
     return Episodes(

@@ -26,6 +26,7 @@ from tutelage.objectives.dpo import preference_loss
 from tutelage.objectives.reward import ranking_accuracy
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.settings.dpo import DpoConfig
+from tutelage.stages.reward import but_trained_on, in_order
 from tutelage.stats.intervals import estimate
 from tutelage.training.checkpoints import Checkpoint
 from tutelage.training.guards import Watch
@@ -210,4 +211,9 @@ def run(config: DpoConfig) -> None:
     if valid:
         require_finite_measure(opened, "loss on held-out rankings", valid["loss"])
     save_model(policy, tokenizer, opened.folder / "model")
-    opened.finish(rankings=len(train), dropped=unused, valid=valid)
+    known = len({p.prompt for p in train} & {p.prompt for p in held_out})
+    found = f"held out: {in_order(valid)}, where a policy that has not moved has 0.50" if valid else ""
+    opened.say(
+        found + but_trained_on(known, valid) if valid else "nothing was held out, so nothing says what it learned"
+    )
+    opened.finish(rankings=len(train), dropped=unused, valid=valid, prompts_trained_on=known)

@@ -231,17 +231,27 @@ def verdict(measures: Mapping[str, Any], trained_on: int = 0) -> str:
 
     `trained_on` is how many of their prompts it was trained on after all.
     """
-    share = f"{measures['accuracy']:.2f} [{measures['low']:.2f}, {measures['high']:.2f}] of "
-    share += f"{measures['pairs']:,} pairs in order ({measures['prompts']:,} prompts)"
+    share = in_order(measures)
     if measures["low"] > 0.5:
         text = f"learned: {share}, where chance gives 0.50"
     elif measures["high"] < 0.5:
         text = f"worse than chance: {share}; look whether the ranks mean 1 for the best"
     else:
         text = f"not shown to be better than chance: {share}; it needs more rankings, or another learning rate"
-    if not trained_on:
-        return text
+    return text + but_trained_on(trained_on, measures)
+
+
+def in_order(measures: Mapping[str, Any]) -> str:
+    """How many held-out pairs stand in the labelers' order, in words."""
+    share = f"{measures['accuracy']:.2f} [{measures['low']:.2f}, {measures['high']:.2f}] of "
+    return f"{share}{measures['pairs']:,} pairs in order ({measures['prompts']:,} prompts)"
+
+
+def but_trained_on(prompts: int, measures: Mapping[str, Any]) -> str:
+    """What to add if that many of the prompts that were measured on were trained on."""
+    if not prompts:
+        return ""
     return (
-        f"{text}; but {trained_on:,} of its {measures['prompts']:,} prompts are among those trained on, so this is no "
+        f"; but {prompts:,} of its {measures['prompts']:,} prompts are among those trained on, so this is no "
         "measure of new ones: leave them out of one of the two files"
     )
