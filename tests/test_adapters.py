@@ -167,6 +167,17 @@ def test_dropout_of_the_model_is_not_the_adapters(
     assert not {(True, 0.1), (True, 0.0)} & rates
 
 
+def test_how_far_an_average_moved_leaves_out_what_was_drawn(
+    folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    last = load_policy(folders("llama"), tokenizer, LORA)
+    start, average = without_adapter(last), beside(last)
+    stir(last)
+    assert online.moved(average, last, start) == 0
+    online.move(average, last, 0.25)
+    assert online.moved(average, last, start) == pytest.approx(0.25)
+
+
 TARGETS = {
     "q_prj": "no linear layer is called 'q_prj'; did you mean 'q_proj'",
     "lm_head": "lm_head is the output head, whose weight is read as it is",
@@ -321,22 +332,29 @@ def test_all_three_stages_train_adapters_of_one_base(
         merge.run(MergeConfig(model=base, output=tmp_path / "no"))
 
 
+@pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("reward_model", [True, False])
 def test_a_value_model_starts_as_the_reward_model_or_the_policy(
-    reward_model: bool, files: dict[str, str], folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase,
-    tmp_path: Path,
+    reward_model: bool, adapted: bool, files: dict[str, str], folders: Callable[[str], Path],
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path,
 ) -> None:  # fmt: skip
-    """With an adapter on a plain base; the reward model is whole."""
+    """With an adapter, on a plain base or from an adapter; the reward model is whole."""
     save_model(new_scalar(folders("llama"), tokenizer, 5), tokenizer, tmp_path / "rm")
     source = {"reward_model": str(tmp_path / "rm")} if reward_model else {"rewards": {"r": "builtins:len"}}
+    policy = folders("llama")
+    if adapted:
+        model = load_policy(policy, tokenizer, LORA)
+        stir(model)
+        save_model(model, tokenizer, tmp_path / "sft")
+        policy = tmp_path / "sft"
     config = OnlineConfig(
-        **source, adapter=LORA, model=str(folders("llama")), prompts=files["p"], seed=7, output=tmp_path / "ppo"
+        **source, adapter=LORA, model=str(policy), prompts=files["p"], seed=7, output=tmp_path / "ppo"
     )
     if not reward_model:
         config = config.model_copy(update={"rewards": {}})
     algorithm = make_algorithm(config.algorithm, config.batch_size)
     models = online.load_models(config, algorithm)
-    expected = load_scalar(tmp_path / "rm", tokenizer) if reward_model else new_scalar(folders("llama"), tokenizer, 7)
+    expected = load_scalar(tmp_path / "rm", tokenizer) if reward_model else new_scalar(policy, tokenizer, 7)
     assert models.value_model is not None
     assert_close(all_scores(models.value_model, IDS), all_scores(expected, IDS), atol=1e-5, rtol=1e-5)
     own = own_parameters(models.value_model)

@@ -28,6 +28,7 @@ from tutelage.models.adapters import (
     add_adapter,
     beside,
     is_adapter,
+    load_adapter,
     own_parameters,
     scalar_beside,
     without_adapter,
@@ -111,7 +112,10 @@ def new_value_model(
     if config.adapter is None:
         return copy.deepcopy(own.model) if own else new_scalar(config.model, tokenizer, config.seed)
     if own is None:
-        return add_adapter(scalar_beside(policy, config.seed), config.adapter, config.model, config.seed)
+        scalar = scalar_beside(policy, config.seed)
+        if is_adapter(config.model):
+            return load_adapter(scalar, config.model)
+        return add_adapter(scalar, config.adapter, config.model, config.seed)
     model = beside(own.model)
     if adapter_of(model) is None:
         return add_adapter(model, config.adapter, own.folder, config.seed)
@@ -375,10 +379,15 @@ def move(average: PreTrainedModel, policy: PreTrainedModel, share: float) -> Non
 
 @torch.no_grad()
 def moved(average: PreTrainedModel, last: PreTrainedModel, start: PreTrainedModel) -> float:
-    """How far the averaged weights are from the start's, as a share of the last weights' distance from them."""
+    """How far the averaged weights are from the start's, as a share of the last weights' distance from them.
+
+    A start without an adapter is where a new one began: B was 0, and A, which was drawn at random, is not compared.
+    """
     squares, begin = [0.0, 0.0], dict(start.named_parameters())
     for (name, a), b in zip(own_parameters(average).items(), own_parameters(last).values(), strict=True):
-        origin = begin.get(name, 0.0)  # a new adapter's products were 0
+        if name not in begin and ".lora_A." in name:
+            continue
+        origin = begin.get(name, 0.0)
         squares[0] += float((a - origin).square().sum())
         squares[1] += float((b - origin).square().sum())
     return (squares[0] / squares[1]) ** 0.5 if squares[1] else 1.0
