@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from conftest import tiny_model
 from tutelage.algorithms import make_algorithm
 from tutelage.data.datasets import write_jsonl
 from tutelage.data.records import Request
@@ -260,6 +261,57 @@ def test_damaged_and_unlike_adapters_are_named(adapted: Path, tokenizer: PreTrai
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="this adapter cannot be read"):
         load_policy(adapted, tokenizer)
+
+
+OTHERS = {  # what other tools' adapters hold, and whether their base's embedding is its output head
+    "embedding-saved": ({"modules_to_save": ["embed_tokens"]}, True, "changes the embedding, whose weight is"),
+    "embedding-lora": ({"target_modules": ["embed_tokens"]}, True, "changes the embedding, whose weight is"),
+    "embedding-rows": ({"trainable_token_indices": [5]}, True, "changes the embedding, whose weight is"),
+    "dora": ({"use_dora": True}, False, "is a DoRA adapter"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+@pytest.mark.parametrize("kind", OTHERS)
+def test_adapters_that_cannot_be_merged_are_refused(
+    kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    settings, tied, fault = OTHERS[kind]
+    base = tiny_model("llama", len(tokenizer))
+    base.config.tie_word_embeddings = tied
+    base.tie_weights()
+    save_model(base, tokenizer, tmp_path / "base")
+    config = LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": ["q_proj"]} | settings)
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config)
+    theirs.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=fault):
+        load_policy(tmp_path / "adapter", tokenizer)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+def test_an_adapter_with_weights_of_its_base_is_merged_but_never_shared(
+    folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], modules_to_save=["score", "embed_tokens"])
+    base = AutoModelForSequenceClassification.from_pretrained(folders("llama"), num_labels=1)
+    theirs = get_peft_model(base, config)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+    theirs.save_pretrained(tmp_path)
+    base.config.pad_token_id = 0
+    expected = theirs.eval()(input_ids=torch.tensor([IDS[2]])).logits[0, 0]
+    assert_close(all_scores(load_scalar(tmp_path, tokenizer), IDS)[2], expected, atol=1e-4, rtol=1e-4)
+    policy = load_policy(folders("llama"), tokenizer, LORA)
+    before = logprobs(policy)
+    for load in (lambda: load_scalar(tmp_path, tokenizer, policy), lambda: new_scalar(tmp_path, tokenizer, 0, LORA)):
+        with pytest.raises(ValueError, match=r"holds model.embed_tokens.weight beside LoRA's matrices"):
+            load()
+    assert torch.equal(logprobs(policy), before)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    save_file({n: w for n, w in weights.items() if "score" not in n}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks the weight score.weight"):  # a head must not be drawn at random
+        load_scalar(tmp_path, tokenizer)
 
 
 @pytest.fixture
