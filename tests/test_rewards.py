@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -84,6 +86,16 @@ async def own_timeout(prompts, completions):
 
 def solo(texts):
     return texts
+
+def takes(completions, prompts, accepted):
+    return [float(len(own.pop())) for own in accepted]
+
+def lazy(prompts, completions):
+    import my_helpers
+    return [my_helpers.score for _ in completions]
+
+def huge(prompts, completions):
+    return [-1e39 for _ in completions]
 """
 ANSWERS = Answers(
     [
@@ -121,6 +133,33 @@ def test_a_function_is_asked_as_peers_ask_it(module: Any) -> None:
     assert completions == ["yes", [{"role": "assistant", "content": "no"}]]
     assert columns == {"answer": ["yes", None], "id": ["1", "2"], "use_case": [None, "chat"]}
     assert module("answered")(ANSWERS) == [1.0, None]  # async, and only the column that it names
+
+
+def test_a_function_may_change_its_columns_and_import_its_neighbours(module: Any) -> None:
+    prompt = Prompt(id="1", text="p", meta={"accepted": ["a", "bc"]})
+    answers = Answers([prompt, prompt], ["x", "y"], [True, True], [[1], [1]])
+    assert [module("takes")(answers), module("takes")(answers)] == [[2.0, 2.0], [2.0, 2.0]]
+    Path("my_helpers.py").write_text("score = 3.0")
+    assert module("lazy")(answers) == [3.0, 3.0]
+
+
+def test_the_time_limit_holds_where_interrupts_are_ignored(module: Any) -> None:
+    """As a shell has it for a command that it runs with &."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for name in ("late", "never"):
+            with pytest.raises(ValueError, match=r"took more than 0\.2 s"):
+                module(name, timeout_seconds=0.2)(ANSWERS)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_score_that_overflows_is_named(module: Any) -> None:
+    settings = {"big": FunctionReward(function="my_rewards:huge"), "b": FunctionReward(function="my_rewards:one")}
+    rewards = open_rewards(settings, Combination(), None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"too large to be added up in fp32; .*'big': inf, 'b': 1.0"):
+        rewards.scores(ANSWERS)
 
 
 FAULTS = {
@@ -169,6 +208,9 @@ def test_a_function_that_is_not_there_or_lacks_a_column_is_named(module: Any) ->
         ([float("nan"), 1.0], "returned nan for completion 0; return None where there is no score"),
         ([1.0, float("inf")], "returned inf for completion 1"),
         (torch.ones(2, 2), "for completion 0; expected a number or None"),
+        (torch.tensor(1.0), r"returned tensor\(1.\); expected a list of 2 numbers"),
+        (np.array(1.0), r"returned array\(1.\); expected a list of 2 numbers"),
+        ([10**400, 1], "returned 1000.* for completion 0; expected a number or None"),
     ],
 )
 def test_what_is_no_score_is_refused(given: Any, fault: str) -> None:
@@ -424,6 +466,19 @@ def test_completions_without_a_score_are_left_out_of_the_loss(
         assert row["objective/scores"] == pytest.approx(float(rollout.scores.mean()))
         alone = torch.tensor([int((rollout.group == g).sum()) == 1 for g in rollout.group])
         assert (rollout.advantages[alone] == 0).all()
+    # At the end there may be no score at all, which is no reason to lose the run.
+    fixed = online.usable_prompts(config, online.load_models(config, online.make_algorithm(config.algorithm, 8)))[0]
+    monkeypatch.setattr(online, "FINAL_PROMPTS", 1)
+    unscored = online.shuffled(fixed, config.seed, -1)[0][0].id
+    Path("picky.py").write_text(
+        "def picky(completions, prompts, id):\n"
+        f"    return [None if i == {unscored!r} else len(c) for c, i in zip(completions, id)]\n"
+    )
+    picky = {"rewards": {"r": FunctionReward(function="picky:picky")}, "overwrite": True}
+    online.run(config.model_copy(update=picky))
+    assert {name: set(of) for name, of in (done(config.output) or {})["final"].items()} == {
+        name: {"kl", "length"} for name in ("model", "last")
+    }
     nothing = config.model_copy(
         update={"rewards": {"r": FunctionReward(function="my_rewards:nothing")}, "overwrite": True}
     )
