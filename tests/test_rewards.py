@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+)
 
 from tutelage.data.datasets import read_prompts, write_jsonl
 from tutelage.data.records import Message, Prompt
@@ -297,6 +307,20 @@ def test_an_endpoint_that_fails_is_named(server: Server) -> None:
         endpoint_reward(EndpointReward(url="http://127.0.0.1:9/", retries=1), "r")(ANSWERS)
     with pytest.raises(ValueError, match="the environment variable NO_TOKEN is not set"):
         asking(server, token_variable="NO_TOKEN")
+    with pytest.raises(ValueError, match=r"^rewards\.r: http://\[::1/: is no address"):
+        endpoint_reward(EndpointReward(url="http://[::1/"), "r")
+    with pytest.raises(ValueError, match=r"^rewards\.r: .*: the prompts' columns cannot be sent"):
+        asking(server)(replace(ANSWERS, prompts=[with_column(math.nan)] * 2))
+
+
+def with_column(value: Any) -> Prompt:
+    """A prompt with a column as readers of Parquet give it."""
+    return Prompt(id="1", text="p").model_copy(update={"meta": {"when": value}})
+
+
+def test_an_endpoint_gets_dates_as_texts(server: Server) -> None:
+    assert asking(server)(replace(ANSWERS, prompts=[with_column(date(2020, 1, 2))] * 2)) == [3.0, 2.0]
+    assert server.bodies[0]["columns"]["when"] == ["2020-01-02"] * 2
 
 
 @pytest.fixture
@@ -329,6 +353,28 @@ def test_a_classifier_scores_its_label(classifier: Path, tokenizer: PreTrainedTo
                 assert score == pytest.approx(float(expected), abs=1e-5)
     with pytest.raises(ValueError, match=r"rewards\.r: .*has no label 'odt'; good, bad, odd"):
         classifier_reward(settings.model_copy(update={"label": "odt"}), "r")
+
+
+@pytest.mark.parametrize("pad", [0, None, 5])
+def test_classifiers_that_pad_otherwise_read_the_same(
+    pad: int | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    common = {"vocab_size": len(tokenizer), "num_labels": 2, "pad_token_id": pad, "initializer_range": 0.5}
+    gpt2 = GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=40, **common)
+    roberta = RobertaConfig(max_position_embeddings=46, **sizes, **common | {"pad_token_id": pad or 1})
+    texts = ["yes", "no, " * 60, "it is what it is"]
+    answers = Answers([ANSWERS.prompts[0]] * 3, texts, [True] * 3, [[1]] * 3)
+    for config in (gpt2, roberta):
+        model = AutoModelForSequenceClassification.from_config(config).eval()
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        scores = classifier_reward(ClassifierReward(model=str(tmp_path), label="LABEL_1", output="logit"), "r")(answers)
+        longest = 40 if config is gpt2 else 46 - (pad or 1) - 1
+        for text, score in zip(texts, scores, strict=True):
+            logits = model(**tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")).logits
+            assert score == pytest.approx(float(logits[0, 1].detach()), abs=1e-5)
 
 
 def test_independent_labels_have_probabilities_of_their_own(classifier: Path) -> None:
