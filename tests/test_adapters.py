@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from conftest import tiny_model
 from tutelage.algorithms import make_algorithm
 from tutelage.data.datasets import write_jsonl
 from tutelage.data.records import Request
@@ -167,6 +168,17 @@ def test_dropout_of_the_model_is_not_the_adapters(
     assert not {(True, 0.1), (True, 0.0)} & rates
 
 
+def test_how_far_an_average_moved_leaves_out_what_was_drawn(
+    folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    last = load_policy(folders("llama"), tokenizer, LORA)
+    start, average = without_adapter(last), beside(last)
+    stir(last)
+    assert online.moved(average, last, start) == 0
+    online.move(average, last, 0.25)
+    assert online.moved(average, last, start) == pytest.approx(0.25)
+
+
 TARGETS = {
     "q_prj": "no linear layer is called 'q_prj'; did you mean 'q_proj'",
     "lm_head": "lm_head is the output head, whose weight is read as it is",
@@ -251,6 +263,57 @@ def test_damaged_and_unlike_adapters_are_named(adapted: Path, tokenizer: PreTrai
         load_policy(adapted, tokenizer)
 
 
+OTHERS = {  # what other tools' adapters hold, and whether their base's embedding is its output head
+    "embedding-saved": ({"modules_to_save": ["embed_tokens"]}, True, "changes the embedding, whose weight is"),
+    "embedding-lora": ({"target_modules": ["embed_tokens"]}, True, "changes the embedding, whose weight is"),
+    "embedding-rows": ({"trainable_token_indices": [5]}, True, "changes the embedding, whose weight is"),
+    "dora": ({"use_dora": True}, False, "is a DoRA adapter"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+@pytest.mark.parametrize("kind", OTHERS)
+def test_adapters_that_cannot_be_merged_are_refused(
+    kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    settings, tied, fault = OTHERS[kind]
+    base = tiny_model("llama", len(tokenizer))
+    base.config.tie_word_embeddings = tied
+    base.tie_weights()
+    save_model(base, tokenizer, tmp_path / "base")
+    config = LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": ["q_proj"]} | settings)
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config)
+    theirs.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=fault):
+        load_policy(tmp_path / "adapter", tokenizer)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+def test_an_adapter_with_weights_of_its_base_is_merged_but_never_shared(
+    folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], modules_to_save=["score", "embed_tokens"])
+    base = AutoModelForSequenceClassification.from_pretrained(folders("llama"), num_labels=1)
+    theirs = get_peft_model(base, config)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+    theirs.save_pretrained(tmp_path)
+    base.config.pad_token_id = 0
+    expected = theirs.eval()(input_ids=torch.tensor([IDS[2]])).logits[0, 0]
+    assert_close(all_scores(load_scalar(tmp_path, tokenizer), IDS)[2], expected, atol=1e-4, rtol=1e-4)
+    policy = load_policy(folders("llama"), tokenizer, LORA)
+    before = logprobs(policy)
+    for load in (lambda: load_scalar(tmp_path, tokenizer, policy), lambda: new_scalar(tmp_path, tokenizer, 0, LORA)):
+        with pytest.raises(ValueError, match=r"holds model.embed_tokens.weight beside LoRA's matrices"):
+            load()
+    assert torch.equal(logprobs(policy), before)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    save_file({n: w for n, w in weights.items() if "score" not in n}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks the weight score.weight"):  # a head must not be drawn at random
+        load_scalar(tmp_path, tokenizer)
+
+
 @pytest.fixture
 def files(folders: Callable[[str], Path], tmp_path: Path) -> dict[str, str]:
     """Demonstrations, rankings and prompts."""
@@ -321,22 +384,29 @@ def test_all_three_stages_train_adapters_of_one_base(
         merge.run(MergeConfig(model=base, output=tmp_path / "no"))
 
 
+@pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("reward_model", [True, False])
 def test_a_value_model_starts_as_the_reward_model_or_the_policy(
-    reward_model: bool, files: dict[str, str], folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase,
-    tmp_path: Path,
+    reward_model: bool, adapted: bool, files: dict[str, str], folders: Callable[[str], Path],
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path,
 ) -> None:  # fmt: skip
-    """With an adapter on a plain base; the reward model is whole."""
+    """With an adapter, on a plain base or from an adapter; the reward model is whole."""
     save_model(new_scalar(folders("llama"), tokenizer, 5), tokenizer, tmp_path / "rm")
     source = {"reward_model": str(tmp_path / "rm")} if reward_model else {"rewards": {"r": "builtins:len"}}
+    policy = folders("llama")
+    if adapted:
+        model = load_policy(policy, tokenizer, LORA)
+        stir(model)
+        save_model(model, tokenizer, tmp_path / "sft")
+        policy = tmp_path / "sft"
     config = OnlineConfig(
-        **source, adapter=LORA, model=str(folders("llama")), prompts=files["p"], seed=7, output=tmp_path / "ppo"
+        **source, adapter=LORA, model=str(policy), prompts=files["p"], seed=7, output=tmp_path / "ppo"
     )
     if not reward_model:
         config = config.model_copy(update={"rewards": {}})
     algorithm = make_algorithm(config.algorithm, config.batch_size)
     models = online.load_models(config, algorithm)
-    expected = load_scalar(tmp_path / "rm", tokenizer) if reward_model else new_scalar(folders("llama"), tokenizer, 7)
+    expected = load_scalar(tmp_path / "rm", tokenizer) if reward_model else new_scalar(policy, tokenizer, 7)
     assert models.value_model is not None
     assert_close(all_scores(models.value_model, IDS), all_scores(expected, IDS), atol=1e-5, rtol=1e-5)
     own = own_parameters(models.value_model)

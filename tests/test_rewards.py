@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+)
 
 from tutelage.data.datasets import read_prompts, write_jsonl
 from tutelage.data.records import Message, Prompt
@@ -84,6 +96,16 @@ async def own_timeout(prompts, completions):
 
 def solo(texts):
     return texts
+
+def takes(completions, prompts, accepted):
+    return [float(len(own.pop())) for own in accepted]
+
+def lazy(prompts, completions):
+    import my_helpers
+    return [my_helpers.score for _ in completions]
+
+def huge(prompts, completions):
+    return [-1e39 for _ in completions]
 """
 ANSWERS = Answers(
     [
@@ -121,6 +143,33 @@ def test_a_function_is_asked_as_peers_ask_it(module: Any) -> None:
     assert completions == ["yes", [{"role": "assistant", "content": "no"}]]
     assert columns == {"answer": ["yes", None], "id": ["1", "2"], "use_case": [None, "chat"]}
     assert module("answered")(ANSWERS) == [1.0, None]  # async, and only the column that it names
+
+
+def test_a_function_may_change_its_columns_and_import_its_neighbours(module: Any) -> None:
+    prompt = Prompt(id="1", text="p", meta={"accepted": ["a", "bc"]})
+    answers = Answers([prompt, prompt], ["x", "y"], [True, True], [[1], [1]])
+    assert [module("takes")(answers), module("takes")(answers)] == [[2.0, 2.0], [2.0, 2.0]]
+    Path("my_helpers.py").write_text("score = 3.0")
+    assert module("lazy")(answers) == [3.0, 3.0]
+
+
+def test_the_time_limit_holds_where_interrupts_are_ignored(module: Any) -> None:
+    """As a shell has it for a command that it runs with &."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for name in ("late", "never"):
+            with pytest.raises(ValueError, match=r"took more than 0\.2 s"):
+                module(name, timeout_seconds=0.2)(ANSWERS)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_score_that_overflows_is_named(module: Any) -> None:
+    settings = {"big": FunctionReward(function="my_rewards:huge"), "b": FunctionReward(function="my_rewards:one")}
+    rewards = open_rewards(settings, Combination(), None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"too large to be added up in fp32; .*'big': inf, 'b': 1.0"):
+        rewards.scores(ANSWERS)
 
 
 FAULTS = {
@@ -169,6 +218,9 @@ def test_a_function_that_is_not_there_or_lacks_a_column_is_named(module: Any) ->
         ([float("nan"), 1.0], "returned nan for completion 0; return None where there is no score"),
         ([1.0, float("inf")], "returned inf for completion 1"),
         (torch.ones(2, 2), "for completion 0; expected a number or None"),
+        (torch.tensor(1.0), r"returned tensor\(1.\); expected a list of 2 numbers"),
+        (np.array(1.0), r"returned array\(1.\); expected a list of 2 numbers"),
+        ([10**400, 1], "returned 1000.* for completion 0; expected a number or None"),
     ],
 )
 def test_what_is_no_score_is_refused(given: Any, fault: str) -> None:
@@ -255,6 +307,20 @@ def test_an_endpoint_that_fails_is_named(server: Server) -> None:
         endpoint_reward(EndpointReward(url="http://127.0.0.1:9/", retries=1), "r")(ANSWERS)
     with pytest.raises(ValueError, match="the environment variable NO_TOKEN is not set"):
         asking(server, token_variable="NO_TOKEN")
+    with pytest.raises(ValueError, match=r"^rewards\.r: http://\[::1/: is no address"):
+        endpoint_reward(EndpointReward(url="http://[::1/"), "r")
+    with pytest.raises(ValueError, match=r"^rewards\.r: .*: the prompts' columns cannot be sent"):
+        asking(server)(replace(ANSWERS, prompts=[with_column(math.nan)] * 2))
+
+
+def with_column(value: Any) -> Prompt:
+    """A prompt with a column as readers of Parquet give it."""
+    return Prompt(id="1", text="p").model_copy(update={"meta": {"when": value}})
+
+
+def test_an_endpoint_gets_dates_as_texts(server: Server) -> None:
+    assert asking(server)(replace(ANSWERS, prompts=[with_column(date(2020, 1, 2))] * 2)) == [3.0, 2.0]
+    assert server.bodies[0]["columns"]["when"] == ["2020-01-02"] * 2
 
 
 @pytest.fixture
@@ -287,6 +353,28 @@ def test_a_classifier_scores_its_label(classifier: Path, tokenizer: PreTrainedTo
                 assert score == pytest.approx(float(expected), abs=1e-5)
     with pytest.raises(ValueError, match=r"rewards\.r: .*has no label 'odt'; good, bad, odd"):
         classifier_reward(settings.model_copy(update={"label": "odt"}), "r")
+
+
+@pytest.mark.parametrize("pad", [0, None, 5])
+def test_classifiers_that_pad_otherwise_read_the_same(
+    pad: int | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    common = {"vocab_size": len(tokenizer), "num_labels": 2, "pad_token_id": pad, "initializer_range": 0.5}
+    gpt2 = GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=40, **common)
+    roberta = RobertaConfig(max_position_embeddings=46, **sizes, **common | {"pad_token_id": pad or 1})
+    texts = ["yes", "no, " * 60, "it is what it is"]
+    answers = Answers([ANSWERS.prompts[0]] * 3, texts, [True] * 3, [[1]] * 3)
+    for config in (gpt2, roberta):
+        model = AutoModelForSequenceClassification.from_config(config).eval()
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        scores = classifier_reward(ClassifierReward(model=str(tmp_path), label="LABEL_1", output="logit"), "r")(answers)
+        longest = 40 if config is gpt2 else 46 - (pad or 1) - 1
+        for text, score in zip(texts, scores, strict=True):
+            logits = model(**tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")).logits
+            assert score == pytest.approx(float(logits[0, 1].detach()), abs=1e-5)
 
 
 def test_independent_labels_have_probabilities_of_their_own(classifier: Path) -> None:
@@ -424,6 +512,19 @@ def test_completions_without_a_score_are_left_out_of_the_loss(
         assert row["objective/scores"] == pytest.approx(float(rollout.scores.mean()))
         alone = torch.tensor([int((rollout.group == g).sum()) == 1 for g in rollout.group])
         assert (rollout.advantages[alone] == 0).all()
+    # At the end there may be no score at all, which is no reason to lose the run.
+    fixed = online.usable_prompts(config, online.load_models(config, online.make_algorithm(config.algorithm, 8)))[0]
+    monkeypatch.setattr(online, "FINAL_PROMPTS", 1)
+    unscored = online.shuffled(fixed, config.seed, -1)[0][0].id
+    Path("picky.py").write_text(
+        "def picky(completions, prompts, id):\n"
+        f"    return [None if i == {unscored!r} else len(c) for c, i in zip(completions, id)]\n"
+    )
+    picky = {"rewards": {"r": FunctionReward(function="picky:picky")}, "overwrite": True}
+    online.run(config.model_copy(update=picky))
+    assert {name: set(of) for name, of in (done(config.output) or {})["final"].items()} == {
+        name: {"kl", "length"} for name in ("model", "last")
+    }
     nothing = config.model_copy(
         update={"rewards": {"r": FunctionReward(function="my_rewards:nothing")}, "overwrite": True}
     )

@@ -134,11 +134,13 @@ def _inject(model: PreTrainedModel, adapter: Adapter, seed: int = 0) -> PreTrain
     return model
 
 
-def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
-    """Put a folder's adapter into its base model, trainable.
+def load_adapter(model: PreTrainedModel, folder: str | Path, whole: bool = False) -> PreTrainedModel:
+    """Put a folder's adapter into its base model, trainable. With `whole` it may hold weights of the base too, which
+    it replaces: that is for a model that shares no weights, and is merged.
 
     Raises:
-        ValueError: if its weights are missing, damaged, of another base or of other shapes.
+        ValueError: if its weights are missing, damaged, of another base or of other shapes, or are of a kind that is
+            not read.
     """
     from peft import PeftConfig
 
@@ -150,25 +152,44 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
             f"{folder}: is an adapter of another base: {base} has changed since it was trained (sha256 {trained[:12]}…,"
             f" now {sha256[:12]}…)"
         )
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
     try:
         config = PeftConfig.from_pretrained(str(folder))
+        headed = config.task_type == "SEQ_CLS"
         if hasattr(model, "score"):  # a policy's adapter may become a reward model's
             config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
         weights = load_file(Path(folder) / WEIGHTS)
         model = _inject(model, Adapter(config, base, sha256))
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"{folder}: this adapter cannot be read: {reason(error)}") from None
-    parameters = {name.replace(NAME, ""): p for name, p in model.named_parameters()}
-    left = set(own_parameters(model))
-    with torch.no_grad():
-        for key, value in weights.items():
-            name = key.removeprefix(PREFIX)
-            if name not in parameters or parameters[name].shape != value.shape:
-                raise ValueError(f"{folder}: is an adapter of another base: {base} has no weight {name} of its shape")
-            parameters[name].copy_(value)
-            left.discard(next((own for own in left if own.replace(NAME, "") == name), ""))
-    if missing := [name for name in left if not name.startswith(HEAD)]:
+    weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}
+    parameters, own = (
+        {name.replace(NAME, ""): p for name, p in named.items()}
+        for named in (dict(model.named_parameters()), own_parameters(model))
+    )
+    if config.use_dora:
+        raise ValueError(f"{folder}: is a DoRA adapter, with a magnitude beside its matrices; only LoRA is read")
+    if tied and (
+        model.get_input_embeddings() is not embedding or any(parameters.get(n) is head.weight for n in weights)
+    ):
+        raise ValueError(
+            f"{folder}: changes the embedding, whose weight is {base}'s output head too, so the two had to part; "
+            "train an adapter of the layers between them"
+        )
+    if (others := sorted(weights.keys() - own.keys())) and not whole:
+        raise ValueError(
+            f"{folder}: holds {listed(others)} beside LoRA's matrices, which belong to the base; merge it with "
+            "`tutelage merge`"
+        )
+    for name, value in weights.items():
+        if name not in parameters or parameters[name].shape != value.shape:
+            raise ValueError(f"{folder}: is an adapter of another base: {base} has no weight {name} of its shape")
+    if missing := [name for name in own.keys() - weights.keys() if headed or not name.startswith(HEAD)]:
         raise ValueError(f"{folder}: this adapter lacks the weight {min(missing)}; train it anew")
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
     return model
 
 
@@ -187,8 +208,6 @@ def require_same_adapter(model: PreTrainedModel, settings: Lora, folder: str | P
         "alpha": settings.alpha,
         "targets": sorted(_targets(_plain(model), settings.targets)),
     }
-    if extra := set(config.modules_to_save or []) - {"score"}:
-        raise ValueError(f"{folder}: trains {listed(extra)} whole beside its matrices; merge it with `tutelage merge`")
     for name, value in theirs.items():
         if value != wanted[name]:
             raise ValueError(

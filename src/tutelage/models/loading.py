@@ -81,7 +81,7 @@ def _adapted(model: PreTrainedModel, folder: str | Path, adapter: Lora | None, s
     """A base model with a new adapter; or with the one of this folder, merged unless it is to be trained."""
     if not is_adapter(folder):
         return model if adapter is None else add_adapter(model, adapter, str(folder), seed)
-    model = load_adapter(model, folder)
+    model = load_adapter(model, folder, whole=adapter is None)
     if (broken := _broken(model)) is not None:
         raise ValueError(f"{folder}: the weight {broken} is not finite (NaN or infinity); use an earlier checkpoint")
     if adapter is None:

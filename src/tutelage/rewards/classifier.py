@@ -48,6 +48,13 @@ def _plain(text: Text) -> str:
     return text if isinstance(text, str) else "\n\n".join(turn.content for turn in text)
 
 
+def _positions(model: PreTrainedModel) -> int:
+    """How many tokens a classifier can read. RoBERTa's kind counts positions from after the padding token's id."""
+    most = getattr(model.config, "max_position_embeddings", None) or 2**31
+    taken = (getattr(m, "padding_idx", None) for n, m in model.named_modules() if n.endswith("position_embeddings"))
+    return most - max((padding + 1 for padding in taken if padding is not None), default=0)
+
+
 @torch.inference_mode()
 def _logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | Sequence[tuple[str, str]]
@@ -55,8 +62,9 @@ def _logits(
     """(n, labels) logits; what is longer than the classifier reads is cut at its end."""
     out = torch.empty(len(texts), model.config.num_labels)
     order = sorted(range(len(texts)), key=lambda i: len("".join(texts[i])))
-    size = BATCH if tokenizer.pad_token_id is not None else 1
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 2**31)
+    # A classifier that reads the last token before padding must know it by the same id.
+    size = BATCH if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == model.config.pad_token_id else 1
+    longest = min(tokenizer.model_max_length, _positions(model))
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         encoded = tokenizer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -30,11 +31,15 @@ def endpoint_reward(settings: EndpointReward, name: str) -> Reward:
         if not (token := os.environ.get(settings.token_variable)):
             raise ValueError(f"{what}: the environment variable {settings.token_variable} is not set")
         headers["Authorization"] = f"Bearer {token}"
-    client = httpx.Client(headers=headers, timeout=settings.timeout_seconds)
+    try:
+        httpx.URL(settings.url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{what}: is no address: {reason(error)}") from None
+    client = httpx.Client(headers={**headers, "Content-Type": "application/json"}, timeout=settings.timeout_seconds)
 
     def ask(part: tuple[Sequence[Prompt], Sequence[str]]) -> list[float | None]:
         prompts, texts = part
-        content = _post(client, settings, what, _body(prompts, texts))
+        content = _post(client, settings, what, _body(prompts, texts, what))
         if not isinstance(content, dict) or "scores" not in content:
             raise ValueError(f'{what}: answered {short(content)}; expected {{"scores": […]}}')
         return checked_scores(content["scores"], len(texts), what)
@@ -49,17 +54,26 @@ def endpoint_reward(settings: EndpointReward, name: str) -> Reward:
     return score
 
 
-def _body(prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Any]:
+def _body(prompts: Sequence[Prompt], texts: Sequence[str], what: str) -> str:
+    """The question as JSON; what a column has besides, as a date, goes as text.
+
+    Raises:
+        ValueError: if a column holds NaN or infinity.
+    """
     columns = [columns_of(p) for p in prompts]
     names = list(dict.fromkeys(name for row in columns for name in row))
-    return {
-        "prompts": [p.model_dump(mode="json")["text"] for p in prompts],
+    body = {
+        "prompts": [p.model_dump(mode="json", include={"text"})["text"] for p in prompts],
         "completions": list(texts),
         "columns": {name: [row.get(name) for row in columns] for name in names},
     }
+    try:
+        return json.dumps(body, default=str, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{what}: the prompts' columns cannot be sent: {reason(error)}") from None
 
 
-def _post(client: httpx.Client, settings: EndpointReward, what: str, body: dict[str, Any]) -> Any:
+def _post(client: httpx.Client, settings: EndpointReward, what: str, body: str) -> Any:
     """The server's answer, asked for again where it may yet come.
 
     Raises:
@@ -70,8 +84,8 @@ def _post(client: httpx.Client, settings: EndpointReward, what: str, body: dict[
         if number:
             time.sleep(min(2.0 ** (number - 1), LONGEST_WAIT))
         try:
-            response = client.post(settings.url, json=body)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+            response = client.post(settings.url, content=body)
+        except (httpx.TransportError, httpx.DecodingError) as error:
             fault = f"{type(error).__name__}: {reason(error)}"
             continue
         if response.status_code == 429 or response.status_code >= 500:

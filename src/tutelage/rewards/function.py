@@ -7,6 +7,7 @@ a list of messages, and its completion a list of one.
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -18,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from tutelage.data.records import Prompt
@@ -131,7 +133,8 @@ def _columns(prompts: Sequence[Prompt], wanted: dict[str, bool] | None, what: st
                 f"{what}: wants a column {missing[0]!r}, which no prompt has; their columns are {listed(known)}"
             )
         known = [name for name in wanted if name in known]
-    return {name: [row.get(name) for row in rows] for name in known if name not in ("prompts", "completions")}
+    own = ("prompts", "completions")  # a column is copied, as a function may change what it is given
+    return {name: [copy.deepcopy(row.get(name)) for row in rows] for name in known if name not in own}
 
 
 def _prompt(prompt: Prompt) -> Any:
@@ -160,7 +163,7 @@ def _call(
     )
     arguments = {"prompts": lists[0], "completions": lists[1], **columns}
     try:
-        with _time_limit(seconds, late):
+        with _working_folder(), _time_limit(seconds, late):  # it may import something only now
             given = function(**arguments)
             if inspect.isawaitable(given):
                 given = asyncio.run(_within(given, seconds, late))
@@ -196,8 +199,15 @@ def _time_limit(seconds: float, late: ValueError) -> Iterator[None]:
         over.set()
         signal.pthread_kill(main, signal.SIGINT)
 
+    def only_ours(number: int, frame: FrameType | None) -> None:
+        if over.is_set():
+            raise KeyboardInterrupt
+
     timer = threading.Timer(seconds, interrupt)
     timer.daemon = True
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as a shell has it for what it runs with &
+    if ignored:
+        signal.signal(signal.SIGINT, only_ours)
     timer.start()
     try:
         yield
@@ -207,6 +217,8 @@ def _time_limit(seconds: float, late: ValueError) -> Iterator[None]:
         raise
     finally:
         timer.cancel()
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _where(error: BaseException) -> str:

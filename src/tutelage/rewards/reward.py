@@ -85,6 +85,12 @@ def score_all(rewards: Mapping[str, tuple[float, Reward]], combination: Combinat
     counts = torch.tensor([[score is not None for score in scores] for _, scores in rows])
     each = torch.tensor([[weight * score if score is not None else 0.0 for score in scores] for weight, scores in rows])
     total = combined_scores(each, counts, combination.name, combination.pessimism)
+    if not (each.isfinite().all() and total.isfinite().all()):
+        largest = {name: float(scores.abs().max()) for name, scores in zip(rewards, each, strict=True)}
+        raise ValueError(
+            f"rewards: a score is too large to be added up in fp32; the largest by reward, times its weight, are "
+            f"{short(largest)}; lower the weight, or scale the scores"
+        )
     return Scores(total, each, counts, list(rewards))
 
 
@@ -94,7 +100,8 @@ def checked_scores(given: Any, number: int, reward: str) -> list[float | None]:
     Raises:
         ValueError: naming the reward, unless it is a finite number or None for each of so many completions.
     """
-    if isinstance(given, str | bytes | Mapping) or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+    listed = hasattr(given, "__len__") and hasattr(given, "__getitem__") and getattr(given, "shape", None) != ()
+    if isinstance(given, str | bytes | Mapping) or not listed:
         raise ValueError(f"{reward} returned {short(given)}; expected a list of {number} numbers, one per completion")
     if len(given) != number:
         raise ValueError(f"{reward} returned {len(given)} scores for {number} completions; return one for each")
@@ -108,7 +115,7 @@ def _score(value: Any, place: int, reward: str) -> float | None:
         if isinstance(value, str | bytes):
             raise TypeError
         score = float(value)
-    except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor of several
         raise ValueError(
             f"{reward} returned {short(value)} for completion {place}; expected a number or None"
         ) from None

@@ -28,6 +28,7 @@ from tutelage.models.adapters import (
     add_adapter,
     beside,
     is_adapter,
+    load_adapter,
     own_parameters,
     scalar_beside,
     without_adapter,
@@ -111,7 +112,10 @@ def new_value_model(
     if config.adapter is None:
         return copy.deepcopy(own.model) if own else new_scalar(config.model, tokenizer, config.seed)
     if own is None:
-        return add_adapter(scalar_beside(policy, config.seed), config.adapter, config.model, config.seed)
+        scalar = scalar_beside(policy, config.seed)
+        if is_adapter(config.model):
+            return load_adapter(scalar, config.model)
+        return add_adapter(scalar, config.adapter, config.model, config.seed)
     model = beside(own.model)
     if adapter_of(model) is None:
         return add_adapter(model, config.adapter, own.folder, config.seed)
@@ -136,9 +140,8 @@ def run(config: OnlineConfig) -> None:
     unused = dropped(lost, pretraining_texts=lost_texts)
     iterations = math.ceil(config.total_episodes / config.batch_size)
     learner = Learner(config, algorithm, models.policy, models.value_model, texts)
-    trained = [*learner.models.values()]
     lines = [*plan(config, prompts, iterations, texts), *try_rewards(models, prompts, config)]
-    begin(opened, *lines, trained=trained, kept=[models.average], lost=unused)
+    begin(opened, *lines, trained=[*learner.models.values()], kept=[models.average], lost=unused)
     torch.manual_seed(config.seed)
     kept = {**learner.models, "average": models.average}
     checkpoint = Checkpoint(opened, kept, learner.optimizers, config.checkpoint_seconds)
@@ -324,7 +327,7 @@ def save_and_measure(
     opened: Run, name: str, weights: PreTrainedModel, models: Models, asked: Sequence[Asked], iterations: int,
     config: OnlineConfig,
 ) -> dict[str, float]:  # fmt: skip
-    """Save weights under a name; their mean score, KL from the reference and length on these prompts.
+    """Save weights under a name; their KL from the reference, length and, if any is scored, score on these prompts.
 
     Raises:
         ValueError: if one of the measures is not finite.
@@ -336,8 +339,8 @@ def save_and_measure(
         ref_logprobs = completion_logprobs(
             models.reference, episodes.sequences, episodes.prompt_lengths, config.sampler.temperature
         )
-    final = {
-        "score": float(scores.total[scores.known].mean()),
+    final = {"score": float(scores.total[scores.known].mean())} if scores.known.any() else {}
+    final |= {
         "kl": float(keep(k1(episodes.logprobs, ref_logprobs), episodes.mask).sum(1).mean()),
         "length": float(episodes.mask.sum(1).float().mean()),
     }
@@ -375,12 +378,14 @@ def move(average: PreTrainedModel, policy: PreTrainedModel, share: float) -> Non
 
 @torch.no_grad()
 def moved(average: PreTrainedModel, last: PreTrainedModel, start: PreTrainedModel) -> float:
-    """How far the averaged weights are from the start's, as a share of the last weights' distance from them."""
+    """How far the averaged weights are from the start's, as a share of the last weights' distance from them. Of an
+    adapter that the start lacks, B counts, which was 0; not A, which was drawn at random."""
     squares, begin = [0.0, 0.0], dict(start.named_parameters())
     for (name, a), b in zip(own_parameters(average).items(), own_parameters(last).values(), strict=True):
-        origin = begin.get(name, 0.0)  # a new adapter's products were 0
-        squares[0] += float((a - origin).square().sum())
-        squares[1] += float((b - origin).square().sum())
+        if name in begin or ".lora_A." not in name:
+            origin = begin.get(name, 0.0)
+            squares[0] += float((a - origin).square().sum())
+            squares[1] += float((b - origin).square().sum())
     return (squares[0] / squares[1]) ** 0.5 if squares[1] else 1.0
 
 
