@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from tutelage.data.records import Prompt
@@ -186,18 +187,28 @@ async def _within(work: Any, seconds: float, late: ValueError) -> Any:
 
 @contextmanager
 def _time_limit(seconds: float, late: ValueError) -> Iterator[None]:
-    """Raise `late` within it after so many seconds. It interrupts the main thread; in another one there is no limit."""
+    """Raise `late` within it after so many seconds. It interrupts the main thread; in another one there is no limit.
+
+    It has a handler of its own, as Python installs none where SIGINT is ignored: in what a script starts with `&`.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    main, over = threading.get_ident(), threading.Event()
+    main, over, previous = threading.get_ident(), threading.Event(), signal.getsignal(signal.SIGINT)
 
     def interrupt() -> None:
         over.set()
         signal.pthread_kill(main, signal.SIGINT)
 
+    def handle(number: int, frame: FrameType | None) -> None:
+        if over.is_set():
+            raise KeyboardInterrupt
+        if callable(previous):
+            previous(number, frame)
+
     timer = threading.Timer(seconds, interrupt)
     timer.daemon = True
+    signal.signal(signal.SIGINT, handle)
     timer.start()
     try:
         yield
@@ -207,6 +218,7 @@ def _time_limit(seconds: float, late: ValueError) -> Iterator[None]:
         raise
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
 
 
 def _where(error: BaseException) -> str:
