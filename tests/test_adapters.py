@@ -243,9 +243,11 @@ def test_a_new_adapter_is_a_function_of_its_seed(
     folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """And of nothing else; other random numbers are not moved by it."""
+    plain = [load_policy(folders("llama"), tokenizer) for _ in range(3)]
     before = torch.random.get_rng_state()
-    one, same, other = (own_parameters(load_policy(folders("llama"), tokenizer, LORA, seed)) for seed in (1, 1, 2))
+    adapted = [add_adapter(model, LORA, "x", seed) for model, seed in zip(plain, (1, 1, 2), strict=True)]
     assert torch.equal(before, torch.random.get_rng_state())
+    one, same, other = map(own_parameters, adapted)
     for name, p in one.items():
         assert torch.equal(p, same[name])
         assert torch.equal(p, other[name]) == (".lora_B." in name)  # those are 0
@@ -282,7 +284,7 @@ def test_a_frozen_layer_computes_what_it_did(bias: bool) -> None:
             ours, theirs = frozen(x), layer(x)
             assert ours.dtype == theirs.dtype == (torch.bfloat16 if mixed else torch.float32)
             assert_close(ours, theirs)
-            gradients = [torch.autograd.grad((y.float() * weights).sum(), x)[0] for y in (ours, theirs)]
+        gradients = [torch.autograd.grad((y.float() * weights).sum(), x)[0] for y in (ours, theirs)]
         assert_close(*gradients)
     with torch.autocast("cpu", torch.bfloat16):  # the weight itself is kept for the backward pass, not a copy
         kept: list[torch.Tensor] = []

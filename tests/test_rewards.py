@@ -188,6 +188,7 @@ def test_a_function_that_is_not_there_or_lacks_a_column_is_named(module: Any) ->
     [
         ("0.5", "returned '0.5'; expected a list of 2 numbers"),
         ({"a": 1}, "expected a list of 2 numbers"),
+        ({1.0, 2.0}, "expected a list of 2 numbers"),
         ((x for x in (1.0, 2.0)), "expected a list of 2 numbers"),
         (None, "returned None; expected a list"),
         ([1.0], "returned 1 scores for 2 completions"),
