@@ -44,6 +44,7 @@ from tutelage.settings.rewards import (
 )  # fmt: skip
 from tutelage.stages import online
 from tutelage.stages.pretrain import train_tokenizer
+from tutelage.training.updates import shuffled
 
 MODULE = """
 import asyncio
@@ -121,6 +122,8 @@ def test_scores_combine_by_hand() -> None:
     # 1, 3, 8: mean 4, variance (9 + 1 + 16) / 2 = 13; 2, -1, 2: mean 1, variance (1 + 4 + 1) / 2 = 3.
     expected = torch.tensor([4 - 0.5 * 13**0.5, 1 - 0.5 * 3**0.5, 5.0, 0.0])
     assert_close(combined_scores(scores, counts, "mean_less_std", 0.5), expected)
+    expected = torch.tensor([4 - 13**0.5, 1 - 3**0.5, 5.0, 0.0])
+    assert_close(combined_scores(scores, counts, "mean_less_std"), expected)
 
 
 def test_a_function_is_asked_as_peers_ask_it(module: Any) -> None:
@@ -524,7 +527,7 @@ class Scripted:
         return self.now
 
     def one_iteration(
-        self, tokenizer: PreTrainedTokenizerBase, number: int, algorithm: Any, **settings: Any
+        self, tokenizer: PreTrainedTokenizerBase, number: int, algorithm: Any, iteration: int = 0, **settings: Any
     ) -> tuple[Any, list[float], dict[str, float]]:
         common = {"model": "m", "prompts": "p", "output": "o", "rewards": {"r": "m:f"}, "seed": 3}
         sampler = {"max_new_tokens": 7, "temperature": 0.5}
@@ -533,7 +536,7 @@ class Scripted:
         rewards = Rewards({"r": (1.0, self)}, config.combination, {})
         models = online.Models(tokenizer, self, None, rewards, None, None, self)
         episodes, scores, logged = online.sample_and_score(
-            models, make_algorithm(config.algorithm, config.batch_size), prompts, 0, config
+            models, make_algorithm(config.algorithm, config.batch_size), prompts, iteration, config
         )
         assert not self.rounds
         return episodes, scores.tolist(), logged
@@ -579,6 +582,11 @@ def test_an_iteration_that_is_full_asks_no_more(tokenizer: PreTrainedTokenizerBa
     first, second = episodes.group[:2].tolist(), episodes.group[2:].tolist()
     assert first[0] == first[1] != second[0] == second[1]
     assert episodes.mask.tolist() == [[True, False]] * 2 + [[True, True]] * 2
+    assert episodes.logprobs.tolist() == [[-1, 0]] * 2 + [[-1, -1]] * 2
+    assert episodes.ended.tolist() == [True] * 4
+    assert episodes.prompt_lengths == [1] * 4
+    own = [[int(p.id[1:]) + 10] for p in episodes.prompts]
+    assert episodes.sequences == [[*ids, 5] for ids in own[:2]] + [[*ids, 5, 5] for ids in own[2:]]
     assert logged["objective/flat_groups"] == pytest.approx(1 / 3)
     # Without others to ask, it ends early; without `refill`, groups that are flat stay.
     script = Scripted([1, 1, 0, 3], [2, 2])
@@ -614,6 +622,17 @@ def test_a_prompt_that_is_sampled_once_is_no_group(tokenizer: PreTrainedTokenize
     }  # fmt: skip
 
 
+def test_each_iteration_samples_anew(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The same three prompts, with other seeds."""
+    seeds = []
+    for iteration in range(3):
+        script = Scripted([1, 2, 3])
+        script.one_iteration(tokenizer, 3, {"name": "ppo"}, iteration, batch_size=3, mini_batch_size=3)
+        assert sorted(script.asked[0]) == ["p0", "p1", "p2"]
+        seeds += script.seeds
+    assert len(set(seeds)) == 9
+
+
 def test_other_prompts_come_in_an_order_of_seed_and_iteration() -> None:
     prompts = [(Prompt(id=f"p{i}", text=f"{i}"), (i,)) for i in range(9)]
 
@@ -624,6 +643,9 @@ def test_other_prompts_come_in_an_order_of_seed_and_iteration() -> None:
     assert order(0, 0) == order(0, 0)
     assert sorted(order(0, 0)) == ["p0", "p1", "p4", "p5", "p6", "p7", "p8"]
     orders = [order(iteration, seed) for iteration in range(3) for seed in range(2)]
+    for seed in range(2):  # nor are they those of the passes, or of the prompts of the last measure
+        passes = [[p.id for p, _ in shuffled(prompts, seed, epoch)] for epoch in range(-1, 3)]
+        orders += [[name for name in names if name not in ("p2", "p3")] for names in passes]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
 
 
