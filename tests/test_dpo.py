@@ -95,12 +95,13 @@ def sums(policy: Any, ranking: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("llama", 1), ("llama", 1000), ("gpt2", 30)])
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
-def test_whole_steps(kind: str, tokens: int, loss: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("loss", "smoothing"), [("sigmoid", 0.0), ("ipo", 0.0), ("sigmoid", 0.2)])
+def test_whole_steps(kind: str, tokens: int, loss: str, smoothing: float, tmp_path: Path) -> None:
     """Three epochs of one update each, from rankings of two, three and four, whatever the micro-batches."""
     folder = byhand.make(kind, tmp_path / "policy", dropout=0.5)
     with byhand.steps_taken() as steps:
-        dpo.run(config(folder, tmp_path / "out", loss=loss, micro_batch_tokens=tokens))
+        changes = {"loss": loss, "label_smoothing": smoothing, "micro_batch_tokens": tokens}
+        dpo.run(config(folder, tmp_path / "out", **changes))
     policy, reference = byhand.policy_of(folder), byhand.policy_of(folder)
     adam, expected, rows = AdamW(policy, COMMON), [], byhand.metrics(tmp_path / "out")
     with torch.no_grad():
@@ -112,7 +113,9 @@ def test_whole_steps(kind: str, tokens: int, loss: str, tmp_path: Path) -> None:
             for w, x in permutations(range(len(ref)), 2):
                 if ranking["ranks"][w] < ranking["ranks"][x]:
                     h = ratios[w] - ratios[x]
-                    each.append((h - 1 / 0.8) ** 2 if loss == "ipo" else torch.log1p(torch.exp(-0.4 * h)))
+                    right_label, wrong_label = torch.log1p(torch.exp(-0.4 * h)), torch.log1p(torch.exp(0.4 * h))
+                    mixed = (1 - smoothing) * right_label + smoothing * wrong_label
+                    each.append((h - 1 / 0.8) ** 2 if loss == "ipo" else mixed)
                     right, pairs = right + (0.5 if t == 0 else float(h > 0)), pairs + 1
                     margin += 0.4 * h.item()
             losses.append(sum(each) / len(each))
@@ -140,7 +143,7 @@ def test_whole_steps(kind: str, tokens: int, loss: str, tmp_path: Path) -> None:
         for w, x in permutations(range(len(ref)), 2):
             if ranking["ranks"][w] < ranking["ranks"][x]:
                 h = ratios[w] - ratios[x]
-                each.append((h - 1 / 0.8) ** 2 if loss == "ipo" else sigmoid_loss(h, 0.4, 0))
+                each.append((h - 1 / 0.8) ** 2 if loss == "ipo" else sigmoid_loss(h, 0.4, smoothing))
                 right += h > 0
         losses.append(sum(each) / len(each))
     assert results["valid"]["loss"] == pytest.approx(sum(losses) / 3, rel=1e-4)
