@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +22,12 @@ from conftest import tiny_model
 from tutelage.algorithms import make_algorithm
 from tutelage.data.datasets import write_jsonl
 from tutelage.data.records import Request
+from tutelage.files import fingerprint
 from tutelage.models.adapters import (
+    adapter_of,
     add_adapter,
     beside,
+    initialise_head,
     own_parameters,
     scalar_beside,
     without_adapter,
@@ -30,6 +35,7 @@ from tutelage.models.adapters import (
 from tutelage.models.architecture import set_dropout
 from tutelage.models.cpu import llama
 from tutelage.models.forward import all_scores, completion_logprobs
+from tutelage.models.frozen import FrozenLinear, freeze
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import load_tokenizer
 from tutelage.runs import done
@@ -208,6 +214,113 @@ def adapted(folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, 
     stir(model)
     save_model(model, tokenizer, tmp_path / "adapter")
     return tmp_path / "adapter"
+
+
+def test_what_a_folder_says_of_its_adapter(
+    adapted: Path, folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """As PEFT's own tools write and read it."""
+    base = adapted.parent / "base"
+    config = json.loads((adapted / "adapter_config.json").read_text())
+    every = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    expected = {
+        "peft_type": "LORA", "base_model_name_or_path": str(base), "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 6,
+        "lora_dropout": 0.0, "inference_mode": True, "modules_to_save": None, "fan_in_fan_out": False, "bias": "none",
+    }  # fmt: skip
+    assert {name: config[name] for name in expected} == expected
+    assert sorted(config["target_modules"]) == every
+    assert json.loads((adapted / "base.json").read_text()) == {"base": str(base), "sha256": fingerprint(base)}
+    names = set(load_file(adapted / "adapter_model.safetensors"))
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
+    assert len(names) == 2 * 2 * len(every)  # two layers, and two matrices of each
+    again = load_policy(adapted, tokenizer, LORA)
+    adapter = adapter_of(again)
+    assert adapter is not None
+    assert (adapter.base, adapter.sha256) == (str(base), fingerprint(base))
+    assert all(p.requires_grad == (name in own_parameters(again)) for name, p in again.named_parameters())
+    scalar = new_scalar(folders("gpt2"), tokenizer, 2, Lora(rank=2, alpha=5, dropout=0.25, targets=["c_attn"]))
+    save_model(scalar, tokenizer, tmp_path / "scalar")
+    config = json.loads((tmp_path / "scalar" / "adapter_config.json").read_text())
+    expected |= {
+        "base_model_name_or_path": str(folders("gpt2")), "task_type": "SEQ_CLS", "r": 2, "lora_alpha": 5,
+        "lora_dropout": 0.25, "modules_to_save": ["score"], "fan_in_fan_out": True,
+    }  # fmt: skip
+    assert {name: config[name] for name in expected} == expected
+    assert config["target_modules"] == ["c_attn"]
+    assert "base_model.model.score.weight" in load_file(tmp_path / "scalar" / "adapter_model.safetensors")
+    assert scalar.score.weight.requires_grad
+
+
+def test_a_new_adapter_is_a_function_of_its_seed(
+    folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """And of nothing else; other random numbers are not moved by it."""
+    plain = [load_policy(folders("llama"), tokenizer) for _ in range(3)]
+    before = torch.random.get_rng_state()
+    adapted = [add_adapter(model, LORA, "x", seed) for model, seed in zip(plain, (1, 1, 2), strict=True)]
+    assert torch.equal(before, torch.random.get_rng_state())
+    one, same, other = map(own_parameters, adapted)
+    for name, p in one.items():
+        assert torch.equal(p, same[name])
+        assert torch.equal(p, other[name]) == (".lora_B." in name)  # those are 0
+
+
+def test_a_new_head_by_hand(folders: Callable[[str], Path], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Normal, of variance 1 / (d + 1), here with d = 32; a bias is 0."""
+    policy = load_policy(folders("llama"), tokenizer)
+    scalar = scalar_beside(policy, 4)
+    expected = torch.randn(1, 32, generator=torch.Generator().manual_seed(4)) / 33**0.5
+    assert_close(scalar.score.weight.detach(), expected)
+    assert policy.config.num_labels != scalar.config.num_labels == 1
+    assert not scalar.training
+    assert {name: p for name, p in scalar.named_parameters() if p is not dict(policy.named_parameters()).get(name)} == {
+        "score.weight": scalar.score.weight
+    }
+    head = SimpleNamespace(score=nn.Linear(32, 1))
+    initialise_head(head, 4)  # type: ignore[arg-type]
+    assert_close(head.score.weight.detach(), expected)
+    assert head.score.bias.tolist() == [0]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_frozen_layer_computes_what_it_did(bias: bool) -> None:
+    """In bf16 as in fp32, and with the same gradient in its input; the weight gets none."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 4, bias=bias), torch.randn(3, 6, requires_grad=True)
+    layer.requires_grad_(False)
+    frozen, weights = copy.deepcopy(layer), torch.randn(3, 4)
+    freeze(frozen)
+    assert type(frozen) is FrozenLinear
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            ours, theirs = frozen(x), layer(x)
+            assert ours.dtype == theirs.dtype == (torch.bfloat16 if mixed else torch.float32)
+            assert_close(ours, theirs)
+        gradients = [torch.autograd.grad((y.float() * weights).sum(), x)[0] for y in (ours, theirs)]
+        assert_close(*gradients)
+    with torch.autocast("cpu", torch.bfloat16):  # the weight itself is kept for the backward pass, not a copy
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            frozen(x)
+    assert [t.data_ptr() for t in kept if t.shape == (4, 6)] == [frozen.weight.data_ptr()]
+    frozen.requires_grad_(True)
+    frozen(x).sum().backward()
+    assert_close(frozen.weight.grad, x.detach().sum(0).expand(4, 6))
+    special = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    kind = type(special)
+    freeze(special)
+    assert type(special) is kind
+
+
+def test_an_adapter_with_other_settings_or_other_weights_is_refused(
+    adapted: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(ValueError, match=r"adapter with alpha=6, but adapter.alpha=7; set it to the same"):
+        load_policy(adapted, tokenizer, Lora(rank=3, alpha=7))
+    path = adapted / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"modules_to_save": ["embed_tokens"]}))
+    with pytest.raises(ValueError, match="trains embed_tokens whole beside its matrices; merge it"):
+        load_policy(adapted, tokenizer, LORA)
 
 
 def test_adapters_of_another_base_are_refused(

@@ -163,6 +163,28 @@ def test_part_of_a_rollout_is_a_rollout() -> None:
         part.scores = table  # type: ignore[misc]
 
 
+def test_rounds_of_sampling_become_one() -> None:
+    """One group, then none, then two: different groups never share a number."""
+
+    def sampled(number: int, length: int) -> Any:
+        prompts = [Prompt(id=str(i), text="a") for i in range(number)]
+        requests = [Request((4,) * (i + 1), i, 9, ()) for i in range(number)]
+        samples = [Sample((5,) * length, (-2.0,) * length, "stop" if i else "length") for i in range(number)]
+        return episodes_of(prompts, requests, samples, 2)
+
+    joined = joined_episodes([sampled(2, 1), sampled(2, 3).take([]), sampled(4, 2)])
+    first, second, third = (joined.group[i : i + 2].tolist() for i in (0, 2, 4))
+    assert (first[0], second[0], third[0]) == (first[1], second[1], third[1])
+    assert len({first[0], second[0], third[0]}) == 3
+    assert [p.id for p in joined.prompts] == ["0", "1", "0", "1", "2", "3"]
+    assert joined.sequences == [[4, 5], [4, 4, 5], *([4] * (i + 1) + [5, 5] for i in range(4))]
+    assert joined.prompt_lengths == [1, 2, 1, 2, 3, 4]
+    assert joined.mask.sum(1).tolist() == [1, 1, 2, 2, 2, 2]
+    assert joined.logprobs.sum(1).tolist() == [-2, -2, -4, -4, -4, -4]
+    assert joined.mask.shape == joined.logprobs.shape == (6, 3)
+    assert joined.ended.tolist() == [False, True, False, True, True, True]
+
+
 @pytest.mark.parametrize("sample", [Sample((), (), "stop"), Sample((5, 6), (-1.0,), "stop")])
 def test_a_sampler_that_breaks_its_word_is_named(sample: Sample) -> None:
     """One log-probability too many would shift all that come after it."""

@@ -16,7 +16,7 @@ import byhand
 from byhand import AdamW, Interruption, assert_same_steps, ids, write
 from tutelage.models import forward
 from tutelage.objectives.dpo import preference_loss
-from tutelage.runs import done
+from tutelage.runs import DryRun, done
 from tutelage.settings.dpo import DpoConfig
 from tutelage.stages import dpo
 
@@ -95,12 +95,13 @@ def sums(policy: Any, ranking: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("llama", 1), ("llama", 1000), ("gpt2", 30)])
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
-def test_whole_steps(kind: str, tokens: int, loss: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("loss", "smoothing"), [("sigmoid", 0.0), ("ipo", 0.0), ("sigmoid", 0.2)])
+def test_whole_steps(kind: str, tokens: int, loss: str, smoothing: float, tmp_path: Path) -> None:
     """Three epochs of one update each, from rankings of two, three and four, whatever the micro-batches."""
     folder = byhand.make(kind, tmp_path / "policy", dropout=0.5)
     with byhand.steps_taken() as steps:
-        dpo.run(config(folder, tmp_path / "out", loss=loss, micro_batch_tokens=tokens))
+        changes = {"loss": loss, "label_smoothing": smoothing, "micro_batch_tokens": tokens}
+        dpo.run(config(folder, tmp_path / "out", **changes))
     policy, reference = byhand.policy_of(folder), byhand.policy_of(folder)
     adam, expected, rows = AdamW(policy, COMMON), [], byhand.metrics(tmp_path / "out")
     with torch.no_grad():
@@ -112,7 +113,9 @@ def test_whole_steps(kind: str, tokens: int, loss: str, tmp_path: Path) -> None:
             for w, x in permutations(range(len(ref)), 2):
                 if ranking["ranks"][w] < ranking["ranks"][x]:
                     h = ratios[w] - ratios[x]
-                    each.append((h - 1 / 0.8) ** 2 if loss == "ipo" else torch.log1p(torch.exp(-0.4 * h)))
+                    right_label, wrong_label = torch.log1p(torch.exp(-0.4 * h)), torch.log1p(torch.exp(0.4 * h))
+                    mixed = (1 - smoothing) * right_label + smoothing * wrong_label
+                    each.append((h - 1 / 0.8) ** 2 if loss == "ipo" else mixed)
                     right, pairs = right + (0.5 if t == 0 else float(h > 0)), pairs + 1
                     margin += 0.4 * h.item()
             losses.append(sum(each) / len(each))
@@ -131,7 +134,21 @@ def test_whole_steps(kind: str, tokens: int, loss: str, tmp_path: Path) -> None:
     assert results is not None
     assert results["rankings"] == results["valid"]["rankings"] == 3
     assert results["valid"]["pairs"] == 9
-    assert results["valid"]["accuracy"] > 0.5
+    assert results["valid"]["prompts"] == 3
+    # The measure, of the policy as it is in the end, by the same formulas.
+    losses, right = [], 0
+    for ranking, ref in zip(RANKINGS, known, strict=True):
+        with torch.no_grad():
+            ratios, each = (sums(policy, ranking) - ref).tolist(), []
+        for w, x in permutations(range(len(ref)), 2):
+            if ranking["ranks"][w] < ranking["ranks"][x]:
+                h = ratios[w] - ratios[x]
+                each.append((h - 1 / 0.8) ** 2 if loss == "ipo" else sigmoid_loss(h, 0.4, smoothing))
+                right += h > 0
+        losses.append(sum(each) / len(each))
+    assert results["valid"]["loss"] == pytest.approx(sum(losses) / 3, rel=1e-4)
+    assert results["valid"]["accuracy"] == pytest.approx(right / 9)
+    assert 0 < results["valid"]["low"] < results["valid"]["accuracy"] <= results["valid"]["high"] <= 1
 
 
 def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +202,45 @@ def test_pairs_are_read_and_mistakes_named(tmp_path: Path) -> None:
         dpo.run(config(folder, tmp_path / "long", max_prompt_tokens=1, rankings=long))
     with pytest.raises(ValueError, match=r"label_smoothing=0\.1 is of the sigmoid loss, not of ipo"):
         config(folder, tmp_path / "x", loss="ipo", label_smoothing=0.1)
+
+
+def test_what_is_too_long_is_dropped_and_counted(tmp_path: Path) -> None:
+    """Prompts of four tokens and completions that fill the context of sixteen stay; one more of either does not."""
+    folder, eleven = byhand.make("llama", tmp_path / "policy"), " a" * 11
+    rows = [
+        {"prompt": "a b c d", "completions": [" b", eleven], "ranks": [1, 2]},  # 4 + 11 + an end
+        {"prompt": "a b c d e", "completions": [" b", " a"], "ranks": [1, 2]},
+        {"prompt": "b a c d", "completions": [eleven + " a", " b"], "ranks": [1, 2]},
+        {"prompt": "c", "completions": [" a", " b"], "ranks": [2, 1]},
+    ]
+    train, valid = write(tmp_path / "train.jsonl", rows), write(tmp_path / "valid.jsonl", rows[1:])
+    common = {"rankings": train, "max_prompt_tokens": 4, "epochs": 1}
+    dpo.run(config(folder, tmp_path / "own", **common, valid_rankings=valid))
+    results = done(tmp_path / "own") or {}
+    assert results["rankings"] == 2
+    assert (results["valid"]["rankings"], results["valid"]["pairs"]) == (1, 1)
+    assert results["dropped"] == {"too long": 2, "too long in valid_rankings": 2}
+    dpo.run(config(folder, tmp_path / "share", **common, valid_rankings=None, held_out=0.5))
+    results = done(tmp_path / "share") or {}
+    assert results["rankings"] + results["valid"].get("rankings", 0) == 2
+    assert results["dropped"] == {"too long": 2}
+    dpo.run(config(folder, tmp_path / "all", **common, valid_rankings=None, held_out=0))
+    results = done(tmp_path / "all") or {}
+    assert (results["rankings"], results["valid"]) == (2, {})
+    long = write(tmp_path / "long.jsonl", rows[1:2])
+    with pytest.raises(ValueError, match=r"^valid_rankings: .*long.jsonl: no ranking is left"):
+        dpo.run(config(folder, tmp_path / "no", **common, valid_rankings=long))
+
+
+def test_the_plan_says_what_will_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = byhand.make("llama", tmp_path / "policy")
+    with pytest.raises(DryRun):
+        dpo.run(config(folder, tmp_path / "out", batch_size=2, dry_run=True))
+    plan = capsys.readouterr().err
+    assert "3 rankings to train on, 3 held out" in plan
+    assert "6 updates of 2 rankings, 3 passes" in plan
+    dpo.run(config(folder, tmp_path / "out", batch_size=2))
+    assert len(byhand.metrics(tmp_path / "out")) == 6
 
 
 @pytest.mark.parametrize("size", [1, 3])

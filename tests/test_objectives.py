@@ -343,6 +343,8 @@ def test_group_relative_by_hand() -> None:
     std = math.sqrt(1 / 3)  # of 1, 0, 0, with n - 1
     close(group_relative(scores, group)[:3], torch.tensor([2.0, -1.0, -1.0], dtype=torch.float64) / 3 / (std + 1e-4))
     assert (group_relative(scores, group)[3:] == 0).all()  # a group that agrees teaches nothing, exactly
+    two = group_relative(torch.tensor([1.0, 3.0], dtype=torch.float64), torch.tensor([0, 0]))
+    close(two, torch.tensor([-1.0, 1.0], dtype=torch.float64) / (2**0.5 + 1e-4))
 
 
 def test_flat_groups_by_hand() -> None:

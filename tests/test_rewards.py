@@ -7,11 +7,12 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from transformers import (
     RobertaConfig,
 )
 
+from tutelage.algorithms import make_algorithm
 from tutelage.data.datasets import read_prompts, write_jsonl
-from tutelage.data.records import Message, Prompt
+from tutelage.data.records import Message, Prompt, Request, Sample
 from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_scalar, new_scalar, save_model
 from tutelage.models.tokens import encode_pairs
@@ -38,8 +40,8 @@ from tutelage.rewards import endpoint
 from tutelage.rewards.classifier import classifier_reward
 from tutelage.rewards.endpoint import endpoint_reward
 from tutelage.rewards.function import function_reward, sources_of
-from tutelage.rewards.opening import open_rewards
-from tutelage.rewards.reward import Answers, checked_scores
+from tutelage.rewards.opening import Rewards, open_rewards
+from tutelage.rewards.reward import Answers, checked_scores, joined_scores, score_all
 from tutelage.runs import done, inputs_of
 from tutelage.settings.common import make
 from tutelage.settings.online import OnlineConfig
@@ -52,9 +54,11 @@ from tutelage.settings.rewards import (
 )  # fmt: skip
 from tutelage.stages import online
 from tutelage.stages.pretrain import train_tokenizer
+from tutelage.training.updates import shuffled
 
 MODULE = """
 import asyncio
+import signal
 import time
 
 calls = []
@@ -86,10 +90,14 @@ def leaves(prompts, completions):
     raise SystemExit(3)
 
 def late(prompts, completions):
-    time.sleep(60)
+    time.sleep(5)
+
+def interrupted(prompts, completions):
+    signal.raise_signal(signal.SIGINT)
+    return one(prompts, completions)
 
 async def never(prompts, completions):
-    await asyncio.sleep(60)
+    await asyncio.sleep(5)
 
 async def own_timeout(prompts, completions):
     raise TimeoutError("its own")
@@ -134,6 +142,8 @@ def test_scores_combine_by_hand() -> None:
     # 1, 3, 8: mean 4, variance (9 + 1 + 16) / 2 = 13; 2, -1, 2: mean 1, variance (1 + 4 + 1) / 2 = 3.
     expected = torch.tensor([4 - 0.5 * 13**0.5, 1 - 0.5 * 3**0.5, 5.0, 0.0])
     assert_close(combined_scores(scores, counts, "mean_less_std", 0.5), expected)
+    expected = torch.tensor([4 - 13**0.5, 1 - 3**0.5, 5.0, 0.0])
+    assert_close(combined_scores(scores, counts, "mean_less_std"), expected)
 
 
 def test_a_function_is_asked_as_peers_ask_it(module: Any) -> None:
@@ -189,6 +199,24 @@ def test_a_function_that_fails_is_named(name: str, module: Any) -> None:
         module(name, timeout_seconds=0.2)(ANSWERS)
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
+def test_a_slow_function_is_stopped_also_in_the_background(handler: Any, module: Any) -> None:
+    """What a script starts with `&` ignores interruptions."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(ValueError, match=r"took more than 0.2 s"):
+            module("late", timeout_seconds=0.2)(ANSWERS)
+        assert module("one")(ANSWERS) == [1.0, 1.0]
+        assert signal.getsignal(signal.SIGINT) is handler
+        if handler is signal.default_int_handler:
+            with pytest.raises(KeyboardInterrupt):
+                module("interrupted")(ANSWERS)
+        else:
+            assert module("interrupted")(ANSWERS) == [1.0, 1.0]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_function_that_is_not_there_or_lacks_a_column_is_named(module: Any) -> None:
     with pytest.raises(
         ValueError, match=r"rewards\.r: rewardz:f: no module 'rewardz'; install it, or give the command"
@@ -210,6 +238,7 @@ def test_a_function_that_is_not_there_or_lacks_a_column_is_named(module: Any) ->
     [
         ("0.5", "returned '0.5'; expected a list of 2 numbers"),
         ({"a": 1}, "expected a list of 2 numbers"),
+        ({1.0, 2.0}, "expected a list of 2 numbers"),
         ((x for x in (1.0, 2.0)), "expected a list of 2 numbers"),
         (None, "returned None; expected a list"),
         ([1.0], "returned 1 scores for 2 completions"),
@@ -563,6 +592,209 @@ def test_groups_without_a_signal_are_replaced(asked: dict[str, Any], monkeypatch
     online.run(flat)  # nothing teaches: the first prompts stay, and only the KL penalty says something
     assert [len(r.prompts) for r in rollouts] == [8, 8]
     assert all((r.advantages == 0).all() for r in rollouts)
+
+
+class Scripted:
+    """A policy, its sampler and its reward in one: they answer as a script says, a round at a time.
+
+    A completion is its score, None where the reward says nothing, and `cut` those that end at no stop token.
+    """
+
+    def __init__(self, *rounds: list[float | None], cut: float = math.inf) -> None:
+        self.rounds, self.cut = list(rounds), cut
+        self.asked: list[list[str]] = []
+        self.seeds: list[int] = []
+        self.generation_config = SimpleNamespace(eos_token_id=1)
+        self.training = True
+
+    def eval(self) -> None:
+        self.training = False
+
+    def sample(self, requests: Sequence[Request]) -> list[Sample]:
+        assert not self.training
+        self.training = True  # each round asks for it anew
+        self.now = self.rounds.pop(0)
+        self.seeds += [r.seed for r in requests]
+        assert {(r.max_new_tokens, r.stop_ids, r.temperature) for r in requests} == {(7, (1,), 0.5)}
+        length = 1 + len(self.asked)  # rounds differ in width
+        kinds = ["length" if x == self.cut else "stop" for x in self.now]
+        return [Sample((5,) * length, (-1.0,) * length, kind) for kind in kinds]  # type: ignore[arg-type]
+
+    def __call__(self, answers: Answers) -> list[float | None]:
+        self.asked.append([p.id for p in answers.prompts])
+        assert len(answers.texts) == len(self.now)
+        return self.now
+
+    def one_iteration(
+        self, tokenizer: PreTrainedTokenizerBase, number: int, algorithm: Any, iteration: int = 0, **settings: Any
+    ) -> tuple[Any, list[float], dict[str, float]]:
+        common = {"model": "m", "prompts": "p", "output": "o", "rewards": {"r": "m:f"}, "seed": 3}
+        sampler = {"max_new_tokens": 7, "temperature": 0.5}
+        config = OnlineConfig(**common | settings, algorithm=algorithm, sampler=sampler)
+        prompts = [(Prompt(id=f"p{i}", text=f"{i}"), (i + 10,)) for i in range(number)]
+        rewards = Rewards({"r": (1.0, self)}, config.combination, {})
+        models = online.Models(tokenizer, self, None, rewards, None, None, self)
+        episodes, scores, logged = online.sample_and_score(
+            models, make_algorithm(config.algorithm, config.batch_size), prompts, iteration, config
+        )
+        assert not self.rounds
+        return episodes, scores.tolist(), logged
+
+
+def test_which_prompts_are_asked_again_and_what_is_learned_from(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Groups of two, an iteration of two groups, and at most two rounds more; a cut-off costs 1."""
+    script = Scripted(
+        [1, 1, None, 2],  # both flat: of the second only one counts
+        [0, 3, 8, 9],  # the first teaches; the second does not, as 9 was cut off: 8 and 8
+        [4, 4],  # flat; and that was the last round
+        cut=9,
+    )
+    rloo = {"name": "rloo", "num_generations": 2, "refill": 2}
+    episodes, scores, logged = script.one_iteration(
+        tokenizer, 6, rloo, batch_size=4, mini_batch_size=4, missing_eos_penalty=1
+    )
+    assert [len(asked) for asked in script.asked] == [4, 4, 2]
+    names = [asked[::2] for asked in script.asked]
+    assert all(asked[::2] == asked[1::2] for asked in script.asked)  # copies stand together
+    assert len({name for each in names for name in each}) == 5  # no prompt twice
+    assert len(set(script.seeds)) == 10
+    assert [p.id for p in episodes.prompts] == [names[1][0]] * 2
+    assert scores == [0, 3]
+    assert episodes.group[0] == episodes.group[1]
+    assert episodes.mask[:, :2].tolist() == [[True, True]] * 2  # its completions have two tokens
+    assert logged == {
+        "objective/sampled": 10,
+        "objective/scores": pytest.approx((1 + 1 + 2 + 0 + 3 + 8 + 9 + 4 + 4) / 9),
+        "objective/flat_groups": 4 / 5,
+        "reward/left_out": pytest.approx(1 / 10),
+    }
+
+
+def test_an_iteration_that_is_full_asks_no_more(tokenizer: PreTrainedTokenizerBase) -> None:
+    grpo = {"name": "grpo", "num_generations": 2, "refill": 5}
+    script = Scripted([1, 1, 0, 3], [5, 6])
+    episodes, scores, logged = script.one_iteration(
+        tokenizer, 6, grpo, batch_size=4, mini_batch_size=4, missing_eos_penalty=0
+    )
+    assert scores == [0, 3, 5, 6]
+    assert [p.id for p in episodes.prompts] == [*script.asked[0][2:], *script.asked[1]]
+    first, second = episodes.group[:2].tolist(), episodes.group[2:].tolist()
+    assert first[0] == first[1] != second[0] == second[1]
+    assert episodes.mask.tolist() == [[True, False]] * 2 + [[True, True]] * 2
+    assert episodes.logprobs.tolist() == [[-1, 0]] * 2 + [[-1, -1]] * 2
+    assert episodes.ended.tolist() == [True] * 4
+    assert episodes.prompt_lengths == [1] * 4
+    own = [[int(p.id[1:]) + 10] for p in episodes.prompts]
+    assert episodes.sequences == [[*ids, 5] for ids in own[:2]] + [[*ids, 5, 5] for ids in own[2:]]
+    assert logged["objective/flat_groups"] == pytest.approx(1 / 3)
+    # Without others to ask, it ends early; without `refill`, groups that are flat stay.
+    script = Scripted([1, 1, 0, 3], [2, 2])
+    assert script.one_iteration(tokenizer, 3, grpo, batch_size=4, mini_batch_size=4)[1] == [0, 3]
+    assert len(script.asked) == 2
+    plain = {"name": "grpo", "num_generations": 2}
+    script = Scripted([1, 1, None, 3])
+    episodes, scores, logged = script.one_iteration(tokenizer, 6, plain, batch_size=4, mini_batch_size=4)
+    assert scores == [1, 1, 3]
+    assert [p.id for p in episodes.prompts] == [script.asked[0][i] for i in (0, 1, 3)]
+    assert logged["objective/sampled"] == 4
+
+
+def test_where_nothing_teaches_the_first_scored_round_stays(tokenizer: PreTrainedTokenizerBase) -> None:
+    rloo = {"name": "rloo", "num_generations": 2, "refill": 2}
+    script = Scripted([None] * 4, [1, 1, None, 2], [7, 7, 7, 7])
+    episodes, scores, logged = script.one_iteration(tokenizer, 6, rloo, batch_size=4, mini_batch_size=4)
+    assert scores == [1, 1, 2]
+    assert [p.id for p in episodes.prompts] == [script.asked[1][i] for i in (0, 1, 3)]
+    assert logged["objective/sampled"] == 12
+    assert logged["objective/flat_groups"] == 1
+    script = Scripted([None] * 4, [None] * 4, [None] * 4)
+    with pytest.raises(ValueError, match="none scores any of the 12 completions of iteration 0"):
+        script.one_iteration(tokenizer, 6, rloo, batch_size=4, mini_batch_size=4)
+
+
+def test_a_prompt_that_is_sampled_once_is_no_group(tokenizer: PreTrainedTokenizerBase) -> None:
+    script = Scripted([1, None, 4])
+    _, scores, logged = script.one_iteration(tokenizer, 3, {"name": "ppo"}, batch_size=3, mini_batch_size=3)
+    assert scores == [1, 4]
+    assert logged == {
+        "objective/sampled": 3, "objective/scores": 2.5, "reward/left_out": pytest.approx(1 / 3),
+    }  # fmt: skip
+
+
+def test_each_iteration_samples_anew(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The same three prompts, with other seeds."""
+    seeds = []
+    for iteration in range(3):
+        script = Scripted([1, 2, 3])
+        script.one_iteration(tokenizer, 3, {"name": "ppo"}, iteration, batch_size=3, mini_batch_size=3)
+        assert sorted(script.asked[0]) == ["p0", "p1", "p2"]
+        seeds += script.seeds
+    assert len(set(seeds)) == 9
+
+
+def test_other_prompts_come_in_an_order_of_seed_and_iteration() -> None:
+    prompts = [(Prompt(id=f"p{i}", text=f"{i}"), (i,)) for i in range(9)]
+
+    def order(iteration: int, seed: int) -> list[str]:
+        config = OnlineConfig(model="m", prompts="p", output="o", reward_model="r", seed=seed)
+        return [p.id for p, _ in online.spare_prompts(prompts, prompts[2:4] * 2, iteration, config)]
+
+    assert order(0, 0) == order(0, 0)
+    assert sorted(order(0, 0)) == ["p0", "p1", "p4", "p5", "p6", "p7", "p8"]
+    orders = [order(iteration, seed) for iteration in range(3) for seed in range(2)]
+    for seed in range(2):  # nor are they those of the passes, or of the prompts of the last measure
+        passes = [[p.id for p, _ in shuffled(prompts, seed, epoch)] for epoch in range(-1, 3)]
+        orders += [[name for name in names if name not in ("p2", "p3")] for names in passes]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+
+
+def test_rewards_are_tried_before_the_first_step(tokenizer: PreTrainedTokenizerBase) -> None:
+    """On four short completions, whatever the run's length; a reward model alone is not tried."""
+    script = Scripted([0.12345, None, 2, 1000])
+    common = {"model": "m", "prompts": "p", "output": "o"}
+    sampler = {"max_new_tokens": 99, "temperature": 0.5}
+    config = OnlineConfig(**common, rewards={"r": "m:f"}, sampler=sampler)
+    requests: list[Request] = []
+
+    class Recorder:
+        def sample(self, asked: Sequence[Request]) -> list[Sample]:
+            requests.extend(asked)
+            script.now = script.rounds.pop()
+            return [Sample((5,), (-1.0,), "stop") for _ in asked]
+
+    prompts = [(Prompt(id=f"p{i}", text=f"{i}"), (i + 10,)) for i in range(6)]
+    rewards = Rewards({"r": (2.0, script)}, config.combination, {})
+    models = online.Models(tokenizer, script, None, rewards, None, None, Recorder())
+    assert online.try_rewards(models, prompts, config) == ["reward r: on 4 completions 0.247, None, 4, 2e+03"]
+    assert script.asked == [["p0", "p1", "p2", "p3"]]
+    assert [(r.prompt_ids, r.max_new_tokens, r.stop_ids) for r in requests] == [((10 + i,), 16, (1,)) for i in range(4)]
+    alone = OnlineConfig(**common, reward_model="r")
+    assert online.try_rewards(models, prompts, alone) == []
+
+
+def test_scores_of_several_rewards_by_hand() -> None:
+    """Weights 2 and -1: a completion of both, of one, and of none."""
+    rewards = {"a": (2.0, lambda _: [1.0, 3.0, None]), "b": (-1.0, lambda _: [4.0, None, None])}
+    scores = score_all(rewards, Combination(), ANSWERS)
+    assert scores.total.tolist() == [2 - 4, 6, 0]
+    assert scores.each.tolist() == [[2, 6, 0], [-4, 0, 0]]
+    assert scores.counts.tolist() == [[True, True, False], [True, False, False]]
+    assert scores.known.tolist() == [True, True, False]
+    assert scores.metrics() == {"reward/a": 4, "reward/b": -4, "reward/left_out": pytest.approx(1 / 3)}
+    part = scores.take(torch.tensor([False, True, True]))
+    assert (part.total.tolist(), part.each.tolist()) == ([6, 0], [[6, 0], [0, 0]])
+    assert part.counts.tolist() == [[True, False], [False, False]]
+    assert part.metrics() == {"reward/a": 6, "reward/left_out": 0.5}
+    both = joined_scores([part, scores])
+    assert both.total.tolist() == [6, 0, -2, 6, 0]
+    assert both.each.tolist() == [[6, 0, 2, 6, 0], [0, 0, -4, 0, 0]]
+    assert both.counts.tolist() == [[True, False, True, True, False], [False, False, True, False, False]]
+    assert both.names == ["a", "b"]
+    lowest = score_all(rewards, Combination(name="minimum"), ANSWERS)
+    assert lowest.total.tolist() == [-4, 6, 0]
+    spread = score_all(rewards, Combination(name="mean_less_std", pessimism=0.5), ANSWERS)
+    assert_close(spread.total, torch.tensor([-1 - 0.5 * 18**0.5, 6, 0]))  # 2 and -4: variance 9 + 9
+    assert score_all({"a": rewards["a"]}, Combination(), ANSWERS).metrics() == {"reward/left_out": pytest.approx(1 / 3)}
 
 
 def test_sources_of_functions_are_inputs(module: Any, tmp_path: Path) -> None:

@@ -189,25 +189,28 @@ async def _within(work: Any, seconds: float, late: ValueError) -> Any:
 
 @contextmanager
 def _time_limit(seconds: float, late: ValueError) -> Iterator[None]:
-    """Raise `late` within it after so many seconds. It interrupts the main thread; in another one there is no limit."""
+    """Raise `late` within it after so many seconds. It interrupts the main thread; in another one there is no limit.
+
+    It has a handler of its own, as Python installs none where SIGINT is ignored: in what a script starts with `&`.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    main, over = threading.get_ident(), threading.Event()
+    main, over, previous = threading.get_ident(), threading.Event(), signal.getsignal(signal.SIGINT)
 
     def interrupt() -> None:
         over.set()
         signal.pthread_kill(main, signal.SIGINT)
 
-    def only_ours(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if over.is_set():
             raise KeyboardInterrupt
+        if callable(previous):
+            previous(number, frame)
 
     timer = threading.Timer(seconds, interrupt)
     timer.daemon = True
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as a shell has it for what it runs with &
-    if ignored:
-        signal.signal(signal.SIGINT, only_ours)
+    signal.signal(signal.SIGINT, handle)
     timer.start()
     try:
         yield
@@ -217,8 +220,7 @@ def _time_limit(seconds: float, late: ValueError) -> Iterator[None]:
         raise
     finally:
         timer.cancel()
-        if ignored:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
 
 
 def _where(error: BaseException) -> str:
