@@ -331,6 +331,9 @@ def test_adapters_of_another_base_are_refused(
     ):
         load_policy(adapted, tokenizer)
     config = json.loads((adapted / "adapter_config.json").read_text())
+    base.rename(adapted.parent / "elsewhere")  # and is not looked for on the hub
+    with pytest.raises(ValueError, match=r"adapter: its base was the folder .*base, which is not here"):
+        load_policy(adapted, tokenizer)
     (adapted / "base.json").unlink()
     for other, fault in ((folders("gpt2"), "cannot be read"), (folders("gpt_neox"), "cannot be read")):
         (adapted / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(other)}))

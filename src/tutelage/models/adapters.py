@@ -54,7 +54,7 @@ def base_of(folder: str | Path) -> str:
     """The folder or hub id of the model itself: of an adapter its base's.
 
     Raises:
-        ValueError: if it is no LoRA adapter of a plain model.
+        ValueError: if it is no LoRA adapter of a plain model, or that model was a folder which is not here.
     """
     if not is_adapter(folder):
         return str(folder)
@@ -66,6 +66,12 @@ def base_of(folder: str | Path) -> str:
         raise ValueError(f"{folder}: {CONFIG} names no LoRA adapter with its base; only these are read")
     if is_adapter(base):
         raise ValueError(f"{folder}: its base {base} is an adapter itself; merge that with `tutelage merge`")
+    note = Path(folder) / BASE
+    if note.exists() and read_json(note).get("sha256") and not Path(base).is_dir():
+        raise ValueError(
+            f"{folder}: its base was the folder {base}, which is not here: give the command where it is, or write its "
+            f"new place into {CONFIG}"
+        )
     return str(base)
 
 
