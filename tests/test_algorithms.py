@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tutelage import algorithms
 from tutelage.algorithms import make_algorithm
 from tutelage.algorithms.clipped import clipped_loss, divisor
-from tutelage.algorithms.learner import Learner
+from tutelage.algorithms.learner import Learner, even_cuts
 from tutelage.data.datasets import write_jsonl
 from tutelage.data.records import Prompt, Request, Sample
 from tutelage.models import loading
@@ -181,7 +181,7 @@ def test_rounds_of_sampling_become_one() -> None:
     assert joined.prompt_lengths == [1, 2, 1, 2, 3, 4]
     assert joined.mask.sum(1).tolist() == [1, 1, 2, 2, 2, 2]
     assert joined.logprobs.sum(1).tolist() == [-2, -2, -4, -4, -4, -4]
-    assert joined.mask.shape == joined.logprobs.shape == (6, 3)
+    assert joined.mask.shape == joined.logprobs.shape == (6, 2)
     assert joined.ended.tolist() == [False, True, False, True, True, True]
 
 
@@ -376,3 +376,17 @@ def test_the_page_on_adding_an_algorithm_is_true(
     for rollout in rollouts:
         returns = rollout.rewards.sum(1)
         assert_close(rollout.advantages[:, 0], returns - returns.mean())
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "cuts"),
+    [
+        (128, 32, [(0, 32), (32, 64), (64, 96), (96, 128)]),
+        (65, 64, [(0, 65)]),
+        (100, 64, [(0, 50), (50, 100)]),
+        (3, 64, [(0, 3)]),
+        (7, 3, [(0, 3), (3, 7)]),
+    ],
+)
+def test_minibatches_are_even_where_episodes_are_missing(number: int, size: int, cuts: list[tuple[int, int]]) -> None:
+    assert even_cuts(number, size) == cuts

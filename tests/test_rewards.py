@@ -217,6 +217,11 @@ def test_a_slow_function_is_stopped_also_in_the_background(handler: Any, module:
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_function_that_says_nothing_of_its_arguments_is_named() -> None:
+    with pytest.raises(ValueError, match=r"rewards\.r: builtins:dict: does not say what it takes"):
+        function_reward(FunctionReward(function="builtins:dict"), "r")
+
+
 def test_a_function_that_is_not_there_or_lacks_a_column_is_named(module: Any) -> None:
     with pytest.raises(
         ValueError, match=r"rewards\.r: rewardz:f: no module 'rewardz'; install it, or give the command"

@@ -7,6 +7,7 @@ and pretraining loss share a gradient; the value model has an optimizer of its o
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import torch
 from transformers import PreTrainedModel
@@ -21,6 +22,14 @@ from tutelage.sampling.rollout import Rollout
 from tutelage.settings.online import OnlineConfig
 from tutelage.training.guards import Watch
 from tutelage.training.updates import adamw, shuffled, update
+
+
+def even_cuts(number: int, size: int) -> list[tuple[int, int]]:
+    """Where to cut so many episodes into minibatches of nearly this size: where some are missing, as no reward scored
+    them, no step is left to a handful."""
+    parts = max(1, round(number / size))
+    bounds = [number * k // parts for k in range(parts + 1)]
+    return list(pairwise(bounds))
 
 
 class Learner:
@@ -60,8 +69,8 @@ class Learner:
         tokens = updates = 0
         for epoch in range(config.inner_epochs):
             order = shuffled(range(len(rollout.sequences)), config.seed, iteration * config.inner_epochs + epoch)
-            for start in range(0, len(order), config.mini_batch_size):
-                minibatch = rollout.take(order[start : start + config.mini_batch_size])
+            for start, end in even_cuts(len(order), config.mini_batch_size):
+                minibatch = rollout.take(order[start:end])
                 count = int(minibatch.mask.sum())
                 ratios = self._backward(minibatch, kl_coef, per_token)
                 off_sampler = off_sampler or importance_ratios(*ratios)  # before the first update: the sampler's own

@@ -105,7 +105,10 @@ def _columns_wanted(function: Callable[..., Any], what: str) -> dict[str, bool] 
     Raises:
         ValueError: if it cannot be called with prompts and completions.
     """
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some that are written in C
+        raise ValueError(f"{what}: does not say what it takes; wrap it in a function of your own") from None
     kinds = {p.kind for p in parameters.values()}
     every = inspect.Parameter.VAR_KEYWORD in kinds
     if missing := [n for n in ("prompts", "completions") if n not in parameters and not every]:

@@ -109,7 +109,7 @@ class Combination(Group):
     count; where all are, it is left out of the loss."""
 
     name: Literal["sum", "minimum", "mean_less_std"] = "sum"
-    """The sum; the minimum; or the mean less `pessimism` standard deviations, which an ensemble of reward models is the
-    harder to exploit by (Coste 2024)."""
+    """The sum; the minimum; or the mean less `pessimism` standard deviations, which makes an ensemble of reward models
+    harder to exploit (Coste 2024)."""
     pessimism: Number = 1.0
     """Standard deviations (n − 1) to take off the mean."""
