@@ -528,3 +528,16 @@ def test_a_value_model_starts_as_the_reward_model_or_the_policy(
         scores = all_scores(models.rewards.models["reward_model"].model, IDS)
         stir(models.value_model)
         assert torch.equal(all_scores(models.rewards.models["reward_model"].model, IDS), scores)
+
+
+def test_folders_that_people_mix_up_are_named(adapted: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    run = adapted.parent / "run"
+    shutil.copytree(adapted, run / "model")
+    with pytest.raises(ValueError, match=r"run: is a run folder; its model is .*run/model"):
+        merge.run(MergeConfig(model=str(run), output=adapted.parent / "out"))
+    modes = {path.stat().st_mode & 0o777 for path in adapted.iterdir()}
+    assert modes == {(adapted.parent / "base" / "config.json").stat().st_mode & 0o777}
+    labels = AutoModelForSequenceClassification.from_pretrained(adapted.parent / "base", num_labels=3)
+    labels.save_pretrained(adapted.parent / "labels")
+    with pytest.raises(ValueError, match=r"labels: its head has another shape than a reward model's; if it is a class"):
+        load_scalar(adapted.parent / "labels", tokenizer)

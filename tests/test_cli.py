@@ -454,3 +454,60 @@ def test_help_of_a_group_that_need_not_be_there(capsys: pytest.CaptureFixture[st
     words = " ".join(capsys.readouterr().out.split())
     assert "without any of these settings the whole model is trained. (default: None)" in words
     assert "Rank of the matrices. (default: 16)" in words
+
+
+def test_a_list_may_be_given_by_repeating_its_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[typing.Any] = []
+    monkeypatch.setattr("tutelage.recipe.Stage.run", lambda self, config: ran.append(config))
+    command = ["dpo", "--model", "m", "--output", "o"]
+    assert main([*command, "--rankings", "a.jsonl", "--rankings", "b.jsonl,c.jsonl"]) == 0
+    assert ran[-1].rankings == ("a.jsonl", "b.jsonl", "c.jsonl")
+    assert main([*command, "--rankings", "a.jsonl", "--optimizer.betas", "0.8,0.9"]) == 0
+    assert ran[-1].optimizer.betas == (0.8, 0.9)
+
+
+def test_options_may_have_underscores(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[typing.Any] = []
+    monkeypatch.setattr("tutelage.recipe.Stage.run", lambda self, config: ran.append(config))
+    command = ["online", "--model", "m", "--reward_model", "r_m", "--prompts=a_b.jsonl", "--output", "o"]
+    assert (
+        main(
+            [
+                *command,
+                "--algorithm",
+                "grpo",
+                "--algorithm.num_generations=3",
+                "--batch_size",
+                "6",
+                "--mini-batch_size=6",
+            ]
+        )
+        == 0
+    )
+    assert ran[-1].algorithm.num_generations == 3
+    assert (ran[-1].reward_model, ran[-1].prompts, ran[-1].batch_size) == ("r_m", "a_b.jsonl", 6)
+
+
+@pytest.mark.parametrize(
+    ("verb", "theirs", "ours"),
+    [
+        ("online", "--beta", "--kl-coef"),
+        ("online", "--max_completion_length", "--sampler.max-new-tokens"),
+        ("online", "--reward_funcs", "--rewards"),
+        ("online", "--lora_r", "--adapter.rank"),
+        ("sft", "--use_peft", "--adapter"),
+        ("dpo", "--train_dataset", "--rankings"),
+        ("dpo", "--per_device_train_batch_size", "--batch-size"),
+        ("collect", "--num_generations", "--k"),
+    ],
+)
+def test_names_of_other_tools_are_known(mistake: Callable[..., str], verb: str, theirs: str, ours: str) -> None:
+    assert f"did you mean '{ours}'?" in mistake(verb, theirs, "1")
+
+
+def test_help_says_what_other_classes_have_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["online", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "(default: 4; grpo: 8; reinforce_pp: 1)" in words
+    assert "(default: reward; grpo: k3)" in words

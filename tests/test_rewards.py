@@ -105,6 +105,9 @@ async def own_timeout(prompts, completions):
 def solo(texts):
     return texts
 
+def trl(prompts, completions, completion_ids, **kwargs):
+    return completions
+
 def takes(completions, prompts, accepted):
     return [float(len(own.pop())) for own in accepted]
 
@@ -183,12 +186,13 @@ def test_a_score_that_overflows_is_named(module: Any) -> None:
 
 
 FAULTS = {
-    "fails": r"raised KeyError: .*no such thing.* \(.*my_rewards.py:\d+\); the same command goes on",
+    "fails": r"raised KeyError: .*no such thing.* \(.*my_rewards.py:\d+\); once its cause is gone the same",
     "leaves": "raised SystemExit: '3'",
     "late": "took more than 0.2 s for 2 completions; make it faster, or raise its timeout_seconds",
     "never": "took more than 0.2 s",
     "own_timeout": "raised TimeoutError: 'its own'",
     "solo": r"takes \(texts\), no 'prompts'",
+    "trl": "wants TRL's completion_ids, which is not passed here",
     "lenght": "has no function 'lenght'; it has length, answered",
 }
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.runs import Run
-from tutelage.training.guards import RULES, Watch, dead_value, off_sampler, runaway, spike, vanished
+from tutelage.training.guards import RULES, Watch, dead_value, flat, off_sampler, runaway, spike, vanished
 
 
 def losses(*values: float | None) -> list[dict[str, float | None]]:
@@ -107,3 +107,10 @@ def test_samples_of_another_policy() -> None:
     assert "effective sample size is 89% of their number" in (off_sampler(low) or "")
     assert off_sampler(low[:4]) is None
     assert off_sampler([*low, {"sampler/ess": 0.91}]) is None
+
+
+def test_groups_without_a_signal_are_named() -> None:
+    rows = [{"objective/flat_groups": share} for share in (0.2, 1.0, 1.0, 0.96, 1.0)]
+    assert flat(rows) is None
+    assert flat(rows[1:]) is None  # four are too few
+    assert "completions of 97% of the prompts all have one score" in str(flat([*rows, {"objective/flat_groups": 0.97}]))

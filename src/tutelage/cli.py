@@ -105,6 +105,12 @@ def _run_options(parser: argparse.ArgumentParser, output: Path | None) -> None:
     )
 
 
+def _dashed(word: str) -> str:
+    """An option with dashes: settings have underscores in files, and people type them here, too."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
@@ -159,7 +165,7 @@ def dispatch(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, or 2 for a user's mistake, or 130 when interrupted."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     warnings.showwarning = lambda text, kind, *place: print(f"{kind.__name__}: {message(text)}", file=sys.stderr)
     verb = next((a for a in argv if not a.startswith("-")), None)
     try:

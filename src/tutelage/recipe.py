@@ -79,7 +79,7 @@ STAGES = {
         "settings.reward:MeasureConfig", "stages.measure:run", "measure a reward model on any rankings or pairs"
     ),
     "online": Stage(
-        "settings.online:OnlineConfig", "stages.online:run", "optimise a policy against a reward model (PPO, PPO-ptx)"
+        "settings.online:OnlineConfig", "stages.online:run", "optimise a policy against rewards (PPO, RLOO, GRPO, …)"
     ),
     "answer": Stage(
         "settings.evaluation:AnswerConfig", "evaluation.answer:run", "answer held-out prompts with every model"

@@ -460,7 +460,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     if before["stage"] != now["stage"]:
         return f"a run of stage {before['stage']!r}"
     for part in ("settings", "inputs"):
-        for key in sorted({*before[part], *now[part]}):
+        for key in sorted({*before[part], *now[part]}, key=lambda key: (not key.endswith(".name"), key)):  # kinds first
             old, new = before[part].get(key), now[part].get(key)
             if old != new:
                 return f"a run with other {part}: {key} " + (

@@ -179,6 +179,11 @@ def _open(kind: Any, folder: str | Path, what: str, **options: Any) -> tuple[Pre
             **options,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if "ignore_mismatched_sizes" in str(error):  # the weights of another head
+            raise ValueError(
+                f"{folder}: its head has another shape than a {what}'s; if it is a classifier, give it to online as "
+                f"rewards={{NAME: {{name: classifier, model: {folder}, label: …}}}}"
+            ) from None
         if "Unrecognized configuration class" in str(error):  # a long list follows, of the classes that it has
             raise ValueError(f"{folder}: transformers has no {what} of this architecture; use another one") from None
         raise ValueError(f"{folder}: no {what} found here: {reason(error)}") from None
@@ -305,12 +310,20 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         else:
             save_adapter(model, scratch)
         tokenizer.save_pretrained(scratch)
+        for file in scratch.iterdir():  # safetensors lets nobody else read what it writes
+            file.chmod(0o666 & ~_umask())
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
     os.replace(scratch, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     path = Path(folder)
     if not path.exists() and not is_hub_id(str(folder)):
         raise ValueError(f"{folder}: no such model folder")
-    if (path / "model" / "config.json").exists() and not (path / "config.json").exists():
+    kinds = ("config.json", "adapter_config.json")
+    if any((path / "model" / kind).exists() for kind in kinds) and not any((path / kind).exists() for kind in kinds):
         raise ValueError(f"{folder}: is a run folder; its model is {path / 'model'}")
     if endless := [file for file in path.glob("*") if is_endless(file)]:
         raise ValueError(f"{endless[0]}: {ENDLESS}")

@@ -113,8 +113,11 @@ def _columns_wanted(function: Callable[..., Any], what: str) -> dict[str, bool] 
     every = inspect.Parameter.VAR_KEYWORD in kinds
     if missing := [n for n in ("prompts", "completions") if n not in parameters and not every]:
         raise ValueError(
-            f"{what}: takes ({', '.join(parameters)}), no {missing[0]!r}; expected (prompts, completions, …)"
+            f"{what}: takes ({', '.join(parameters)}), no {missing[0]!r}; expected (prompts, completions, …), or "
+            "**columns for what it does not name"
         )
+    if theirs := [n for n in ("completion_ids", "trainer_state", "log_extra", "log_metric") if n in parameters]:
+        raise ValueError(f"{what}: wants TRL's {theirs[0]}, which is not passed here; use completions and columns")
     if every:
         return None
     named = {n: p for n, p in parameters.items() if n not in ("prompts", "completions")}
@@ -175,7 +178,8 @@ def _call(
         if error is late:
             raise
         raise ValueError(
-            f"{what}: raised {_where(error)}; the same command goes on from the last checkpoint"
+            f"{what}: raised {_where(error)}; once its cause is gone the same command goes on from the last "
+            "checkpoint, but a changed function begins the run anew"
         ) from error
 
 

@@ -108,8 +108,28 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")  # each also wit
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^/]+)?")  # org/name, or org/name:split
 
 
+# What other tools call a setting, and what it is called here: the first that the stage has.
+PEERS: Mapping[str, tuple[str, ...]] = {
+    "model_name_or_path": ("model", "policy"), "output_dir": ("output",), "num_train_epochs": ("epochs",),
+    "per_device_train_batch_size": ("batch_size",), "train_dataset": ("rankings", "demonstrations", "prompts"),
+    "dataset_name": ("rankings", "demonstrations", "prompts"), "dataset": ("rankings", "demonstrations", "prompts"),
+    "beta": ("kl_coef",), "init_kl_coef": ("kl_coef",), "reward_funcs": ("rewards",),
+    "max_prompt_length": ("max_prompt_tokens",),
+    "max_completion_length": ("sampler.max_new_tokens",), "response_length": ("sampler.max_new_tokens",),
+    "num_generations": ("algorithm.num_generations", "k"), "epsilon": ("algorithm.cliprange",),
+    "epsilon_high": ("algorithm.cliprange_high",), "loss_type": ("algorithm.aggregation", "loss"),
+    "use_peft": ("adapter",), "lora_r": ("adapter.rank",), "lora_rank": ("adapter.rank",),
+    "lora_alpha": ("adapter.alpha",), "lora_dropout": ("adapter.dropout",), "lora_target_modules": ("adapter.targets",),
+    "ref_model": ("model",), "reference": ("model",),
+}  # fmt: skip
+
+
 def nearest(key: str, known: list[str]) -> str:
     """`did you mean 'x'?` for the closest known name, which may be one in a group, else the list of all."""
+    asked = key.lstrip("-").replace("-", "_").split(".")[-1]
+    for theirs in PEERS.get(asked, ()):
+        if ours := [name for name in known if name.lstrip("-").replace("-", "_") == theirs]:
+            return f"did you mean {ours[0]!r}?"
     inside = [name for name in known if name.split(".")[-1] == key.lstrip("-")]
     group = [name for name in known if name.startswith(key.rpartition(".")[0] + ".")]
     short_for = [name for name in group or known if _initials(name) == key.lstrip("-").split(".")[-1]]  # lr, bs

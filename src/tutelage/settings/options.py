@@ -45,8 +45,10 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None
         group = name.split(".")[0]
         place = places.get(group, parser)
         flag = "--" + name.removesuffix(".name").replace("_", "-")
-        default = "required" if preset is PydanticUndefined else f"default: {_shown(preset)}"
         classes = groups_of(kind.model_fields[group])
+        default = (
+            "required" if preset is PydanticUndefined else f"default: {_shown(preset)}{_others(classes, name, preset)}"
+        )
         text = f"{_whose(classes, name)}{field.description} ({default})".replace("%", "%%")
         if field.annotation is bool:
             place.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
@@ -56,13 +58,27 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None
             one_of_many = name.endswith(".name") and len(classes) > 1
             names = [each.model_fields["name"].default for each in classes] if one_of_many else []
             metavar = f"{{{','.join(names)}}}" if names else _metavar(field.annotation)
-            place.add_argument(flag, dest=name, metavar=metavar, help=text)
+            place.add_argument(
+                flag, dest=name, metavar=metavar, help=text, action="append" if _is_list(field) else "store"
+            )
 
 
 def _whose(classes: Sequence[type[Group]], name: str) -> str:
     """`ppo: ` before the help of what only one of several classes has."""
     having = [each.model_fields["name"].default for each in classes if name.split(".")[-1] in each.model_fields]
     return f"{', '.join(having)}: " if len(having) < len(classes) else ""
+
+
+def _others(classes: Sequence[type[Group]], name: str, preset: Any) -> str:
+    """What other classes of a group have by default in place of the first one's."""
+    inner = name.split(".")[-1]
+    fields = {each.model_fields["name"].default: each.model_fields.get(inner) for each in classes if inner != "name"}
+    others = [f"; {tag}: {_shown(f.default)}" for tag, f in fields.items() if f is not None and f.default != preset]
+    return "".join(others) if len(classes) > 1 else ""
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return typing.get_origin(_set(field.annotation)) in (list, tuple)
 
 
 def _options(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, Any]]:
@@ -125,6 +141,10 @@ def settings(kind: type[C], arguments: argparse.Namespace) -> C:
     typed: dict[str, Any] = {}
     for name, field, _ in _options(kind):
         given = getattr(arguments, name)
+        if _is_list(field) and given is not None:  # the option may be repeated
+            given = (
+                ",".join(given) if len(given) == 1 or not any(g.lstrip().startswith("[") for g in given) else given[0]
+            )
         if isinstance(given, list):
             typed[name] = _mapping(name, given)
         elif given is not None:

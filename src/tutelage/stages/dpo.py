@@ -164,7 +164,11 @@ def read(
         too_long += too_long_valid
     if not train or (config.valid_rankings and not held_out):
         name, source = ("valid_rankings", config.valid_rankings) if train else ("rankings", loaded.source)
-        raise ValueError(f"{name}: {source}: no ranking is left, as the others are too long; shorten them")
+        counts = lost["valid_rankings"] if train else {**loaded.dropped, "too long": too_long}
+        why = ", ".join(f"{number:,} {reason}" for reason, number in counts.items() if number)
+        raise ValueError(
+            f"{name}: {source}: no ranking is left ({why}); see that ranks differ and texts are short enough"
+        )
     return train, held_out, dropped({**loaded.dropped, "too long": too_long}, **lost)
 
 

@@ -18,13 +18,13 @@ def run(config: MergeConfig) -> None:
     Raises:
         ValueError: if the folder holds no adapter, or its base is not the one that it was trained on.
     """
+    tokenizer = load_tokenizer(config.model)
     if not is_adapter(config.model):
         raise ValueError(f"model: {config.model}: holds no adapter, so there is nothing to merge")
     opened = open_run("merge", config, inputs_of(config, *config.INPUTS))
     if opened is None:
         return
     opened.begin(f"{config.model} into {base_of(config.model)}")
-    tokenizer = load_tokenizer(config.model)
     load = load_scalar if is_scalar_adapter(config.model) else load_policy
     save_model(load(config.model, tokenizer), tokenizer, opened.folder / "model")
     opened.finish()

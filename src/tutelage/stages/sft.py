@@ -185,9 +185,8 @@ def run(config: SftConfig) -> None:
         f"{len(data.train):,} demonstrations of up to {max(len(e.ids) for e in data.train)} tokens to train on, "
         f"{len(data.valid):,} of other prompts to measure by",
         f"{total:,} updates of {config.batch_size}: {config.epochs} epochs of {per_epoch:,}",
-        trained=[policy],
-        lost=unused,
-    )
+        trained=[policy], lost=unused,
+    )  # fmt: skip
     # 2. The optimizer, and where it was.
     torch.manual_seed(config.seed)
     optimizer = adamw(policy, config.optimizer)
@@ -219,10 +218,11 @@ def run(config: SftConfig) -> None:
         watch.look(opened.log(step, metrics, show=("loss/train",)))
         if epoch_ends or checkpoint.due():
             checkpoint.save(step + 1, history=history)
+    best = max(history, key=quality)
+    opened.say(f"model/: epoch {best['epoch']}, {best['valid_loss']:.3f} nats a token on held-out demonstrations")
     opened.finish(
-        demonstrations=len(data.train), valid_demonstrations=len(data.valid), history=history,
-        chosen=max(history, key=quality), dropped=unused,
-        chosen_by="validation loss" if reward is None else "reward model score",
+        demonstrations=len(data.train), valid_demonstrations=len(data.valid), history=history, chosen=best,
+        dropped=unused, chosen_by="validation loss" if reward is None else "reward model score",
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ ENOUGH = 20  # of them, before anything is said
 SPIKE = 10.0  # typical deviations above the median, and twice the median at least: the demo's losses stay within 9
 VANISHED = 1e-6  # gradient norm, over ten updates in a row
 OFF_SAMPLER = 0.9  # effective sample size before an update, over five iterations: a sampler in bf16 stays above 0.99
+ALL_FLAT = 0.95  # share of groups without a signal, over five iterations
 RUNAWAY = 1.0  # nats of KL a token, over five iterations: the demo's policies stay below 0.3
 
 
@@ -90,6 +91,17 @@ def off_sampler(rows: Sequence[Row]) -> str | None:
     )
 
 
+def flat(rows: Sequence[Row]) -> str | None:
+    """Completions of a prompt all have one score, so comparing them teaches nothing."""
+    shares = _values(rows, "objective/flat_groups")[-5:]
+    if len(shares) < 5 or min(shares) < ALL_FLAT:
+        return None
+    return (
+        f"the completions of {shares[-1]:.0%} of the prompts all have one score, so comparing them teaches nothing; "
+        "look whether the reward tells them apart, take harder or easier prompts, or set algorithm.refill"
+    )
+
+
 # Not `loss/policy`: with whitened advantages it lies around 0, where "far above" means nothing.
 RULES: Mapping[str, Callable[[Sequence[Row]], str | None]] = {
     "spike": lambda rows: spike(rows, "loss/train"),
@@ -99,6 +111,7 @@ RULES: Mapping[str, Callable[[Sequence[Row]], str | None]] = {
     "runaway": runaway,
     "off sampler": off_sampler,
     "dead value": dead_value,
+    "flat": flat,
 }
 
 
