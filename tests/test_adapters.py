@@ -27,6 +27,7 @@ from tutelage.models.adapters import (
     add_adapter,
     beside,
     initialise_head,
+    load_adapter,
     own_parameters,
     scalar_beside,
     without_adapter,
@@ -221,6 +222,7 @@ def test_what_a_folder_says_of_its_adapter(
     names = set(load_file(adapted / "adapter_model.safetensors"))
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
     assert len(names) == 2 * 2 * len(every)  # two layers, and two matrices of each
+    assert all(p.requires_grad for p in load_policy(adapted, tokenizer).parameters())  # merged, and to be trained whole
     again = load_policy(adapted, tokenizer, LORA)
     adapter = adapter_of(again)
     assert adapter is not None
@@ -237,6 +239,29 @@ def test_what_a_folder_says_of_its_adapter(
     assert config["target_modules"] == ["c_attn"]
     assert "base_model.model.score.weight" in load_file(tmp_path / "scalar" / "adapter_model.safetensors")
     assert scalar.score.weight.requires_grad
+
+
+def test_a_policys_adapter_becomes_a_reward_models(
+    adapted: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    scalar = new_scalar(adapted, tokenizer, 2, LORA)
+    save_model(scalar, tokenizer, tmp_path / "scalar")
+    config = json.loads((tmp_path / "scalar" / "adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["score"])
+    assert_close(all_scores(load_scalar(tmp_path / "scalar", tokenizer), IDS), all_scores(scalar, IDS))
+    matrices = own_parameters(load_policy(adapted, tokenizer, LORA))
+    assert all(torch.equal(own_parameters(scalar)[name], p) for name, p in matrices.items())
+
+
+def test_a_base_of_the_hub_has_no_sha256(adapted: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path, base = adapted / "adapter_config.json", adapted.parent / "base"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "someone/model"}))
+    old = load_adapter(load_policy(base, tokenizer), adapted)
+    new = add_adapter(load_policy(base, tokenizer), LORA, "someone/model", 0)
+    for model in (old, new):
+        adapter = adapter_of(model)
+        assert adapter is not None
+        assert (adapter.base, adapter.sha256) == ("someone/model", None)
 
 
 def test_a_new_adapter_is_a_function_of_its_seed(
@@ -260,6 +285,7 @@ def test_a_new_head_by_hand(folders: Callable[[str], Path], tokenizer: PreTraine
     expected = torch.randn(1, 32, generator=torch.Generator().manual_seed(4)) / 33**0.5
     assert_close(scalar.score.weight.detach(), expected)
     assert policy.config.num_labels != scalar.config.num_labels == 1
+    assert scalar.config._attn_implementation == policy.config._attn_implementation
     assert not scalar.training
     assert {name: p for name, p in scalar.named_parameters() if p is not dict(policy.named_parameters()).get(name)} == {
         "score.weight": scalar.score.weight
