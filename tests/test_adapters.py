@@ -222,8 +222,13 @@ def test_what_a_folder_says_of_its_adapter(
     names = set(load_file(adapted / "adapter_model.safetensors"))
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
     assert len(names) == 2 * 2 * len(every)  # two layers, and two matrices of each
-    assert all(p.requires_grad for p in load_policy(adapted, tokenizer).parameters())  # merged, and to be trained whole
+    merged = load_policy(adapted, tokenizer)
+    assert set(own_parameters(merged)) == {name for name, _ in merged.named_parameters()}  # to be trained whole
+    assert all(p.requires_grad for p in merged.parameters())
     again = load_policy(adapted, tokenizer, LORA)
+    bases = [m for name, m in again.named_modules() if name.endswith("base_layer")]
+    assert len(bases) == 2 * len(every)
+    assert {type(m) for m in bases} == {FrozenLinear}
     adapter = adapter_of(again)
     assert adapter is not None
     assert (adapter.base, adapter.sha256) == (str(base), fingerprint(base))
@@ -251,6 +256,17 @@ def test_a_policys_adapter_becomes_a_reward_models(
     assert_close(all_scores(load_scalar(tmp_path / "scalar", tokenizer), IDS), all_scores(scalar, IDS))
     matrices = own_parameters(load_policy(adapted, tokenizer, LORA))
     assert all(torch.equal(own_parameters(scalar)[name], p) for name, p in matrices.items())
+
+
+def test_weights_that_are_trained_whole_are_read_into_the_merged_model(
+    adapted: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path, name = adapted / "adapter_model.safetensors", "model.embed_tokens.weight"
+    before = dict(load_policy(adapted, tokenizer).named_parameters())
+    save_file(load_file(path) | {f"base_model.model.{name}": 2 * before[name].detach()}, path)
+    after = dict(load_policy(adapted, tokenizer).named_parameters())
+    assert torch.equal(after[name], 2 * before[name])
+    assert all(torch.equal(p, before[other]) for other, p in after.items() if other not in (name, "lm_head.weight"))
 
 
 def test_a_base_of_the_hub_has_no_sha256(adapted: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -380,8 +396,14 @@ def test_damaged_and_unlike_adapters_are_named(adapted: Path, tokenizer: PreTrai
     weights = load_file(path)
     first = min(weights)
     save_file({n: w for n, w in weights.items() if n != first}, path)
-    with pytest.raises(ValueError, match="this adapter lacks the weight"):
+    own = first.removeprefix("base_model.model.").replace(".weight", ".default.weight")
+    with pytest.raises(ValueError, match=f"this adapter lacks the weight {own};"):
         load_policy(adapted, tokenizer)
+    for wrong in ({first: weights[first].T.contiguous()}, {"base_model.model.no.such.weight": torch.ones(2)}):
+        save_file(weights | wrong, path)
+        name = next(iter(wrong)).removeprefix("base_model.model.")
+        with pytest.raises(ValueError, match=f"is an adapter of another base: .* has no weight {name} of its shape"):
+            load_policy(adapted, tokenizer)
     save_file(weights | {first: weights[first] * torch.nan}, path)
     with pytest.raises(ValueError, match="is not finite"):
         load_policy(adapted, tokenizer)
