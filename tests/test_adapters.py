@@ -381,6 +381,9 @@ def test_adapters_of_another_base_are_refused(
         (adapted / "adapter_config.json").write_text(json.dumps(config | kind))
         with pytest.raises(ValueError, match=fault):
             load_policy(adapted, tokenizer)
+    (adapted / "adapter_config.json").write_text(json.dumps([config]))
+    with pytest.raises(ValueError, match="names no LoRA adapter"):
+        load_policy(adapted, tokenizer)
 
 
 def test_damaged_and_unlike_adapters_are_named(adapted: Path, tokenizer: PreTrainedTokenizerBase) -> None:
