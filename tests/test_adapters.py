@@ -28,6 +28,7 @@ from tutelage.models.adapters import (
     add_adapter,
     beside,
     initialise_head,
+    load_adapter,
     own_parameters,
     scalar_beside,
     without_adapter,
@@ -233,7 +234,13 @@ def test_what_a_folder_says_of_its_adapter(
     names = set(load_file(adapted / "adapter_model.safetensors"))
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
     assert len(names) == 2 * 2 * len(every)  # two layers, and two matrices of each
+    merged = load_policy(adapted, tokenizer)
+    assert set(own_parameters(merged)) == {name for name, _ in merged.named_parameters()}  # to be trained whole
+    assert all(p.requires_grad for p in merged.parameters())
     again = load_policy(adapted, tokenizer, LORA)
+    bases = [m for name, m in again.named_modules() if name.endswith("base_layer")]
+    assert len(bases) == 2 * len(every)
+    assert {type(m) for m in bases} == {FrozenLinear}
     adapter = adapter_of(again)
     assert adapter is not None
     assert (adapter.base, adapter.sha256) == (str(base), fingerprint(base))
@@ -249,6 +256,40 @@ def test_what_a_folder_says_of_its_adapter(
     assert config["target_modules"] == ["c_attn"]
     assert "base_model.model.score.weight" in load_file(tmp_path / "scalar" / "adapter_model.safetensors")
     assert scalar.score.weight.requires_grad
+
+
+def test_a_policys_adapter_becomes_a_reward_models(
+    adapted: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    scalar = new_scalar(adapted, tokenizer, 2, LORA)
+    save_model(scalar, tokenizer, tmp_path / "scalar")
+    config = json.loads((tmp_path / "scalar" / "adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["score"])
+    assert_close(all_scores(load_scalar(tmp_path / "scalar", tokenizer), IDS), all_scores(scalar, IDS))
+    matrices = own_parameters(load_policy(adapted, tokenizer, LORA))
+    assert all(torch.equal(own_parameters(scalar)[name], p) for name, p in matrices.items())
+
+
+def test_weights_that_are_trained_whole_are_read_into_the_merged_model(
+    adapted: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path, name = adapted / "adapter_model.safetensors", "model.embed_tokens.weight"
+    before = dict(load_policy(adapted, tokenizer).named_parameters())
+    save_file(load_file(path) | {f"base_model.model.{name}": 2 * before[name].detach()}, path)
+    after = dict(load_policy(adapted, tokenizer).named_parameters())
+    assert torch.equal(after[name], 2 * before[name])
+    assert all(torch.equal(p, before[other]) for other, p in after.items() if other not in (name, "lm_head.weight"))
+
+
+def test_a_base_of_the_hub_has_no_sha256(adapted: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path, base = adapted / "adapter_config.json", adapted.parent / "base"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "someone/model"}))
+    old = load_adapter(load_policy(base, tokenizer), adapted)
+    new = add_adapter(load_policy(base, tokenizer), LORA, "someone/model", 0)
+    for model in (old, new):
+        adapter = adapter_of(model)
+        assert adapter is not None
+        assert (adapter.base, adapter.sha256) == ("someone/model", None)
 
 
 def test_a_new_adapter_is_a_function_of_its_seed(
@@ -272,6 +313,7 @@ def test_a_new_head_by_hand(folders: Callable[[str], Path], tokenizer: PreTraine
     expected = torch.randn(1, 32, generator=torch.Generator().manual_seed(4)) / 33**0.5
     assert_close(scalar.score.weight.detach(), expected)
     assert policy.config.num_labels != scalar.config.num_labels == 1
+    assert scalar.config._attn_implementation == policy.config._attn_implementation
     assert not scalar.training
     assert {name: p for name, p in scalar.named_parameters() if p is not dict(policy.named_parameters()).get(name)} == {
         "score.weight": scalar.score.weight
@@ -350,6 +392,9 @@ def test_adapters_of_another_base_are_refused(
         (adapted / "adapter_config.json").write_text(json.dumps(config | kind))
         with pytest.raises(ValueError, match=fault):
             load_policy(adapted, tokenizer)
+    (adapted / "adapter_config.json").write_text(json.dumps([config]))
+    with pytest.raises(ValueError, match="names no LoRA adapter"):
+        load_policy(adapted, tokenizer)
 
 
 def test_damaged_and_unlike_adapters_are_named(adapted: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -365,8 +410,14 @@ def test_damaged_and_unlike_adapters_are_named(adapted: Path, tokenizer: PreTrai
     weights = load_file(path)
     first = min(weights)
     save_file({n: w for n, w in weights.items() if n != first}, path)
-    with pytest.raises(ValueError, match="this adapter lacks the weight"):
+    own = first.removeprefix("base_model.model.").replace(".weight", ".default.weight")
+    with pytest.raises(ValueError, match=f"this adapter lacks the weight {own};"):
         load_policy(adapted, tokenizer)
+    for wrong in ({first: weights[first].T.contiguous()}, {"base_model.model.no.such.weight": torch.ones(2)}):
+        save_file(weights | wrong, path)
+        name = next(iter(wrong)).removeprefix("base_model.model.")
+        with pytest.raises(ValueError, match=f"is an adapter of another base: .* has no weight {name} of its shape"):
+            load_policy(adapted, tokenizer)
     save_file(weights | {first: weights[first] * torch.nan}, path)
     with pytest.raises(ValueError, match="is not finite"):
         load_policy(adapted, tokenizer)

@@ -198,7 +198,7 @@ def test_pairs_are_read_and_mistakes_named(tmp_path: Path) -> None:
     assert results is not None
     assert (results["rankings"], results["valid"]["prompts"]) == (3, 1)
     long = write(tmp_path / "long.jsonl", RANKINGS[2:])
-    with pytest.raises(ValueError, match=r"rankings: .*no ranking is left \(1 too long\)"):
+    with pytest.raises(ValueError, match=r"^rankings: .*long.jsonl: no ranking is left \(1 too long\)"):
         dpo.run(config(folder, tmp_path / "long", max_prompt_tokens=1, rankings=long))
     with pytest.raises(ValueError, match=r"label_smoothing=0\.1 is of the sigmoid loss, not of ipo"):
         config(folder, tmp_path / "x", loss="ipo", label_smoothing=0.1)
@@ -230,6 +230,36 @@ def test_what_is_too_long_is_dropped_and_counted(tmp_path: Path) -> None:
     long = write(tmp_path / "long.jsonl", rows[1:2])
     with pytest.raises(ValueError, match=r"^valid_rankings: .*long.jsonl: no ranking is left"):
         dpo.run(config(folder, tmp_path / "no", **common, valid_rankings=long))
+
+
+def test_a_batch_of_one_pair_has_its_own_accuracy(tmp_path: Path) -> None:
+    folder = byhand.make("llama", tmp_path / "policy")
+    one = write(tmp_path / "one.jsonl", RANKINGS[1:2])
+    dpo.run(config(folder, tmp_path / "out", rankings=one, batch_size=1))
+    rows = byhand.metrics(tmp_path / "out")
+    assert [row["accuracy/train"] for row in rows[1:]] == [1, 1]
+    assert rows[2]["loss/train"] == pytest.approx(math.log1p(math.exp(-rows[2]["preference/margin"])), rel=1e-4)
+
+
+def test_rankings_of_one_prompt_are_no_independent_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for the interval nor when some are held out; both are functions of the seed."""
+    folder = byhand.make("llama", tmp_path / "policy")
+    rows = [{**RANKINGS[1], "prompt": prompt} for prompt in ("c", "c", "d", "e", "f")]
+    twice = write(tmp_path / "twice.jsonl", rows)
+    estimates, splits = [], []
+    real_estimate, real_split = dpo.estimate, dpo.hold_out
+    monkeypatch.setattr(dpo, "estimate", lambda *a, **k: estimates.append((a, k)) or real_estimate(*a, **k))
+    monkeypatch.setattr(dpo, "hold_out", lambda *a: splits.append(a) or real_split(*a))
+    dpo.run(config(folder, tmp_path / "file", valid_rankings=twice))
+    results = done(tmp_path / "file") or {}
+    assert (results["valid"]["rankings"], results["valid"]["prompts"], results["valid"]["pairs"]) == (5, 4, 5)
+    assert not splits
+    dpo.run(config(folder, tmp_path / "share", rankings=twice, valid_rankings=None, held_out=0.5, seed=5))
+    ((_, groups, share, seed),) = splits
+    assert (groups, share, seed) == (["c", "c", "d", "e", "f"], 0.5, 5)
+    assert [k["seed"] for _, k in estimates] == [3, 5]
+    assert estimates[0][1]["prompts"] == groups
+    assert estimates[0][0][1] == [1] * 5
 
 
 def test_the_plan_says_what_will_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
