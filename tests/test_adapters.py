@@ -522,6 +522,14 @@ def test_all_three_stages_train_adapters_of_one_base(
     )
     assert sum(distinct.values()) <= alone + 5 * (one + 33)  # one base, five adapters, two of them with a head
     assert torch.equal(logprobs(models.reference), logprobs(load_policy(policy, tokenizer, LORA)))
+    value, rewarding = models.value_model, models.rewards.models["reward_model"].model
+    assert value is not None
+    own = own_parameters(value)
+    assert own.keys() == own_parameters(rewarding).keys()
+    assert all(p.requires_grad for p in own.values())
+    assert torch.equal(all_scores(value, IDS), all_scores(rewarding, IDS))
+    stir(value)
+    assert not torch.equal(all_scores(value, IDS), all_scores(rewarding, IDS))  # a copy, which learns alone
     online.run(config)
     assert (folders("llama") / "model.safetensors").read_bytes() == before
     for name in ("sft", "rm", "dpo", "ppo"):
