@@ -31,6 +31,7 @@ BY_THEMSELVES = {
     "labeling/store/backup.py": "rows, to make a digest of them",
     "labeling/store/exchange.py": "texts and ranks, to recognise an answer",
     "labeling/web/manage.py": "an id, and an event's detail as the database holds it",
+    "rewards/endpoint.py": "what a server is sent: a NaN is refused, so that no reward is made of null",
 }
 
 
