@@ -529,17 +529,23 @@ def test_the_loop_runs_from_prompts_and_a_function_alone(
         online.run(config)
 
 
-def test_completions_without_a_score_are_left_out_of_the_loss(
-    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rollouts = []
+@pytest.fixture
+def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the learner is given, as it comes."""
+    kept: list[Any] = []
     real = online.Learner.improve
 
     def improve(self: Any, rollout: Any, *rest: Any) -> Any:
-        rollouts.append(rollout)
+        kept.append(rollout)
         return real(self, rollout, *rest)
 
     monkeypatch.setattr(online.Learner, "improve", improve)
+    return kept
+
+
+def test_completions_without_a_score_are_left_out_of_the_loss(
+    asked: dict[str, Any], rollouts: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = OnlineConfig(
         **asked, rewards={"letters": "my_rewards:letters"}, algorithm={"name": "rloo", "num_generations": 4}
     )
@@ -570,16 +576,8 @@ def test_completions_without_a_score_are_left_out_of_the_loss(
         online.run(nothing)
 
 
-def test_groups_without_a_signal_are_replaced(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_without_a_signal_are_replaced(asked: dict[str, Any], rollouts: list[Any]) -> None:
     """`odd` gives every completion of a prompt of odd length the same score: of eight prompts, six."""
-    rollouts = []
-    real = online.Learner.improve
-
-    def improve(self: Any, rollout: Any, *rest: Any) -> Any:
-        rollouts.append(rollout)
-        return real(self, rollout, *rest)
-
-    monkeypatch.setattr(online.Learner, "improve", improve)
     algorithm = {"name": "grpo", "num_generations": 4, "refill": 5}
     config = OnlineConfig(**asked, rewards={"odd": "my_rewards:odd"}, algorithm=algorithm)
     online.run(config)
@@ -593,7 +591,6 @@ def test_groups_without_a_signal_are_replaced(asked: dict[str, Any], monkeypatch
         )
         assert (rollout.advantages[:, 0] != 0).any()
         assert rollout.mask.shape == rollout.logprobs.shape == rollout.rewards.shape
-    assert all(rollouts)
     flat = config.model_copy(
         update={"rewards": {"r": FunctionReward(function="my_rewards:one")}, "output": config.output / "one"}
     )

@@ -123,10 +123,8 @@ def _inject(model: PreTrainedModel, adapter: Adapter, seed: int = 0) -> PreTrain
     from peft import inject_adapter_in_model
 
     config = copy.deepcopy(adapter.config)
-    config.modules_to_save, config.inference_mode = (
-        None,
-        False,
-    )  # a head is a plain layer here, and trained with the rest
+    config.modules_to_save = None  # a head is a plain layer here, and trained with the rest
+    config.inference_mode = False
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -212,7 +210,7 @@ def require_same_adapter(model: PreTrainedModel, settings: Lora, folder: str | P
     wanted = {
         "rank": settings.rank,
         "alpha": settings.alpha,
-        "targets": sorted(_targets(_plain(model), settings.targets)),
+        "targets": sorted(_targets(without_adapter(model), settings.targets)),
     }
     for name, value in theirs.items():
         if value != wanted[name]:
@@ -249,12 +247,6 @@ def beside(model: PreTrainedModel) -> PreTrainedModel:
 
 def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
     """The model as it is with its adapter off; it shares all weights."""
-    return _plain(beside(model))
-
-
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    if adapter_of(model) is None:
-        return model
     model = beside(model)
     for parent, name, layer in _layers(model):
         setattr(parent, name, layer.get_base_layer())

@@ -12,8 +12,7 @@ from typing import Any
 import httpx
 
 from tutelage.data.records import Prompt
-from tutelage.rewards.function import columns_of
-from tutelage.rewards.reward import Answers, Reward, checked_scores
+from tutelage.rewards.reward import Answers, Reward, checked_scores, columns_of
 from tutelage.settings.rewards import EndpointReward
 from tutelage.terminal import reason, short
 

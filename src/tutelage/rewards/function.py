@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from tutelage.data.records import Prompt
-from tutelage.rewards.reward import Answers, checked_scores
+from tutelage.rewards.reward import Answers, checked_scores, columns_of
 from tutelage.rewards.reward import Reward as Scorer
 from tutelage.settings.rewards import FunctionReward, Reward
 from tutelage.terminal import listed, reason, short
@@ -122,12 +122,6 @@ def _columns_wanted(function: Callable[..., Any], what: str) -> dict[str, bool] 
         return None
     named = {n: p for n, p in parameters.items() if n not in ("prompts", "completions")}
     return {n: p.default is inspect.Parameter.empty for n, p in named.items()}
-
-
-def columns_of(prompt: Prompt) -> dict[str, Any]:
-    """A prompt's further columns by name."""
-    carried = {name: getattr(prompt, name) for name in ("id", "user", "split", "use_case")}
-    return {**prompt.meta, **{name: value for name, value in carried.items() if value is not None}}
 
 
 def _columns(prompts: Sequence[Prompt], wanted: dict[str, bool] | None, what: str) -> dict[str, list[Any]]:

@@ -26,6 +26,12 @@ class Answers:
     sequences: Sequence[list[int]]
 
 
+def columns_of(prompt: Prompt) -> dict[str, Any]:
+    """A prompt's further columns by name."""
+    carried = {name: getattr(prompt, name) for name in ("id", "user", "split", "use_case")}
+    return {**prompt.meta, **{name: value for name, value in carried.items() if value is not None}}
+
+
 class Reward(Protocol):
     """Anything that scores completions."""
 
