@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import signal
@@ -156,6 +157,15 @@ def test_a_function_is_asked_as_peers_ask_it(module: Any) -> None:
     assert completions == ["yes", [{"role": "assistant", "content": "no"}]]
     assert columns == {"answer": ["yes", None], "id": ["1", "2"], "use_case": [None, "chat"]}
     assert module("answered")(ANSWERS) == [1.0, None]  # async, and only the column that it names
+
+
+def test_an_async_function_runs_inside_a_running_loop(module: Any) -> None:
+    """As in a notebook."""
+
+    async def notebook() -> list[float | None]:
+        return module("answered")(ANSWERS)
+
+    assert asyncio.run(notebook()) == [1.0, None]
 
 
 def test_a_function_may_change_its_columns_and_import_its_neighbours(module: Any) -> None:

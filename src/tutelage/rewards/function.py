@@ -16,7 +16,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -166,7 +167,7 @@ def _call(
         with _working_folder(), _time_limit(seconds, late):  # it may import something only now
             given = function(**arguments)
             if inspect.isawaitable(given):
-                given = asyncio.run(_within(given, seconds, late))
+                given = _awaited(given, seconds, late)
             return given
     except (Exception, SystemExit) as error:
         if error is late:
@@ -177,7 +178,21 @@ def _call(
         ) from error
 
 
-async def _within(work: Any, seconds: float, late: ValueError) -> Any:
+def _awaited(work: Awaitable[Any], seconds: float, late: ValueError) -> Any:
+    """What an async function gives, from a thread of its own: this one may run a loop already, as in a notebook."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(asyncio.run(_within(work, seconds, late)))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result()
+
+
+async def _within(work: Awaitable[Any], seconds: float, late: ValueError) -> Any:
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
