@@ -24,6 +24,7 @@ from tutelage.models.precision import full_precision
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import dropped, inputs_of, open_run
 from tutelage.settings.select import SelectConfig
+from tutelage.stats.best_of_n import kl_bound
 
 PART = 256  # prompts that are scored before the scores are kept
 
@@ -37,11 +38,6 @@ class Group:
     completions: tuple[Completion, ...]
     sequences: list[list[int]]
     sampled: int
-
-    @property
-    def kl_bound(self) -> float:
-        """The most that the best of n samples can be from one sample, as KL in nats: log n − (n − 1)/n."""
-        return math.log(self.sampled) - (self.sampled - 1) / self.sampled
 
     def best(self, scores: Sequence[float]) -> int | None:
         """Which completion scores highest of those that were not cut off, the first of equals; None if all were."""
@@ -103,7 +99,11 @@ def measures(groups: Sequence[Group], scores: Sequence[Sequence[float]]) -> dict
     """By prompt: the mean score of its completions, that of the best, where one was not cut off, and the KL bound."""
     pairs = list(zip(groups, scores, strict=True))
     best = [own[place] for group, own in pairs if (place := group.best(own)) is not None]
-    return {"score": [fmean(own) for own in scores], "best": best, "kl_bound": [group.kl_bound for group in groups]}
+    return {
+        "score": [fmean(own) for own in scores],
+        "best": best,
+        "kl_bound": [kl_bound(group.sampled) for group in groups],
+    }
 
 
 def run(config: SelectConfig) -> None:
