@@ -8,10 +8,8 @@ token of an update, so `ptx_coef` weighs two numbers of the same unit.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -24,26 +22,18 @@ from tutelage.data.datasets import read_prompts, read_texts
 from tutelage.data.records import Prompt, Request
 from tutelage.data.strict_json import dumps
 from tutelage.models.adapters import (
-    adapter_of,
-    add_adapter,
-    beside,
-    is_adapter,
-    load_adapter,
     own_parameters,
-    scalar_beside,
-    without_adapter,
 )
 from tutelage.models.architecture import context_length, stop_ids
 from tutelage.models.forward import completion_logprobs, completion_values
-from tutelage.models.loading import load_policy, new_scalar, save_model
+from tutelage.models.loading import save_model
 from tutelage.models.precision import full_precision
 from tutelage.models.texts import text_rows
-from tutelage.models.tokens import encode_prompt, load_tokenizer, require_same_tokens
+from tutelage.models.tokens import encode_prompt
 from tutelage.objectives.advantages import explained_variance, flat_groups, in_flat_group, kl_shaped_rewards
 from tutelage.objectives.kl import AdaptiveKL, FixedKL, KLController, k1
 from tutelage.objectives.masked import keep, masked_mean
 from tutelage.rewards.function import sources_of
-from tutelage.rewards.opening import Rewards, open_rewards
 from tutelage.rewards.reward import Answers, Scores, joined_scores
 from tutelage.runs import Run, dropped, inputs_of, open_run
 from tutelage.sampling.completions import number_copies
@@ -52,6 +42,7 @@ from tutelage.sampling.protocol import Sampler
 from tutelage.sampling.rollout import Episodes, Rollout, episodes_of, joined_episodes
 from tutelage.sampling.seeds import request_seed
 from tutelage.settings.online import OnlineConfig
+from tutelage.stages.online_models import Models, load_models
 from tutelage.training.checkpoints import Checkpoint
 from tutelage.training.guards import Watch
 from tutelage.training.updates import begin, constant_after_warmup, require_finite_measure, shuffled
@@ -63,65 +54,6 @@ UNMOVED, FAR = 0.01, 10.0  # nats of KL a completion; the demo's policies end at
 TRIED = 4  # completions on which rewards are tried before the first step
 
 Asked = tuple[Prompt, tuple[int, ...]]  # a prompt with its ids
-
-
-@dataclass(frozen=True)
-class Models:
-    """What the loop works with. `value_model` is None where the algorithm needs none; `average` holds the averaged
-    weights."""
-
-    tokenizer: PreTrainedTokenizerBase
-    policy: PreTrainedModel
-    reference: PreTrainedModel
-    rewards: Rewards
-    value_model: PreTrainedModel | None
-    average: PreTrainedModel
-    sampler: Sampler
-
-
-def load_models(config: OnlineConfig, algorithm: Algorithm) -> Models:
-    """The policy, its two copies, the rewards and, if the algorithm needs one, a value model, at first a copy of the
-    reward model or, without one, of the policy.
-
-    Raises:
-        ValueError: if a reward cannot be opened, or a value model is to read the policy's tokens as other ones.
-    """
-    tokenizer, has_values = load_tokenizer(config.model), algorithm.value_loss is not None
-    if config.reward_model is not None and has_values:
-        require_same_tokens(load_tokenizer(config.reward_model), tokenizer, f"reward_model {config.reward_model}")
-    policy = load_policy(config.model, tokenizer, config.adapter, config.seed)
-    if config.adapter is None:
-        reference, average = load_policy(config.model, tokenizer), copy.deepcopy(policy)
-    else:  # the adapter off, or as it was
-        reference = beside(policy) if is_adapter(config.model) else without_adapter(policy)
-        average = beside(policy)
-    rewards = open_rewards(config.all_rewards, config.combination, tokenizer, policy)
-    value_model = new_value_model(config, policy, rewards, tokenizer) if has_values else None
-    for model in (reference, average):
-        for parameter in own_parameters(model).values():
-            parameter.requires_grad_(False)
-    sampler = open_sampler(config.sampler, policy, bf16=True)  # the ratio divides by what was sampled with
-    return Models(tokenizer, policy, reference, rewards, value_model, average, sampler)
-
-
-def new_value_model(
-    config: OnlineConfig, policy: PreTrainedModel, rewards: Rewards, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel:
-    """A copy of the reward model or, without one, of the policy with a new head; with an adapter, on their weights."""
-    own = rewards.models.get("reward_model")
-    if config.adapter is None:
-        return copy.deepcopy(own.model) if own else new_scalar(config.model, tokenizer, config.seed)
-    if own is None:
-        scalar = scalar_beside(policy, config.seed)
-        if is_adapter(config.model):
-            return load_adapter(scalar, config.model)
-        return add_adapter(scalar, config.adapter, config.model, config.seed)
-    model = beside(own.model)
-    if adapter_of(model) is None:
-        return add_adapter(model, config.adapter, own.folder, config.seed)
-    for parameter in own_parameters(model).values():
-        parameter.requires_grad_(True)
-    return model
 
 
 def run(config: OnlineConfig) -> None:
