@@ -1,5 +1,6 @@
 """The report from a run root of made-up numbers: what it sums up, what it says, what it escapes, what it can lack."""
 
+import csv
 import json
 import re
 import shutil
@@ -7,13 +8,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
+from tutelage.cli import main
+from tutelage.report import figures
+from tutelage.report.headlines import Headline, apart, headlines
 from tutelage.report.page import examples, run, visible
 from tutelage.report.summary import Folder, plain_of, read_runs, summarise, trained_models
-from tutelage.report.verdict import apart, verdict
 from tutelage.settings.report import ReportConfig
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> \"' \u202egnp.exe \x07 \ud800"
@@ -106,7 +111,7 @@ def test_a_model_that_selected_answers_trained_is_spoken_of_and_the_selection_sh
 ) -> None:
     """`ppo` here is a model that sft made: of demonstrations that people wrote, then of what a selection chose."""
     monkeypatch.setitem(STAGES, "selected", "select")
-    assert "The best of what was sampled" not in report(runs)
+    assert 'id="selection"' not in report(runs)
     shutil.rmtree(runs / "report")
     config = runs / "ppo" / "config.yaml"
     (runs / "ppo" / "inputs.json").write_text((runs / "sft" / "inputs.json").read_text())
@@ -117,8 +122,8 @@ def test_a_model_that_selected_answers_trained_is_spoken_of_and_the_selection_sh
     config.write_text(config.read_text().replace("/world/", "/selected/"))
     assert trained_models(read_runs(runs)) == {"ppo": False, "ppo_ptx": True}
     html = report(runs)
-    assert "ppo beats sft" in html
-    section = html.partition("The best of what was sampled")[2].partition("<h2>")[0]
+    assert "Yes: ppo_ptx" not in html  # both are ahead
+    section = html.partition('<h2 id="selection">')[2].partition("<h2")[0]
     assert re.findall(r"<td>(.*?)</td>", section) == ["3,991", "23,456", "0.50", "2.25", "1.20"]
 
 
@@ -166,75 +171,136 @@ def test_files_are_written_into_the_run_folder(runs: Path) -> None:
     report(runs)
     assert json.loads((runs / "report" / "summary.json").read_text()) == summarise(runs)
     assert {p.name for p in runs.iterdir()} == {*STAGES, "report"}
-    said = json.loads((runs / "report" / "done.json").read_text())["verdict"]
-    assert said == verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", JUDGES)
+    answers = json.loads((runs / "report" / "done.json").read_text())["headlines"]
+    assert [each["answer"] for each in answers] == [each.answer for each in lead(summarise(runs))]
 
 
-def test_verdict_says_what_holds_and_what_does_not(runs: Path) -> None:
-    said = "\n".join(verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", JUDGES)).replace("\u00a0", " ")
-    assert "ppo beats sft: it wins 60 % (95 % interval 55–65), all of it above one half, and gold" in said
-    assert "Where both answer greedily it does not differ beyond noise from sft (-2.0 to +4.0 points, prompt" in said
-    assert "Where both answer greedily it is ahead of sft (+20.0 to +30.0 points, prompt by prompt)." in said
-    # Of all pairs of the held-out labelers; then of those that two of them ordered.
-    choices = "predicts 66 % (95 % interval 60–72) of the choices of labelers it never learned from"
-    assert f"{choices}; a noise-free reader would predict 80 % of them." in said
-    assert (
-        "Of the pairs that two labelers ordered, one says what the other does of 69 % (95 % interval 64–74), "
-        "and the reward model of 71 % (95 % interval 66–76)." in said
-    )
-    # ppo rose from 1.2 to 1.4; 1.29 is 0.11 of 0.20 back, give or take a hundredth of a nat in the documents
-    assert "ppo raised the loss on pretraining text from sft's 1.200 by +0.20" in said
-    assert "ppo_ptx, with such text mixed in, took back at least half of it: 5" in said
+def lead(summary: dict[str, Any], judges: dict[str, str] = JUDGES) -> list[Headline]:
+    return headlines(summary, ["ppo", "ppo_ptx"], "sft", judges)
 
 
-def tax_said(runs: Path, loss: dict[str, float], **how: Any) -> str:
+def words(headline: Headline) -> str:
+    return " ".join([*headline.figures.values(), *headline.sentences]).replace("\u00a0", " ")
+
+
+def test_the_page_leads_with_five_answers(runs: Path) -> None:
+    preferred, price, hacked, sound, fault = lead(summarise(runs))
+    assert (preferred.answer, preferred.sign) == ("Yes", 1)  # .6 ± .05 and .58 ± .05
+    assert preferred.figures["ppo"] == "60\u00a0% (55–65)"
+    said = words(preferred)
+    assert "Simulated labelers compared every model with sft on 100 held-out prompts; 50 % is no better" in said
+    assert "By gold (the noise-free preference), too." in said
+    assert "Where all answer greedily, ppo is not shown to differ from sft." in said
+    assert "Where all answer greedily, ppo_ptx is ahead of sft." in said
+    assert "<td>+20.0 (+20.0 to +30.0)</td>" in report(runs)
+    assert (price.answer, price.sign) == ("Paid by ppo and ppo_ptx", -1)
+    assert price.figures["ppo"].startswith("+0.20")  # from 1.2 to 1.4
+    assert "ppo_ptx took back at least half of ppo's rise: 5" in words(price)
+    assert (hacked.answer, hacked.sign) == ("Not shown either way", 0)  # all scores are .25, so none rose
+    assert (sound.answer, sound.sign) == ("Yes", 1)
+    assert sound.figures["predicts"] == "66\u00a0% (60–72)"
+    assert sound.figures["gold"] == "80\u00a0%"
+    assert sound.figures["it agrees"] == "71\u00a0% (66–76)"
+    assert (fault.answer, fault.sign) == ("Optimisation", -1)
+    assert "the score of ppo did not rise" in words(fault)
+
+
+def test_a_score_that_rises_without_preference_is_hacked(runs: Path) -> None:
+    summary = summarise(runs)
+    summary["scores"] |= {"ppo": 1.25, "ppo_ptx": 0.75}
+    *_, hacked, _, fault = lead(summary)
+    assert (hacked.answer, hacked.sign, fault.answer) == ("No sign of it", 1, "None")
+    assert hacked.figures["ppo"] == "+1.00, wins 60\u00a0%"
+    summary["win_rate_vs_sft"]["ppo"] = rate(0.52)
+    *_, hacked, _, fault = lead(summary)
+    assert (hacked.answer, hacked.sign) == ("Not shown either way", 0)
+    assert "No gain of ppo is shown" in words(hacked)
+    assert (fault.answer, words(fault)) == (
+        "The reward", "The reward: the score of ppo rose, but not its win rate: try a higher kl_coef, or more rankings."
+    )  # fmt: skip
+    summary["win_rate_vs_sft"]["ppo"] = rate(0.4)
+    assert (lead(summary)[2].answer, lead(summary)[2].sign) == ("Yes: ppo", -1)
+
+
+def test_the_first_stage_that_fails_is_at_fault(runs: Path) -> None:
+    summary = summarise(runs)
+    summary["scores"] |= {"ppo": 1.25, "ppo_ptx": 0.75}
+    summary["reward_model"]["accuracy_heldout_labelers_interval"] = [0.45, 0.72]
+    *_, sound, fault = lead(summary)
+    assert (sound.answer, fault.answer) == ("No: not shown to beat chance", "The reward model")
+    summary["reward_model"]["same_pairs"]["labelers"] = rate(0.52)
+    assert lead(summary)[-1].answer == "Labels"
+    summary["win_rate_vs_sft"]["base"] = rate(0.48)
+    assert lead(summary)[-1].answer == "Fine-tuning"
+    assert len(lead(summary)[-1].sentences) == 3
+
+
+def test_a_reward_model_that_agrees_less_than_labelers_do(runs: Path) -> None:
+    summary = summarise(runs)
+    summary["reward_model"]["same_pairs"]["model"] = rate(0.58)
+    assert (lead(summary)[3].answer, lead(summary)[3].sign) == ("Less than a labeler", 0)
+
+
+def test_without_figures_the_lead_says_what_to_run(tmp_path: Path) -> None:
+    write_run(tmp_path, "world", {}, [])
+    answers = headlines(summarise(tmp_path), [], "baseline", {"labelers": ""})
+    assert [(each.answer, each.mark) for each in answers] == [("Not measured", "?")] * 5
+    assert all(each.sentences for each in answers)
+    assert "tutelage judge" in report(tmp_path)
+
+
+def tax_said(runs: Path, loss: dict[str, float], **how: Any) -> Headline:
     write_losses(runs, loss, **how)
-    return verdict(summarise(runs), {"ppo": False, "ppo_ptx": True}, "sft", JUDGES)[-1].replace("\u00a0", " ")
+    return lead(summarise(runs))[1]
 
 
 @pytest.mark.parametrize(
-    ("mixed", "words"),
+    ("mixed", "share"),
     [
-        (1.32, "less than half of it: 4"), (1.45, "none of it: -2"), (1.15, "all of it: 12"),
-        (1.304, "an unclear part of it: 50 %"),
+        (1.32, "less than half of ppo's rise: 4"), (1.45, "none of ppo's rise: -2"), (1.15, "all of ppo's rise: 12"),
+        (1.304, "an unclear part of ppo's rise: 50 %"),
     ],
 )  # fmt: skip
-def test_verdict_on_the_tax(runs: Path, mixed: float, words: str) -> None:
-    said = tax_said(runs, {"sft": 1.2, "ppo": 1.4, "ppo_ptx": mixed})
-    assert f"ppo_ptx, with such text mixed in, took back {words}" in said
+def test_what_the_mixture_took_back(runs: Path, mixed: float, share: str) -> None:
+    said = words(tax_said(runs, {"sft": 1.2, "ppo": 1.4, "ppo_ptx": mixed}))
+    assert f"With pretraining text mixed in, ppo_ptx took back {share}" in said
 
 
-def test_verdict_speaks_of_a_rise_only_where_it_is_clear_of_noise(runs: Path) -> None:
-    by_a_thousandth = {"sft": 1.2, "ppo": 1.201, "ppo_ptx": 1.2}
-    said = tax_said(runs, by_a_thousandth)
+def test_a_rise_is_a_price_only_where_it_is_clear_of_noise(runs: Path) -> None:
+    price = tax_said(runs, {"sft": 1.2, "ppo": 1.201, "ppo_ptx": 1.2})
     assert summarise(runs)["tax"]["taken_back"] == {}
-    assert said.startswith("ppo changed the loss on pretraining text from sft's 1.200 by ")
-    assert said.endswith("no rise that is clear of noise, so nothing for ppo_ptx to take back.")
-    assert "by -0.100" in (fell := tax_said(runs, {"sft": 1.2, "ppo": 1.1, "ppo_ptx": 1.2}))
-    assert fell.endswith("nothing for ppo_ptx to take back.")
-    assert "pretraining text" not in tax_said(runs, {"sft": 1.2, "ppo": 1.4, "ppo_ptx": 1.3}, documents=29)  # too few
+    assert (price.answer, price.sign) == ("None shown", 1)
+    assert words(price).endswith(
+        "ppo shows no rise that is clear of noise, so there is nothing for ppo_ptx to take back."
+    )
+    fell = tax_said(runs, {"sft": 1.2, "ppo": 1.1, "ppo_ptx": 1.2})
+    assert fell.figures["ppo"].startswith("-0.10")
+    assert words(fell).endswith("nothing for ppo_ptx to take back.")
+    few = tax_said(runs, {"sft": 1.2, "ppo": 1.4, "ppo_ptx": 1.3}, documents=29)
+    assert few.answer == "Not measured"
 
 
 def test_the_rise_is_of_the_same_documents(runs: Path) -> None:
     """By hand: each document costs every model another 5 nats, which cancel; without noise all are alike."""
     rows = [{n: [x + 5 * i, 10] for n, x in (("sft", 12), ("ppo", 14), ("ppo_ptx", 13))} for i in range(30)]
     (runs / "answers" / "losses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = summarise(runs)["tax"]
+    measured = summarise(runs)["tax"]
     same = {"mean": pytest.approx(0.2), "low": pytest.approx(0.2), "high": pytest.approx(0.2), "n": 300, "prompts": 30}
-    assert found["rise"]["ppo"] == same
-    assert found["taken_back"]["ppo_ptx"]["mean"] == pytest.approx(0.5)
+    assert measured["rise"]["ppo"] == same
+    assert measured["taken_back"]["ppo_ptx"]["mean"] == pytest.approx(0.5)
 
 
-def test_verdict_when_gold_disagrees_or_a_model_loses(runs: Path) -> None:
+def test_the_lead_when_judges_disagree_or_a_model_loses(runs: Path) -> None:
     summary = summarise(runs)
     summary["win_rate_vs_sft"]["ppo"] = rate(0.52)
-    judges = {"labelers": "", "gold": "the noise-free preference"}
-    said = verdict(summary, {"ppo": False}, "sft", judges)
-    assert said[0].startswith("Judges compared")
-    assert said[1].startswith("ppo is not shown to differ from sft")
-    assert "but gold, the noise-free preference" in said[1]
-    summary["win_rate_vs_sft"]["ppo"] = rate(0.4)
-    assert verdict(summary, {"ppo": False}, "sft", judges)[1].startswith("ppo loses to sft")
+    preferred = lead(summary, {"labelers": "", "gold": "the noise-free preference"})[0]
+    assert words(preferred).count("Judges compared") == 1
+    assert (preferred.answer, preferred.sign) == ("Yes: ppo_ptx", 0)
+    assert "But gold (the noise-free preference) sees it otherwise: ppo 60 % (55–65)" in words(preferred)
+    summary["win_rate_vs_sft"] |= {"ppo": rate(0.4), "ppo_ptx": rate(0.45)}
+    assert lead(summary)[0].answer == "Not shown"
+    summary["win_rate_vs_sft"]["ppo_ptx"] = rate(0.3)
+    assert lead(summary)[0].answer == "No: sft is preferred"
 
 
 def test_apart_needs_intervals_that_do_not_touch() -> None:
@@ -261,8 +327,9 @@ def test_page_fetches_nothing_and_its_ids_are_its_own(runs: Path) -> None:
     assert ("meta", {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}) in tags  # fmt: skip  # noqa: E501
     links = [value for _, attrs in tags for name, value in attrs.items() if name.split(":")[-1] in ("href", "src")]
     ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
-    assert {link[1:] for link in links if link} <= set(ids)
-    assert all(link and link.startswith("#") for link in links)
+    files = {f"figures/{path.name}" for path in (runs / "report" / "figures").iterdir()}
+    assert {link for link in links if not str(link).startswith("#")} == files
+    assert {link[1:] for link in links if link and link.startswith("#")} <= set(ids)
     assert len(ids) == len(set(ids))
 
 
@@ -270,6 +337,74 @@ def test_examples_take_use_cases_in_turn(runs: Path) -> None:
     folders = read_runs(runs)
     assert [row["use_case"] for row in examples(folders, 12)] == ["a < b", "chat", "chat"]
     assert [row["prompt"] for row in examples(folders, 2)] == [f"user: {HOSTILE}\nassistant: Yes?", "first"]
+
+
+def test_figures_are_files_with_their_numbers(runs: Path) -> None:
+    html = report(runs)
+    folder = runs / "report" / "figures"
+    assert len(list(folder.glob("*.svg"))) == len(list(folder.glob("*.csv"))) == html.count("<svg ")
+    for path in folder.glob("*.svg"):
+        ElementTree.parse(path)
+    with (folder / "win-rates.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert (rows[3]["series"], rows[3]["name"], rows[3]["mean"], rows[3]["high"]) == (
+        "labelers",
+        "ppo_ptx",
+        "0.58",
+        "0.63",
+    )
+    with (folder / "score-by-the-reward-model-by-iteration.csv").open() as stream:
+        assert list(csv.reader(stream))[:3] == [
+            ["run", "iteration", "Score by the reward model"], ["ppo", "0", "0.0"], ["ppo", "1", "0.5"]
+        ]  # fmt: skip
+
+
+def test_score_and_preference_stand_over_the_kl_spent(runs: Path) -> None:
+    """The reference has none; what KL was not measured of is left out."""
+    settings = yaml.safe_load((runs / "answers" / "config.yaml").read_text()) | {"reference": "sft"}
+    (runs / "answers" / "config.yaml").write_text(yaml.safe_dump(settings))
+    report(runs)
+    with (runs / "report" / "figures" / "mean-score-and-win-rate-against-sft-against-kl.csv").open() as stream:
+        rows = [(r["model"], r["kl"], r["score"], r["judge"], r["mean"]) for r in csv.DictReader(stream)]
+    assert rows == [
+        ("sft", "0.0", "0.25", "labelers", "0.5"), ("sft", "0.0", "0.25", "gold", "0.5"),
+        ("ppo", "4.0", "0.25", "labelers", "0.6"), ("ppo", "4.0", "0.25", "gold", "0.6"),
+    ]  # fmt: skip
+
+
+def test_names_of_points_keep_apart() -> None:
+    """Four points at one height, at the top of the axes."""
+    axes = Figure().add_subplot()
+    axes.set(xlim=(0, 1), ylim=(0, 14))
+    figures._name_points(axes, dict.fromkeys("abcd", (0.5, 13.9)))
+    heights = sorted(text.xyann[1] for text in axes.texts)
+    assert heights == pytest.approx([11 / 14, 12 / 14, 13 / 14, 1.0])
+
+
+def test_contents_name_the_sections_that_are_there(runs: Path) -> None:
+    html = report(runs)
+    nav = html.partition("<nav")[2].partition("</nav>")[0]
+    assert re.findall(r'href="#(.*?)"', nav) == re.findall(r'<h2 id="(.*?)"', html)
+
+
+def test_several_folders_make_one_page(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (runs / "ppo").rename(tmp_path / "more" / "ppo")
+    run(ReportConfig(runs=(str(runs), str(tmp_path / "more" / "ppo")), output=tmp_path / "report"))
+    assert json.loads((tmp_path / "report" / "done.json").read_text())["runs"] == sorted(STAGES)
+    shutil.copytree(tmp_path / "more" / "ppo", runs / "ppo")
+    with pytest.raises(ValueError, match="runs: two are called 'ppo'"):
+        run(ReportConfig(runs=(str(runs), str(tmp_path / "more" / "ppo")), output=tmp_path / "again"))
+
+
+def test_the_command_takes_run_folders(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(runs)]) == 0
+    assert (runs / "report" / "report.html").exists()
+    assert "Is it preferred? Yes\n" in capsys.readouterr().err
+
+
+def test_series_differ_without_colour() -> None:
+    assert len({(figures.colour(k), figures.dash(k)) for k in range(18)}) == 18
 
 
 TOGETHER = [["answers"], ["judgments", "rankings", "ppo"], ["evaluation", "world"], ["reward", "sft", "ppo_ptx"]]
@@ -280,9 +415,10 @@ def test_any_stage_may_be_missing(runs: Path, missing: list[str]) -> None:
     for name in missing:
         shutil.rmtree(runs / name)
     html = report(runs)
-    assert ("Which answers are preferred" in html) == (not {"evaluation", "answers"} <= set(missing))
-    assert ("Supervised fine-tuning" in html) == ("sft" not in missing)
-    assert ("The reward model" in html) == ("reward" not in missing)
+    assert ('<h2 id="preferred">' in html) == (not {"evaluation", "answers"} <= set(missing))
+    assert ('<h2 id="sft">' in html) == ("sft" not in missing)
+    assert ('<h2 id="reward">' in html) == ("reward" not in missing)
+    assert ('<h2 id="missing">' in html) == bool({"sft", "reward", "agreement", "answers", "evaluation"} & set(missing))
 
 
 def test_logs_and_answers_may_be_missing(runs: Path) -> None:
@@ -345,8 +481,8 @@ def test_a_run_that_lost_a_file_is_not_reported(runs: Path) -> None:
 
 def test_a_folder_of_runs_can_be_renamed(runs: Path) -> None:
     first = report(runs)
-    moved = runs.rename(runs.with_name("elsewhere"))
-    assert report(moved) == first
+    moved = runs.parent.rename(runs.parent.with_name("elsewhere"))
+    assert report(moved / runs.name) == first
 
 
 def test_every_column_has_its_own_n(runs: Path) -> None:

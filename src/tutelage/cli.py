@@ -61,6 +61,8 @@ def build(verb: str | None) -> Parser:
             kind = stage.config_class()
             command.description = (kind.__doc__ or stage.help).strip()
             add_settings(command, kind)
+            if name == "report":
+                command.add_argument("folders", nargs="*", metavar="RUN", help="the same as --runs RUN")
 
     label = verbs.add_parser("label", help="people's work: serve it, queue it, export it")
     if verb == "label":
@@ -153,6 +155,9 @@ def dispatch(arguments: argparse.Namespace) -> None:
             sampling = LocalSampling(temperature=a.temperature, max_new_tokens=a.max_new_tokens)
             compare(a.models, a.prompts, a.reward_model, a.limit, sampling, a.seed)
         case verb:
+            if verb == "report" and arguments.folders:
+                arguments.runs = [*(arguments.runs or []), *arguments.folders]
+                arguments.output = arguments.output or str(Path(arguments.folders[0]) / "report")
             stage = STAGES[verb]
             config = settings(stage.config_class(), arguments)
             before = done(config.output)

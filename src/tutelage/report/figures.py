@@ -1,10 +1,13 @@
-"""Figures as inline SVG: text stays text, ink is the page's own colour, so they read in light and in dark."""
+"""Figures as inline SVG with the numbers they show: text stays text, ink is the page's own colour, so they read in
+light and in dark; series differ by dash or mark as well as by colour."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
@@ -24,43 +27,110 @@ STYLE = {
 Rates = Mapping[str, Mapping[str, float]]
 
 
-def dots(series: Mapping[str, Rates], axis: str, label: str, line: float | None = None) -> Markup:
+@dataclass(frozen=True)
+class Plot:
+    """A figure as an `<svg>` element, and the numbers it shows as a table."""
+
+    title: str
+    svg: Markup
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def __html__(self) -> Markup:
+        return self.svg
+
+
+def alone(plot: Plot) -> str:
+    """The figure as a file of its own: black on white, and in a common font."""
+    head = '<svg xmlns="http://www.w3.org/2000/svg" style="background: white; color: #333; font-family: sans-serif" '
+    return head + str(plot.svg).removeprefix("<svg ")
+
+
+def colour(k: int) -> str:
+    """Of the k-th series of a figure, as in the page's keys."""
+    return PALETTE[k % len(PALETTE)]
+
+
+def dash(k: int) -> str:
+    """Of the k-th series: no two of the first eighteen share both colour and dash."""
+    return DASHES[(k + k // len(PALETTE)) % len(DASHES)]
+
+
+def dots(series: Mapping[str, Rates], axis: str, label: str, line: float | None = None) -> Plot:
     """Means with intervals, a row for each name and a mark for each series: {series: {name: {mean, low, high}}}.
 
     A mean without `low` and `high` gets no whiskers; `line` draws a vertical line, as at an even win rate.
     """
-    rows = list(dict.fromkeys(name for values in series.values() for name in values))
+    names = list(dict.fromkeys(name for values in series.values() for name in values))
     with rc_context(STYLE | {"svg.hashsalt": repr((label, series))}):
-        figure, axes = _blank(5.0, 0.9 + 0.33 * len(rows))
+        figure, axes = _blank(5.0, 0.9 + 0.33 * len(names))
         for k, (title, values) in enumerate(series.items()):
-            places = [rows.index(name) + 0.26 * (k - (len(series) - 1) / 2) for name in values]
+            places = [names.index(name) + 0.26 * (k - (len(series) - 1) / 2) for name in values]
             means = [r["mean"] for r in values.values()]
-            reach = [[abs(r.get(end, r["mean"]) - r["mean"]) for r in values.values()] for end in ("low", "high")]
-            axes.errorbar(means, places, None, reach, MARKERS[k % 6], color=PALETTE[k % 6], ms=4.5, label=title)
+            axes.errorbar(means, places, None, _reach(values), MARKERS[k % 6], color=colour(k), ms=4.5, label=title)
         if line is not None:
             axes.axvline(line, color=INK, lw=0.8, ls=EVEN)
-        axes.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.4, -0.6), xlabel=axis)
+        axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6), xlabel=axis)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
         if len(series) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, handletextpad=0.3)
-        return _svg(figure, label)
+        rows = [
+            (title, name, *(r.get(key) for key in ("mean", "low", "high")))
+            for title, values in series.items()
+            for name, r in values.items()
+        ]
+        return Plot(label, _svg(figure, label), ("series", "name", "mean", "low", "high"), rows)
 
 
-def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, axis: str) -> Markup:
+def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, axis: str) -> Plot:
     """Curves (steps, values) by name, coloured and dashed in their order, which the page's key repeats."""
-    with rc_context(STYLE | {"svg.hashsalt": repr((title, series))}):
+    with rc_context(STYLE | {"svg.hashsalt": repr((title, axis, series))}):
         figure, axes = _blank(3.1, 1.9)
         for k, (steps, values) in enumerate(series.values()):
-            few = "o" if len(steps) <= 8 else ""
-            axes.plot(steps, values, DASHES[k % 3], color=PALETTE[k % 6], marker=few, ms=3)
+            few = MARKERS[k % 6] if len(steps) <= 8 else ""
+            axes.plot(steps, values, dash(k), color=colour(k), marker=few, ms=3)
         axes.locator_params(axis="x", integer=True)
         axes.set(title=title, xlabel=axis)
         axes.grid()
-        return _svg(figure, f"{title}: {', '.join(series)}")
+        rows = [(name, *point) for name, curve in series.items() for point in zip(*curve, strict=True)]
+        return Plot(f"{title} by {axis}", _svg(figure, f"{title}: {', '.join(series)}"), ("run", axis, title), rows)
 
 
-def calibration(bins: Sequence[Sequence[float]], title: str) -> Markup:
+def against_kl(models: Mapping[str, Mapping[str, Any]], scored: str, judged: str) -> Plot:
+    """Mean score, and below it preference, of finished models against their KL from the reference.
+
+    `models` are {name: {kl, score, wins: {judge: {mean, low, high}}}}; the axes are called `scored` and `judged`.
+    """
+    judges = list(dict.fromkeys(judge for model in models.values() for judge in model["wins"]))
+    with rc_context(STYLE | {"svg.hashsalt": repr((scored, judged, models))}):
+        figure = Figure(figsize=(5.0, 4.6), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True)
+        for k, model in enumerate(models.values()):
+            above.plot(model["kl"], model["score"], MARKERS[k % 6], color=colour(k), ms=5)
+        for k, judge in enumerate(judges):
+            rates = {name: model["wins"][judge] for name, model in models.items() if judge in model["wins"]}
+            at, means = [models[name]["kl"] for name in rates], [r["mean"] for r in rates.values()]
+            below.errorbar(
+                at, means, _reach(rates), None, MARKERS[k % 6], color=INK, mfc="none" if k else INK, ms=4.5, label=judge
+            )
+        below.axhline(0.5, color=INK, lw=0.8, ls=EVEN)
+        above.set(ylabel=scored)
+        below.set(ylabel=judged, xlabel="KL from the reference, nats per answer")
+        _name_points(above, {name: (model["kl"], model["score"]) for name, model in models.items()})
+        for axes in (above, below):
+            axes.grid()
+        below.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, handletextpad=0.3)
+        rows = [
+            (name, model["kl"], model["score"], judge, *(rate[key] for key in ("mean", "low", "high")))
+            for name, model in models.items()
+            for judge, rate in model["wins"].items()
+        ]
+        label = f"{scored} and {judged} against KL"
+        return Plot(label, _svg(figure, label), ("model", "kl", "score", "judge", "mean", "low", "high"), rows)
+
+
+def calibration(bins: Sequence[Sequence[float]], title: str) -> Plot:
     """Reliability diagram of bins [mean prediction, share that won, pairs]; each point carries its number of pairs."""
     with rc_context(STYLE | {"svg.hashsalt": repr((title, bins))}):
         figure, axes = _blank(3.1, 2.6)
@@ -73,7 +143,32 @@ def calibration(bins: Sequence[Sequence[float]], title: str) -> Markup:
         axes.set(title=title, xlabel="predicted chance of winning", ylabel="share that won")
         axes.set(xlim=(0.48, 1.02), ylim=(min([0.5, *(b[1] for b in bins)]) - 0.04, 1.08))
         axes.grid()
-        return _svg(figure, f"Reliability: {title}")
+        label = f"Reliability: {title}"
+        return Plot(label, _svg(figure, label), ("predicted", "won", "pairs"), bins)
+
+
+def _reach(rates: Rates) -> list[list[float]]:
+    """How far whiskers go below and above each mean."""
+    return [[abs(r.get(end, r["mean"]) - r["mean"]) for r in rates.values()] for end in ("low", "high")]
+
+
+def _name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Each point's name at the right edge, as near to its height as the others allow, with a thin line to it."""
+    low, high = axes.get_ylim()
+    step, order = (high - low) / 14, sorted(points.items(), key=lambda item: item[1][1])
+    heights = [y for _, (_, y) in order]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + step)
+    heights[-1] = min(heights[-1], high)
+    for i in reversed(range(len(heights) - 1)):
+        heights[i] = min(heights[i], heights[i + 1] - step)
+    for (name, (x, y)), height in zip(order, heights, strict=True):
+        edge = (1.02, (height - low) / (high - low))
+        axes.annotate(
+            name, (x, y), edge, textcoords="axes fraction", va="center", fontsize=7.5,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": INK, "alpha": 0.6, "shrinkA": 0, "shrinkB": 3},
+            annotation_clip=False,
+        )  # fmt: skip
 
 
 def _blank(width: float, height: float) -> tuple[Figure, Axes]:

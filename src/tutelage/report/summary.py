@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tutelage.runs import done as results_of
 from tutelage.runs import identity_of, lost_file
 from tutelage.settings.strict_yaml import read_yaml
 from tutelage.stats.intervals import FEW, estimate
-from tutelage.terminal import reason
+from tutelage.terminal import reason, short
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Folder:
         """How long the run had worked when each value of a number was logged."""
         return [row["seconds"] for row in read_lines(self.path / "metrics.jsonl") if key in row]
 
+    def along(self, other: str, key: str) -> list[float]:
+        """The value of another number when each value of a number was logged; both are logged together."""
+        return [row[other] for row in read_lines(self.path / "metrics.jsonl") if key in row]
+
     def tokens(self, key: str) -> list[float]:
         """How many tokens an online run had sampled, nearly, when each value of a number was logged."""
         total, totals = 0.0, []
@@ -57,22 +62,46 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: is damaged ({reason(error)}); run its stage anew") from None
 
 
-def read_runs(runs: Path) -> list[Folder]:
-    """The finished runs in a folder by name, reports left out.
+def read_runs(*runs: Path) -> list[Folder]:
+    """The finished runs among these folders and right inside them, by name, reports left out.
 
     Raises:
-        ValueError: if one is damaged, or has lost a file.
+        ValueError: if one is damaged, or has lost a file, or two have one name.
     """
-    folders = []
-    for path in sorted(p.parent for p in runs.glob("*/done.json")):
+    folders: list[Folder] = []
+    places = dict.fromkeys(
+        p.parent for each in runs for p in (each / "done.json", *each.glob("*/done.json")) if p.exists()
+    )
+    for path in sorted(places, key=lambda place: place.name):
         whole = (path / "inputs.json").exists() and (path / "config.yaml").exists()
         if whole and not path.name.startswith("."):  # such a one waits to be replaced
             stage, settings = identity_of(path)["stage"], read_yaml(path / "config.yaml")
             done = results_of(path) or {}
             if lost := lost_file(path):
                 raise ValueError(f"runs: {lost}; run its stage again")
+            if stage != "report" and any(f.name == path.name for f in folders):
+                raise ValueError(f"runs: two are called {short(path.name)}, one of them {path}; rename its folder")
             folders.append(Folder(path.name, path, stage, done, settings))
     return [folder for folder in folders if folder.stage != "report"]
+
+
+WANTED = {  # stages that a full report draws on -> what they would show, and how to get it
+    "sft": "what fine-tuning learned: `tutelage sft`",
+    "reward": "whether the reward model is sound: `tutelage reward` with held-out rankings under `valid`",
+    "agreement": "how far labelers agree, and the reward model with them: `tutelage agreement`",
+    "answer": "answers side by side, KL and the loss on pretraining text: `tutelage answer`",
+    "evaluate": "which answers are preferred: `tutelage judge`, or people's comparisons, then `tutelage evaluate`",
+}
+
+
+def missing(folders: Sequence[Folder]) -> list[str]:
+    """What no run measured, and how to measure it."""
+    return [what for stage, what in WANTED.items() if first(folders, stage) is None]
+
+
+def finished(folders: Sequence[Folder]) -> str:
+    """The day on which the last of the runs was finished."""
+    return f"{date.fromtimestamp(max((f.path / 'done.json').stat().st_mtime for f in folders)):%Y-%m-%d}"
 
 
 def first(folders: Sequence[Folder], stage: str) -> Folder | None:
@@ -185,12 +214,12 @@ def tax(folders: Sequence[Folder]) -> dict[str, Any]:
     return {"rise": rise, "plain": plain, "taken_back": taken}
 
 
-def summarise(runs: Path) -> dict[str, Any]:
+def summarise(*runs: Path) -> dict[str, Any]:
     """The report's numbers. What no run measured is an empty mapping, or None for a single number.
 
     `seed` is None where runs differ in it; `seconds` are by run name, with their `total`.
     """
-    folders = read_runs(runs)
+    folders = read_runs(*runs)
     answer, evaluate = results(folders, "answer"), results(folders, "evaluate")
     seconds = {f.name: f.done["seconds"] for f in folders}
     seeds = {f.settings["seed"] for f in folders}

@@ -29,7 +29,7 @@ def _no_switch(value: object) -> object:
 
 
 def _one_or_several(value: object) -> object:
-    sources = [value] if isinstance(value, str) else value
+    sources = [str(value)] if isinstance(value, str | Path) else value
     if not isinstance(sources, list | tuple):
         raise ValueError("expected a path or hub id, or a list of them")
     if twice := [each for i, each in enumerate(sources) if each in sources[:i]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from tutelage.settings.common import StageConfig, Whole
+from tutelage.settings.common import Sources, StageConfig, Whole
 
 
 class ReportConfig(StageConfig):
-    """Draw one self-contained page and a summary from the run folders of a recipe."""
+    """Draw one self-contained page and a summary from run folders alone. `tutelage report RUN` writes them into
+    RUN/report."""
 
-    runs: Path
-    """Folder that holds the run folders."""
+    runs: Sources
+    """Run folders, or folders that hold some, as a recipe's output does."""
     title: str = "From a base model to an aligned policy"
     """Heading of the page."""
     examples: Whole = 12
