@@ -37,7 +37,7 @@ from tutelage.settings.algorithms import GRPO, PPO, RLOO, ReinforcePP
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.reward import RewardConfig
 from tutelage.settings.sft import SftConfig
-from tutelage.stages import online, reward, sft
+from tutelage.stages import online, online_models, reward, sft
 
 
 @pytest.fixture
@@ -271,7 +271,8 @@ def test_any_sampler_serves_the_loop(files: dict[str, Any], tmp_path: Path, monk
             asked.append(len(requests))
             return [Sample((5, 5, 1), (-1.0, -1.0, -1.0), "stop") for _ in requests]
 
-    monkeypatch.setattr(online, "open_sampler", lambda *args, **kwargs: Fives())
+    for module in (online, online_models):
+        monkeypatch.setattr(module, "open_sampler", lambda *args, **kwargs: Fives())
     monkeypatch.setattr(engines, "LocalSampler", None)
     online.run(OnlineConfig(**files, output=tmp_path / "run"))
     assert asked == [8, 8, 5, 5]  # two iterations, and both sets of weights at the end
@@ -291,7 +292,8 @@ def test_how_far_samples_are_from_the_policy(
         def sample(self, requests: Sequence[Request]) -> list[Sample]:
             return [Sample((5, 5, 1), tuple(said), "stop") for _ in requests]
 
-    monkeypatch.setattr(online, "open_sampler", lambda *args, **kwargs: Fives())
+    for module in (online, online_models):
+        monkeypatch.setattr(module, "open_sampler", lambda *args, **kwargs: Fives())
     sizes = {"batch_size": 5, "mini_batch_size": 5, "total_episodes": 25, "inner_epochs": 2}
     sizes["micro_batch_tokens"] = tokens
     online.run(OnlineConfig(**files | sizes, output=tmp_path / "run"))
