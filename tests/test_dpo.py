@@ -200,7 +200,7 @@ def test_pairs_are_read_and_mistakes_named(tmp_path: Path) -> None:
     long = write(tmp_path / "long.jsonl", RANKINGS[2:])
     with pytest.raises(ValueError, match=r"^rankings: .*long.jsonl: no ranking is left \(1 too long\)"):
         dpo.run(config(folder, tmp_path / "long", max_prompt_tokens=1, rankings=long))
-    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 is of the sigmoid loss, not of ipo"):
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 belongs to loss=sigmoid; leave it out of ipo"):
         config(folder, tmp_path / "x", loss="ipo", label_smoothing=0.1)
 
 

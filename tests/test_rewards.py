@@ -276,6 +276,27 @@ def test_what_is_no_score_is_refused(given: Any, fault: str) -> None:
         checked_scores(given, 2, "mine")
 
 
+@pytest.mark.parametrize(
+    ("typed", "kind"),
+    [
+        ({"function": "m:f"}, FunctionReward(function="m:f")), ("m:f", FunctionReward(function="m:f")),
+        ({"url": "http://h/x"}, EndpointReward(url="http://h/x")),
+        ({"model": "o/m", "label": "toxic", "weight": -1.0}, ClassifierReward(model="o/m", label="toxic", weight=-1.0)),
+        ({"model": "o/m"}, RewardModelReward(model="o/m")), ("o/m", RewardModelReward(model="o/m")),
+    ],
+)  # fmt: skip
+def test_a_reward_is_known_by_what_only_it_has(typed: Any, kind: Any) -> None:
+    config = OnlineConfig.model_validate({"model": "o/p", "prompts": "p", "output": "o", "rewards": {"r": typed}})
+    assert config.rewards["r"] == kind
+
+
+def test_rl_has_no_dropout() -> None:
+    with pytest.raises(ValueError, match=r"adapter\.dropout=0\.1: reinforcement learning has no dropout"):
+        OnlineConfig.model_validate(
+            {"model": "o/p", "prompts": "p", "output": "o", "rewards": {"r": "m:f"}, "adapter": {"dropout": 0.1}}
+        )
+
+
 def test_scores_of_many_kinds_are_taken() -> None:
     assert checked_scores(torch.tensor([1.5, 2.0]), 2, "mine") == [1.5, 2.0]
     assert checked_scores((True, None), 2, "mine") == [1.0, None]

@@ -43,5 +43,7 @@ class DpoConfig(FineTuningConfig):
     @model_validator(mode="after")
     def _is_sound(self) -> DpoConfig:
         if self.label_smoothing and self.loss != "sigmoid":
-            raise ValueError(f"label_smoothing={self.label_smoothing} is of the sigmoid loss, not of {self.loss}")
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} belongs to loss=sigmoid; leave it out of {self.loss}"
+            )
         return self

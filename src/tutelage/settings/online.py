@@ -93,7 +93,12 @@ class OnlineConfig(FineTuningConfig):
         if self.reward_model is not None and "reward_model" in self.rewards:
             raise ValueError("rewards.reward_model: reward_model is set too; call one of them by another name")
         if self.combination.name == "mean_less_std" and len(self.all_rewards) < 2:
-            raise ValueError("combination=mean_less_std is of an ensemble; give two rewards at least")
+            raise ValueError("combination=mean_less_std takes an ensemble; give at least two rewards")
+        if self.adapter and self.adapter.dropout:
+            raise ValueError(
+                f"adapter.dropout={self.adapter.dropout}: reinforcement learning has no dropout, as ratios compare the "
+                "policy with itself; leave it out"
+            )
         if not self.sampler.temperature:
             raise ValueError("sampler.temperature=0 explores nothing, and has no log-probabilities; set it above 0")
         if self.batch_size % self.mini_batch_size:

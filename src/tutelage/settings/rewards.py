@@ -83,6 +83,9 @@ class EndpointReward(Weighed):
 
 
 def _kind(value: Any) -> Any:
+    if isinstance(value, dict) and "name" not in value:
+        telling = {"function": "function", "url": "endpoint", "label": "classifier"}  # what only one kind has
+        return {"name": next((name for key, name in telling.items() if key in value), "reward_model")} | value
     if not isinstance(value, str):
         return value
     if re.fullmatch(FUNCTION, value):
