@@ -98,7 +98,6 @@ def page(
     baseline, online = numbers.baseline_of(folders), [f for f in folders if f.stage == "online"]
     wins = {judge: summary[f"{key}_vs_{baseline}"] for judge, key in numbers.win_rates(folders).items()}
     others = {title: {n: r for n, r in rates.items() if n != baseline} for title, rates in wins.items() if rates}
-    loss = {name: {"mean": value} for name, value in summary["pretraining_loss"].items()}
     evaluated, valid = results(folders, "evaluate"), results(folders, "reward").get("valid", {})
     answer = first(folders, "answer")
     reference = answer.settings.get("reference") if answer else None
@@ -133,11 +132,20 @@ def page(
         rankings=rankings_table(valid, numbers.agreement(folders)),
         agreement=agreement_table(folders),
         calibration=[figures.calibration(v["calibration"], name) for name, v in valid.items()],
-        tax_figure=figures.dots({"loss": loss}, "nats per token", "Loss on pretraining text") if loss else None,
+        tax_figure=tax_figure(summary, baseline),
         faults=rates_table({FAULTS[fault]: summary[fault] for fault in FAULTS}, folders),
         use_cases=rates_table(evaluated.get("win_rate_by_use_case", {}), folders),
         settings={f.name: (f.path / "config.yaml").read_text(encoding="utf-8") for f in folders},
     )
+
+
+def tax_figure(summary: Mapping[str, Any], baseline: str) -> figures.Plot | None:
+    """The rise of the loss on pretraining text with its intervals; the losses alone where there is no such rise."""
+    title = "Loss on pretraining text"
+    if rises := summary["tax"].get("rise"):
+        return figures.dots({"rise": rises}, f"change since {baseline}, nats per token", title, 0.0)
+    loss = {name: {"mean": value} for name, value in summary["pretraining_loss"].items()}
+    return figures.dots({"loss": loss}, "nats per token", title) if loss else None
 
 
 def folder_name(config: ReportConfig) -> str:
