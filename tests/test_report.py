@@ -359,6 +359,91 @@ def test_figures_are_files_with_their_numbers(runs: Path) -> None:
         ]  # fmt: skip
 
 
+def cells(html: str, section: str) -> list[str]:
+    part = html.partition(f'<h2 id="{section}">')[2].partition("<h2")[0]
+    return [cell.replace("\u00a0", " ") for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", part)]
+
+
+def test_ratings_arms_and_flags_of_an_evaluation(runs: Path) -> None:
+    done = json.loads((runs / "evaluation" / "done.json").read_text())
+    done["ratings"] = {"sft": {"mean": 0.0, "low": 0.0, "high": 0.0}, "ppo": {"mean": 0.5, "low": None, "high": None}}
+    done["likert"] = {"ppo": {"mean": 5.25, "low": 5.0, "high": 5.5}}
+    done["length_controlled_win_rate"] = {"ppo": rate(0.55)}
+    done["win_rate_by_arm"] = {"heldout": {"ppo": rate(0.62)}}
+    done["flags"] = {"harmful": {"ppo": rate(0.1)}}
+    (runs / "evaluation" / "done.json").write_text(json.dumps(done))
+    html = report(runs)
+    preferred = cells(html, "preferred")
+    assert preferred[preferred.index("rating, nats") :][:12] == [
+        "rating, nats", "quality, 1–7", "wins at equal length", "sft", "0.00 (0.00 to 0.00)", "–", "–",
+        "ppo", "0.50", "5.25 (5.00 to 5.50)", "55 % (50–60)",
+    ][:12]  # fmt: skip
+    assert cells(html, "cases")[:4] == ["model", "heldout, n = 100", "ppo", "62 % (57–67)"]
+    assert "10 % (5–15)" in cells(html, "faults")
+
+
+def test_benchmarks_mark_what_is_clear_of_noise(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGES, "benchmarks", "benchmark")
+    rows = [
+        {
+            "task": "lambada", "measure": "accuracy", "better": "higher",
+            "values": {"base": rate(0.3), "ppo": rate(0.2)}, "differences": {"ppo": {}}, "verdict": {"ppo": "worse"},
+        },
+        {
+            "task": "truthfulqa", "measure": "mc1", "better": "higher",
+            "values": {"base": rate(0.25), "ppo": rate(0.26)}, "differences": {}, "verdict": {"ppo": "not clear"},
+        },
+    ]  # fmt: skip
+    write_run(runs, "benchmarks", {}, [], tax=rows, baseline="base")
+    assert cells(report(runs), "tax") == [
+        "benchmark", "base", "ppo",
+        "lambada, accuracy", "0.300 (0.250 to 0.350)", "0.200 (0.150 to 0.250) ▼",
+        "truthfulqa, mc1", "0.250 (0.200 to 0.300)", "0.260 (0.210 to 0.310)",
+    ]  # fmt: skip
+
+
+def test_gold_is_drawn_beside_the_proxy(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGES, "over", "overoptimize")
+    number = {"mean": 1.0, "low": 0.9, "high": 1.1}
+    peak = {"d": {"mean": 2.0, "low": 1.5, "high": None}, "gold": number, "share": 0.9, "inside": False}
+    fit = {
+        "form": "best_of_n", "alpha": number, "beta": number, "peak": peak, "held_out": {"gain": number},
+    }  # fmt: skip
+    points = [{"n": n, "kl_bound": n / 4, "proxy": rate(n / 2), "gold": rate(n / 3)} for n in (1, 2, 4)]
+    policies = [
+        {"point": str(kl), "kl": {"mean": kl}, "proxies": {"rm": rate(kl)}, "gold": rate(1.0)} for kl in (2.0, 1.0)
+    ]
+    best = {
+        "best": "kl_coef=0.1", "gold": number, "shares": {}, "low": 0.03, "high": 1.0, "spans_grid": False,
+    }  # fmt: skip
+    write_run(
+        runs, "over", {}, [], best_of_n={"rm": {"points": points, "fit": fit}},
+        curves={"beta": {"points": policies, "fit": None}}, best={"beta": best},
+    )  # fmt: skip
+    assert cells(report(runs), "over") == [
+        "curve", "α", "β", "gold highest at d", "gold there", "predicts better by",
+        "rm", *["1.00 (0.90 to 1.10)"] * 2, "2.00, beyond what was measured", *["1.00 (0.90 to 1.10)"] * 2,
+        "sweep", "best", "its gold", "95 % of the time from, to",
+        "beta", "kl_coef=0.1", "1.00 (0.90 to 1.10)", "0.03, 1",
+    ]  # fmt: skip
+    with (runs / "report" / "figures" / "best-of-n-by-rm.csv").open() as stream:
+        assert [row[:3] for row in csv.reader(stream)][1:3] == [["0.25", "0.5", "0.45"], ["0.5", "1.0", "0.95"]]
+    with (runs / "report" / "figures" / "policies-of-beta.csv").open() as stream:
+        assert [row["kl"] for row in csv.DictReader(stream)] == ["1.0", "2.0"]  # by what they spent
+
+
+def test_parts_of_a_reward_models_pairs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGES, "measured", "measure")
+    by = {"length": {"longer": rate(0.7) | {"pairs": 1234}}, "arm": {"heldout": rate(0.6) | {"pairs": 50}}}
+    write_run(runs, "measured", {}, [], by=by, verdict="It is sound.")
+    html = report(runs)
+    assert "<b>measured</b>: It is sound." in html
+    assert cells(html, "reward")[:9] == [
+        "pairs", "accuracy", "pairs", "labelers: heldout", "60 % (55–65)", "50",
+        "the chosen one is: longer", "70 % (65–75)", "1,234",
+    ]  # fmt: skip
+
+
 def test_score_and_preference_stand_over_the_kl_spent(runs: Path) -> None:
     """The reference has none; what KL was not measured of is left out."""
     settings = yaml.safe_load((runs / "answers" / "config.yaml").read_text()) | {"reference": "sft"}
@@ -418,7 +503,9 @@ def test_any_stage_may_be_missing(runs: Path, missing: list[str]) -> None:
     assert ('<h2 id="preferred">' in html) == (not {"evaluation", "answers"} <= set(missing))
     assert ('<h2 id="sft">' in html) == ("sft" not in missing)
     assert ('<h2 id="reward">' in html) == ("reward" not in missing)
-    assert ('<h2 id="missing">' in html) == bool({"sft", "reward", "agreement", "answers", "evaluation"} & set(missing))
+    absent = {"sft": "tutelage sft", "agreement": "tutelage agreement", "evaluation": "tutelage evaluate"}
+    section = html.partition('<h2 id="missing">')[2].partition("<h2")[0]
+    assert {name for name, what in absent.items() if what in section} == absent.keys() & set(missing)
 
 
 def test_logs_and_answers_may_be_missing(runs: Path) -> None:

@@ -4,6 +4,7 @@ light and in dark; series differ by dash or mark as well as by colour."""
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,37 @@ def against_kl(models: Mapping[str, Mapping[str, Any]], scored: str, judged: str
         ]
         label = f"{scored} and {judged} against KL"
         return Plot(label, _svg(figure, label), ("model", "kl", "score", "judge", "mean", "low", "high"), rows)
+
+
+def gold_beside_proxy(points: Sequence[tuple[float, Any, Any]], title: str, axis: str, fitted: Any = None) -> Plot:
+    """Gains in a proxy and in gold, with their intervals, over KL, and the form that was fitted to gold over d = √KL.
+
+    Points are (KL in nats, proxy {mean, low, high}, gold likewise or None); `fitted` is a fit of Gao et al.'s forms.
+    """
+    with rc_context(STYLE | {"svg.hashsalt": repr((title, axis, points))}):
+        figure, axes = _blank(5.0, 2.6)
+        for k, name in enumerate(("proxy", "gold")):
+            known = [(kl, rate) for kl, *rates in points if (rate := rates[k])]
+            if not known:
+                continue
+            at, means = [kl for kl, _ in known], [rate["mean"] for _, rate in known]
+            low, high = ([rate[end] for _, rate in known] for end in ("low", "high"))
+            axes.fill_between(at, low, high, color=colour(k), alpha=0.18, lw=0)
+            axes.plot(at, means, dash(k), color=colour(k), marker=MARKERS[k], ms=3.5)
+            axes.annotate(name, (at[-1], means[-1]), (6, 0), textcoords="offset points", va="center", fontsize=8)
+        if fitted:
+            d = [max(kl for kl, *_ in points) ** 0.5 * i / 60 for i in range(1, 61)]
+            alpha, beta = fitted["alpha"]["mean"], fitted["beta"]["mean"]
+            bent = [x if fitted["form"] == "best_of_n" else math.log(x) for x in d]
+            curve = [x * (alpha - beta * b) for x, b in zip(d, bent, strict=True)]
+            axes.plot([x**2 for x in d], curve, color=INK, lw=0.8, ls=DASHES[2])
+        axes.axhline(0, color=INK, lw=0.6)
+        axes.set(title=title, xlabel=axis, ylabel="gain")
+        axes.grid()
+        ends = ("mean", "low", "high")
+        rows = [(kl, *((rate or {}).get(end) for rate in rates for end in ends)) for kl, *rates in points]
+        columns = ("kl", *(f"{name}_{end}" for name in ("proxy", "gold") for end in ends))
+        return Plot(title, _svg(figure, f"{title}: proxy and gold"), columns, rows)
 
 
 def calibration(bins: Sequence[Sequence[float]], title: str) -> Plot:

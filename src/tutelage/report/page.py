@@ -28,6 +28,18 @@ from tutelage.report import figures
 from tutelage.report import summary as numbers
 from tutelage.report.headlines import Headline, headlines
 from tutelage.report.summary import Folder, first, read_lines, results
+from tutelage.report.tables import (
+    agreement_table,
+    benchmarks_table,
+    best_table,
+    fits_table,
+    models_table,
+    parts_table,
+    rankings_table,
+    rates_table,
+    ratings_table,
+    selections_table,
+)
 from tutelage.runs import open_run
 from tutelage.settings.report import ReportConfig
 
@@ -40,7 +52,6 @@ CURVES = {
 }
 BLOCK = 5  # iterations whose mean is a point of the score against KL
 BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-Columns = dict[str, dict[str, str]]
 
 
 def run(config: ReportConfig) -> None:
@@ -135,6 +146,16 @@ def page(
         tax_figure=tax_figure(summary, baseline),
         faults=rates_table({FAULTS[fault]: summary[fault] for fault in FAULTS}, folders),
         use_cases=rates_table(evaluated.get("win_rate_by_use_case", {}), folders),
+        arms=rates_table(evaluated.get("win_rate_by_arm", {}), folders),
+        ratings=ratings_table(evaluated),
+        flags=rates_table(evaluated.get("flags", {}), folders),
+        benchmarks=benchmarks_table(folders),
+        measured=[
+            (f.name, f.done["verdict"], parts_table(f.done)) for f in folders if f.stage == "measure" and "by" in f.done
+        ],
+        optimised=[plot for f in folders if f.stage == "overoptimize" for plot in optimised(f.done)],
+        fits=fits_table(folders),
+        best=best_table(folders),
         settings={f.name: (f.path / "config.yaml").read_text(encoding="utf-8") for f in folders},
     )
 
@@ -174,105 +195,6 @@ def visible(value: Any) -> Any:
     return "".join(f"⟨U+{ord(c):04X}⟩" if hide else c for c, hide in zip(value, hidden, strict=True))
 
 
-def interval(rate: Mapping[str, float]) -> str:
-    """`61 % (55–67)`; `50 %` where it is so by definition, as the baseline's wins over itself are."""
-    known = f"{100 * rate['mean']:.0f} %"
-    if rate["low"] == rate["high"]:
-        return known
-    return f"{known} ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
-
-
-def points(difference: Mapping[str, float]) -> str:
-    """`-1.2 (-3.5 to +0.0)`: a difference of two rates."""
-    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-def counted(title: str, rates: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, str]]:
-    """A column of rates by model: the number of prompts is in its title, or in each cell where models differ in it."""
-    numbers = {rate["n"] for rate in rates.values()}
-    if len(numbers) == 1:
-        return of(title, numbers.pop()), {name: interval(rate) for name, rate in rates.items()}
-    return title, {name: of(interval(rate), rate["n"]) for name, rate in rates.items()}
-
-
-def of(what: str, n: int | None) -> str:
-    """`toxicity, n = 1,200`."""
-    return what if n is None else f"{what}, n\u00a0=\u00a0{n:,}"
-
-
-def models_table(summary: Mapping[str, Any], wins: Mapping[str, Mapping[str, dict[str, float]]]) -> Columns:
-    """What was measured on each model, by column and model; empty columns left out."""
-    errors, n = summary["kl_standard_error"], summary["answered"]
-    doubt = {name: f" ± {errors[name]:.2f}" for name in errors}
-    judge = next(iter(wins), "")
-    columns = {
-        **dict(counted(f"wins, {judge}", rates) for judge, rates in wins.items()),
-        "greedy gain, points": {name: points(of[judge]) for name, of in summary["greedy_gain"].items()},
-        of("mean score", n): {name: f"{v:z.2f}" for name, v in summary["scores"].items()},
-        of("KL, nats", n): {name: f"{v:z.2f}{doubt.get(name, '')}" for name, v in summary["kl"].items()},
-        "loss on text, nats": {name: f"{v:.3f}" for name, v in summary["pretraining_loss"].items()},
-    }
-    return {title: cells for title, cells in columns.items() if cells}
-
-
-def rates_table(rates: Mapping[str, Mapping[str, Any]], folders: Sequence[Folder]) -> Columns:
-    """Rates by column and model; empty columns left out."""
-    ordered = {title: numbers.in_order(column, folders) for title, column in rates.items()}
-    return dict(counted(title, column) for title, column in ordered.items() if column)
-
-
-def rankings_table(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> Columns:
-    """The reward model's accuracy by set of held-out rankings, beside what the labelers' own noise allows."""
-    arms = {name: arm for name, arm in arms.items() if name in valid}
-    return {
-        "accuracy": {name: interval(v | {"mean": v["accuracy"]}) for name, v in valid.items()},
-        "pairs": {name: str(v["pairs"]) for name, v in valid.items()},
-        "rankings": {name: str(v["rankings"]) for name, v in valid.items()},
-        "noise-free reader, the same pairs": {
-            name: f"{100 * share:.0f} %" for name, arm in arms.items() for share in arm.get("readers", {}).values()
-        },
-        "two labelers agree": {name: interval(arm["agreement"]) for name, arm in arms.items()},
-        "pairs that two ordered": {name: str(arm["agreement"]["pairs"]) for name, arm in arms.items()},
-    }
-
-
-def selections_table(folders: Sequence[Folder]) -> Columns:
-    """What each selection had to choose from, and what it chose."""
-    runs = {f.name: f.done for f in folders if f.stage == "select"}
-    shown = {"score": "mean score", "best": "of the best", "kl_bound": "KL of the best, at most"}
-    columns = {
-        "prompts": {name: f"{done['prompts']:,}" for name, done in runs.items()},
-        "completions": {name: f"{done['completions']:,}" for name, done in runs.items()},
-        **{title: {n: f"{d[key]:z.2f}" for n, d in runs.items() if key in d} for key, title in shown.items()},
-    }
-    return {title: cells for title, cells in columns.items() if cells}
-
-
-AGREEMENT = {  # of the measures of an agreement run, those shown, by their place in done.json
-    "two labelers agree": ("labelers", "strict"),
-    "ties": ("labelers", "tie_rate"),
-    "reward model, the same pairs": ("reward_model", "model_shared"),
-    "the most anybody could": ("reward_model", "majority_shared"),
-    "Kendall's tau-b": ("labelers", "kendall_tau_b"),
-    "Krippendorff's alpha, ordinal": ("labelers", "alpha_ordinal"),
-}
-
-
-def agreement_table(folders: Sequence[Folder]) -> Columns:
-    """Labelers' agreement, and the reward model's on the pairs that two of them ordered, by agreement run."""
-    runs = {f.name: f.done for f in folders if f.stage == "agreement"}
-    columns = {}
-    for title, (part, measure) in AGREEMENT.items():
-        measures = {name: done[part][measure] for name, done in runs.items() if measure in done[part]}
-        share = part == "reward_model" or measure in ("strict", "tie_rate")
-        columns[title] = {
-            name: interval(v) if share else f"{v['mean']:.2f} ({v['low']:.2f}–{v['high']:.2f})"
-            for name, v in measures.items()
-        }
-    return {title: cells for title, cells in columns.items() if cells}
-
-
 def accuracy(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> figures.Plot:
     """The reward model's accuracy, and what a noise-free reader reaches on the same pairs."""
     series: dict[str, dict[str, Any]] = {
@@ -284,6 +206,23 @@ def accuracy(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> figures.Plot:
             name: {"mean": share} for name, arm in shared.items() for share in arm.get("readers", {}).values()
         }
     return figures.dots(series, "share of pairs", "Accuracy of the reward model", 0.5)
+
+
+def optimised(done: Mapping[str, Any]) -> list[figures.Plot]:
+    """Gold beside proxy, for the best of n by each proxy and for policies on their way."""
+    plots = []
+    for name, curve in done["best_of_n"].items():
+        points = [(p["kl_bound"], p["proxy"], p["gold"]) for p in curve["points"]]
+        axis = "KL, nats (the bound for the best of n)"
+        plots.append(figures.gold_beside_proxy(points, f"Best of n by {name}", axis, curve["fit"]))
+    for name, curve in done["curves"].items():
+        points = [
+            (p["kl"]["mean"], next(iter(p["proxies"].values()), None), p["gold"]) for p in curve["points"] if p["kl"]
+        ]
+        points.sort(key=lambda point: point[0])
+        if points:
+            plots.append(figures.gold_beside_proxy(points, f"Policies of {name}", "KL, nats", curve["fit"]))
+    return plots
 
 
 def examples(folders: Sequence[Folder], count: int) -> list[dict[str, Any]]:

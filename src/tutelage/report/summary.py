@@ -90,6 +90,8 @@ WANTED = {  # stages that a full report draws on -> what they would show, and ho
     "reward": "whether the reward model is sound: `tutelage reward` with held-out rankings under `valid`",
     "agreement": "how far labelers agree, and the reward model with them: `tutelage agreement`",
     "answer": "answers side by side, KL and the loss on pretraining text: `tutelage answer`",
+    "benchmark": "what alignment costs on public benchmarks: `tutelage benchmark`",
+    "overoptimize": "when more optimisation would do harm: `tutelage overoptimize`",
     "evaluate": "which answers are preferred: `tutelage judge`, or people's comparisons, then `tutelage evaluate`",
 }
 
