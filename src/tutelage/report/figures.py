@@ -4,7 +4,6 @@ light and in dark; series differ by dash or mark as well as by colour."""
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ def dots(series: Mapping[str, Rates], axis: str, label: str, line: float | None 
     """
     names = list(dict.fromkeys(name for values in series.values() for name in values))
     with rc_context(STYLE | {"svg.hashsalt": repr((label, series))}):
-        figure, axes = _blank(5.0, 0.9 + 0.33 * len(names))
+        figure, axes = blank(5.0, 0.9 + 0.33 * len(names))
         for k, (title, values) in enumerate(series.items()):
             places = [names.index(name) + 0.26 * (k - (len(series) - 1) / 2) for name in values]
             means = [r["mean"] for r in values.values()]
@@ -81,13 +80,13 @@ def dots(series: Mapping[str, Rates], axis: str, label: str, line: float | None 
             for title, values in series.items()
             for name, r in values.items()
         ]
-        return Plot(label, _svg(figure, label), ("series", "name", "mean", "low", "high"), rows)
+        return Plot(label, svg(figure, label), ("series", "name", "mean", "low", "high"), rows)
 
 
 def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, axis: str) -> Plot:
     """Curves (steps, values) by name, coloured and dashed in their order, which the page's key repeats."""
     with rc_context(STYLE | {"svg.hashsalt": repr((title, axis, series))}):
-        figure, axes = _blank(3.1, 1.9)
+        figure, axes = blank(3.1, 1.9)
         for k, (steps, values) in enumerate(series.values()):
             few = MARKERS[k % 6] if len(steps) <= 8 else ""
             axes.plot(steps, values, dash(k), color=colour(k), marker=few, ms=3)
@@ -95,7 +94,7 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: 
         axes.set(title=title, xlabel=axis)
         axes.grid()
         rows = [(name, *point) for name, curve in series.items() for point in zip(*curve, strict=True)]
-        return Plot(f"{title} by {axis}", _svg(figure, f"{title}: {', '.join(series)}"), ("run", axis, title), rows)
+        return Plot(f"{title} by {axis}", svg(figure, f"{title}: {', '.join(series)}"), ("run", axis, title), rows)
 
 
 def against_kl(models: Mapping[str, Mapping[str, Any]], scored: str, judged: str) -> Plot:
@@ -128,44 +127,13 @@ def against_kl(models: Mapping[str, Mapping[str, Any]], scored: str, judged: str
             for judge, rate in model["wins"].items()
         ]
         label = f"{scored} and {judged} against KL"
-        return Plot(label, _svg(figure, label), ("model", "kl", "score", "judge", "mean", "low", "high"), rows)
-
-
-def gold_beside_proxy(points: Sequence[tuple[float, Any, Any]], title: str, axis: str, fitted: Any = None) -> Plot:
-    """Gains in a proxy and in gold, with their intervals, over KL, and the form that was fitted to gold over d = √KL.
-
-    Points are (KL in nats, proxy {mean, low, high}, gold likewise or None); `fitted` is a fit of Gao et al.'s forms.
-    """
-    with rc_context(STYLE | {"svg.hashsalt": repr((title, axis, points))}):
-        figure, axes = _blank(5.0, 2.6)
-        for k, name in enumerate(("proxy", "gold")):
-            known = [(kl, rate) for kl, *rates in points if (rate := rates[k])]
-            if not known:
-                continue
-            at, means = [kl for kl, _ in known], [rate["mean"] for _, rate in known]
-            low, high = ([rate[end] for _, rate in known] for end in ("low", "high"))
-            axes.fill_between(at, low, high, color=colour(k), alpha=0.18, lw=0)
-            axes.plot(at, means, dash(k), color=colour(k), marker=MARKERS[k], ms=3.5)
-            axes.annotate(name, (at[-1], means[-1]), (6, 0), textcoords="offset points", va="center", fontsize=8)
-        if fitted:
-            d = [max(kl for kl, *_ in points) ** 0.5 * i / 60 for i in range(1, 61)]
-            alpha, beta = fitted["alpha"]["mean"], fitted["beta"]["mean"]
-            bent = [x if fitted["form"] == "best_of_n" else math.log(x) for x in d]
-            curve = [x * (alpha - beta * b) for x, b in zip(d, bent, strict=True)]
-            axes.plot([x**2 for x in d], curve, color=INK, lw=0.8, ls=DASHES[2])
-        axes.axhline(0, color=INK, lw=0.6)
-        axes.set(title=title, xlabel=axis, ylabel="gain")
-        axes.grid()
-        ends = ("mean", "low", "high")
-        rows = [(kl, *((rate or {}).get(end) for rate in rates for end in ends)) for kl, *rates in points]
-        columns = ("kl", *(f"{name}_{end}" for name in ("proxy", "gold") for end in ends))
-        return Plot(title, _svg(figure, f"{title}: proxy and gold"), columns, rows)
+        return Plot(label, svg(figure, label), ("model", "kl", "score", "judge", "mean", "low", "high"), rows)
 
 
 def calibration(bins: Sequence[Sequence[float]], title: str) -> Plot:
     """Reliability diagram of bins [mean prediction, share that won, pairs]; each point carries its number of pairs."""
     with rc_context(STYLE | {"svg.hashsalt": repr((title, bins))}):
-        figure, axes = _blank(3.1, 2.6)
+        figure, axes = blank(3.1, 2.6)
         axes.plot([0.5, 1], [0.5, 1], color=INK, lw=0.8, ls=EVEN)
         for predicted, won, pairs in bins:
             size = 2 + 8 * (pairs / max(b[2] for b in bins)) ** 0.5  # area tells how many pairs stand behind a point
@@ -176,7 +144,7 @@ def calibration(bins: Sequence[Sequence[float]], title: str) -> Plot:
         axes.set(xlim=(0.48, 1.02), ylim=(min([0.5, *(b[1] for b in bins)]) - 0.04, 1.08))
         axes.grid()
         label = f"Reliability: {title}"
-        return Plot(label, _svg(figure, label), ("predicted", "won", "pairs"), bins)
+        return Plot(label, svg(figure, label), ("predicted", "won", "pairs"), bins)
 
 
 def _reach(rates: Rates) -> list[list[float]]:
@@ -203,12 +171,13 @@ def _name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
         )  # fmt: skip
 
 
-def _blank(width: float, height: float) -> tuple[Figure, Axes]:
+def blank(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")  # no pyplot: nothing global to close
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure, label: str) -> Markup:
+def svg(figure: Figure, label: str) -> Markup:
     """The figure as an `<svg>` element that scales with the page and shares no id with another."""
     stream = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -27,12 +27,11 @@ from tutelage.files import write_json
 from tutelage.report import figures
 from tutelage.report import summary as numbers
 from tutelage.report.headlines import Headline, headlines
+from tutelage.report.overoptimization import best_table, curves_of, fits_table
 from tutelage.report.summary import Folder, first, read_lines, results
 from tutelage.report.tables import (
     agreement_table,
     benchmarks_table,
-    best_table,
-    fits_table,
     models_table,
     parts_table,
     rankings_table,
@@ -153,7 +152,7 @@ def page(
         measured=[
             (f.name, f.done["verdict"], parts_table(f.done)) for f in folders if f.stage == "measure" and "by" in f.done
         ],
-        optimised=[plot for f in folders if f.stage == "overoptimize" for plot in optimised(f.done)],
+        optimised=[plot for f in folders if f.stage == "overoptimize" for plot in curves_of(f.done)],
         fits=fits_table(folders),
         best=best_table(folders),
         settings={f.name: (f.path / "config.yaml").read_text(encoding="utf-8") for f in folders},
@@ -206,23 +205,6 @@ def accuracy(valid: Mapping[str, Any], arms: Mapping[str, Any]) -> figures.Plot:
             name: {"mean": share} for name, arm in shared.items() for share in arm.get("readers", {}).values()
         }
     return figures.dots(series, "share of pairs", "Accuracy of the reward model", 0.5)
-
-
-def optimised(done: Mapping[str, Any]) -> list[figures.Plot]:
-    """Gold beside proxy, for the best of n by each proxy and for policies on their way."""
-    plots = []
-    for name, curve in done["best_of_n"].items():
-        points = [(p["kl_bound"], p["proxy"], p["gold"]) for p in curve["points"]]
-        axis = "KL, nats (the bound for the best of n)"
-        plots.append(figures.gold_beside_proxy(points, f"Best of n by {name}", axis, curve["fit"]))
-    for name, curve in done["curves"].items():
-        points = [
-            (p["kl"]["mean"], next(iter(p["proxies"].values()), None), p["gold"]) for p in curve["points"] if p["kl"]
-        ]
-        points.sort(key=lambda point: point[0])
-        if points:
-            plots.append(figures.gold_beside_proxy(points, f"Policies of {name}", "KL, nats", curve["fit"]))
-    return plots
 
 
 def examples(folders: Sequence[Folder], count: int) -> list[dict[str, Any]]:

@@ -109,42 +109,6 @@ def benchmarks_table(folders: Sequence[Folder]) -> tuple[str, Columns]:
     return (runs[0].done["baseline"] if runs else ""), columns
 
 
-def fits_table(folders: Sequence[Folder]) -> Columns:
-    """Of each curve of over-optimisation: the fitted form, where gold is highest, and whether the form predicts."""
-    columns: Columns = {"α": {}, "β": {}, "gold highest at d": {}, "gold there": {}, "predicts better by": {}}
-    for run in (f for f in folders if f.stage == "overoptimize"):
-        for name, curve in {**run.done["best_of_n"], **run.done["curves"]}.items():
-            fit = curve["fit"]
-            if not fit:
-                continue
-            held_out = (fit["held_out"] or {}).get("gain")
-            cells = (fit["alpha"], fit["beta"], fit["peak"]["d"], fit["peak"]["gold"], held_out)
-            for column, cell in zip(columns.values(), cells, strict=True):
-                column[name] = spread(cell) if cell else "–"
-            columns["gold highest at d"][name] += "" if fit["peak"]["inside"] else ", beyond what was measured"
-    return {title: cells for title, cells in columns.items() if cells}
-
-
-def best_table(folders: Sequence[Folder]) -> Columns:
-    """The best value of each sweep, by gold, and between which values it lies."""
-    best = {
-        name: choice
-        for run in folders
-        if run.stage == "overoptimize"
-        for name, choice in run.done.get("best", {}).items()
-        if choice
-    }
-    return {
-        "best": {name: choice["best"] for name, choice in best.items()},
-        "its gold": {name: spread(choice["gold"]) for name, choice in best.items()},
-        "95 % of the time from, to": {
-            name: f"{c['low']:g}, {c['high']:g}" + (" (all that was tried)" if c["spans_grid"] else "")
-            for name, c in best.items()
-            if "low" in c
-        },
-    }
-
-
 PARTS = {  # how `measure` takes pairs apart, and what the report calls it
     "arm": "labelers", "use_case": "use case", "subset": "subset", "apart": "levels between the ranks",
     "score_margin": "nats between the scores", "length": "the chosen one is", "shown": "the chosen one was shown",
