@@ -91,6 +91,14 @@ def test_accuracy_in_parts() -> None:
     }
 
 
+def test_a_column_of_many_values_is_no_grouping() -> None:
+    rows = [scored(ranking([1, 2], str(i)), [1.0, 0.0], groups={"use_case": str(i % 101)}) for i in range(202)]
+    found = report(rows, draws=10)
+    assert "use_case" not in found["by"]
+    assert found["not_measured"]["use_case"] == "more than 100 different values are no groups"
+    assert len(report([row for row in rows if row.groups["use_case"] != "7"], draws=10)["by"]["use_case"]) == 100
+
+
 def people(number: int, taste: Callable[[int], float], seed: int = 0) -> list[tuple[Ranking, list[float], list[int]]]:
     """Pairs of completions of random lengths, chosen by the odds of their true value; with those values."""
     rng = Random(seed)
@@ -178,7 +186,7 @@ def test_beside_another_labeler() -> None:
     found = report(rows, draws=200)["agreement"]
     assert (found["labelers_shared"]["mean"], found["model_shared"]["mean"]) == (0.75, 0.875)
     assert beside_labelers(found) == (
-        "on pairs that two labelers ordered it agrees with one of them more than the other does (0.88 and 0.75)"
+        "on pairs that two labelers ordered, it agrees with one of them (0.88) more often than the other does (0.75)"
     )
     assert beside_labelers({}) is None
 
@@ -260,19 +268,22 @@ def test_the_report_of_two_arms(model: str, tmp_path: Path, capsys: pytest.Captu
     assert done["accuracy"] == pytest.approx(right / 48)
     out = capsys.readouterr().out
     assert done["verdict"] in out
-    assert "accuracy, arm heldout" in " ".join(out.split())
+    assert "arm: heldout" in out
 
 
-def test_pairs_by_subset(model: str, tmp_path: Path) -> None:
-    """RewardBench's columns: a prompt that is a string is what a user asks."""
+def test_pairs_by_subset(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RewardBench's columns: a prompt that is a string is what a user asks. No name of a subset is obeyed."""
     rows = [
         {"prompt": f"Name a colour, {i}.", "chosen": "red", "rejected": "green", "subset": name, "id": i}
-        for i, name in enumerate(["hep-rust", "hep-rust", "donotanswer"])
+        for i, name in enumerate(["hep-rust", "hep-rust", "[bold]\x1b[1mdo"])
     ]
     config = MeasureConfig(output=tmp_path / "out", reward_model=model, rankings=write(tmp_path / "b.jsonl", rows))
     measure.run(config)
     done = json.loads((tmp_path / "out" / "done.json").read_text())
-    assert {name: rate["pairs"] for name, rate in done["by"]["subset"].items()} == {"hep-rust": 2, "donotanswer": 1}
+    assert {name: rate["pairs"] for name, rate in done["by"]["subset"].items()} == {
+        "hep-rust": 2, "[bold]\x1b[1mdo": 1,
+    }  # fmt: skip
+    assert "subset: [bold]\\x1b[1mdo" in capsys.readouterr().out
     assert set(done["not_measured"]) == {"agreement", "length", "position"}
     first = json.loads((tmp_path / "out" / "scores.jsonl").read_text().splitlines()[0])
     assert first["prompt"] == [{"role": "user", "content": "Name a colour, 0."}]

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.data.datasets import read_rankings, write_jsonl
@@ -34,6 +35,7 @@ from tutelage.runs import Run, dropped, identity_of, inputs_of, open_run
 from tutelage.settings.reward import MeasureConfig
 from tutelage.stages.reward import Element, measures, verdict
 from tutelage.stats.reward_model import Scored, beside_labelers, faults, report
+from tutelage.terminal import plain
 
 PART = 256  # rankings that are scored before the scores are kept
 SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？]*")
@@ -144,18 +146,17 @@ def in_words(known: Mapping[str, Any]) -> str:
 
 
 def rows_of(known: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """A table's rows: measure, value, interval, and what was counted."""
-    named = {
-        f"accuracy, {kind.replace('_', ' ')} {name}": rate
-        for kind, rates in known["by"].items()
-        for name, rate in rates.items()
-    }
+    """A table's rows: measure, value, interval, and how many pairs and prompts were counted."""
+    rates = {"accuracy": {name: known[name] for name in ("low", "high", "pairs", "prompts")}}
+    rates["accuracy"]["mean"] = known["accuracy"]
+    for kind, parts in known["by"].items():
+        rates |= {f"  {kind}: {plain(name)}": rate for name, rate in parts.items()}
+    rates |= {name: known[name] for name in ("calibration_error", "confidence", "over_confidence")}
     for kind in ("length", "position", "repetition"):
-        named |= {f"{kind}, {name.replace('_', ' ')}": rate for name, rate in known[kind].items()}
-    single = {name.replace("_", " "): known[name] for name in ("calibration_error", "confidence", "over_confidence")}
-    for name, rate in (single | named).items():
-        counted = f"{rate['pairs']:,} of {rate['prompts']:,} prompts"
-        yield name, f"{rate['mean']:.3f}", f"[{rate['low']:.3f}, {rate['high']:.3f}]", counted
+        rates |= {f"{kind}: {name}": rate for name, rate in known[kind].items()}
+    for name, rate in rates.items():
+        interval = f"[{rate['low']:.3f}, {rate['high']:.3f}]"
+        yield name.replace("_", " "), f"{rate['mean']:.3f}", interval, f"{rate['pairs']:,} / {rate['prompts']:,}"
 
 
 def warn_of_its_own(opened: Run, config: MeasureConfig) -> None:
@@ -201,11 +202,9 @@ def run(config: MeasureConfig) -> None:
     ) | report(rows, config.seed)  # fmt: skip
     known["faults"] = faults(known)
     write_jsonl(opened.folder / "scores.jsonl", [row_of(r, s) for r, s in zip(elements, rows, strict=True)])
-    table = Table("measure", "value", "95 % interval", "counted")
-    share = f"{known['pairs']:,} of {known['prompts']:,} prompts"
-    table.add_row("accuracy", f"{known['accuracy']:.3f}", f"[{known['low']:.3f}, {known['high']:.3f}]", share)
-    for row in rows_of(known):
-        table.add_row(*row)
+    table = Table("measure", "value", "95 % interval", "pairs / prompts")
+    for name, *row in rows_of(known):
+        table.add_row(Text(name), *row)  # no markup: names of groups are out of files
     Console().print(table)
     words = in_words(known)
     print(words)

@@ -29,6 +29,7 @@ Rate = dict[str, float]
 TELLS = 0.02  # a difference of shares that is worth a word, once it is clear of noise
 BINS = np.linspace(0.5, 1, 11)  # of the probability that the higher-scored completion wins
 MARGINS = (0.5, 1.0, 2.0)  # nats between the scores of a pair: predicted to win with .62, .73, .88
+MANY = 100  # values of a column that are reported one by one
 FAR = 4  # rank levels between two completions, from which on they count together
 
 
@@ -166,6 +167,8 @@ def report(scored: Sequence[Scored], seed: int = 0, draws: int = 2000) -> dict[s
         "position": None if out["position"] else "no ranking says in which `order` its completions were shown",
         "repetition": None if out["repetition"] else "no completion has room for its last sentence again",
     }
+    for kind in {kind for s in scored for kind in s.groups} - out["by"].keys():
+        why[kind] = f"more than {MANY} different values are no groups"
     return out | {"not_measured": {name: reason for name, reason in why.items() if reason}}
 
 
@@ -174,6 +177,8 @@ def parts(p: Pairs, scored: Sequence[Scored], accuracy: Callable[[Array], Rate])
     out: dict[str, dict[str, Any]] = {}
     for kind in dict.fromkeys(kind for s in scored for kind in s.groups):
         names = [s.groups.get(kind) for s in scored]
+        if len(set(names)) > MANY:
+            continue
         of_pair = np.array([names[n] for n in p.row], dtype=object)
         out[kind] = {name: of_pair == name for name in dict.fromkeys(names) if name is not None}
     far = np.minimum(p.apart, FAR)
@@ -285,10 +290,11 @@ def beside_labelers(agreement: Measures) -> str | None:
     if "difference" not in agreement:
         return None
     gap = agreement["difference"]
-    place = "more than" if gap["low"] > 0 else "less than" if gap["high"] < 0 else "as much as"
+    often = "more often than" if gap["low"] > 0 else "less often than" if gap["high"] < 0 else "about as often as"
+    model, labeler = (agreement[name]["mean"] for name in ("model_shared", "labelers_shared"))
     return (
-        f"on pairs that two labelers ordered it agrees with one of them {place} the other does "
-        f"({agreement['model_shared']['mean']:.2f} and {agreement['labelers_shared']['mean']:.2f})"
+        f"on pairs that two labelers ordered, it agrees with one of them ({model:.2f}) {often} the other does "
+        f"({labeler:.2f})"
     )
 
 
