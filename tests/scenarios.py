@@ -22,12 +22,12 @@ from tutelage.settings.evaluation import AnswerConfig
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.pretrain import PretrainConfig
 from tutelage.settings.prioritize import PrioritizeConfig
-from tutelage.settings.reward import RewardConfig
+from tutelage.settings.reward import MeasureConfig, RewardConfig
 from tutelage.settings.select import SelectConfig
 from tutelage.settings.sft import SftConfig
 from tutelage.settings.training import Lora
 from tutelage.settings.world import JudgeConfig, RankConfig, WorldConfig
-from tutelage.stages import collect, dpo, online, pretrain, prioritize, reward, select, sft
+from tutelage.stages import collect, dpo, measure, online, pretrain, prioritize, reward, select, sft
 from tutelage.stages.pretrain import train_tokenizer
 
 Scenario = tuple[Callable[[Any], None], StageConfig]
@@ -138,6 +138,10 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
             return select.run, SelectConfig(
                 output=output, candidates=str(data / "candidates_reward.jsonl"), reward_model=rewards
             )
+        case "measure":
+            return measure.run, MeasureConfig(
+                output=output, reward_model=rewards, rankings=str(data / "rankings.jsonl")
+            )  # fmt: skip
         case "prioritize":
             return prioritize.run, PrioritizeConfig(
                 output=output, candidates=str(data / "candidates_reward.jsonl"), number=10, seed=3,
@@ -157,5 +161,5 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
 
 
 ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "ptx", "adaptive", "ema", "function", "lora")
-RESUMED = ("pretrain", "sft", "reward", "dpo", *ONLINE, "collect", "select", "prioritize", "answer")
+RESUMED = ("pretrain", "sft", "reward", "dpo", *ONLINE, "collect", "select", "prioritize", "measure", "answer")
 NAMES = (*RESUMED, "world", "rank", "judge")  # the last begin again

@@ -26,17 +26,17 @@ def test_as_many_random_rankings_as_reach_an_accuracy() -> None:
 
 def test_students_interval_over_seeds() -> None:
     """1, 2, 3: mean 2, s = 1, t(2) = 4.303, so ± 4.303/√3."""
-    found = over_seeds([1.0, 2.0, 3.0])
-    assert (found["mean"], found["by_seed"]) == (2.0, [1.0, 2.0, 3.0])
-    assert found["high"] - 2 == pytest.approx(2 - found["low"]) == pytest.approx(2.4843, abs=1e-4)
+    outcome = over_seeds([1.0, 2.0, 3.0])
+    assert (outcome["mean"], outcome["by_seed"]) == (2.0, [1.0, 2.0, 3.0])
+    assert outcome["high"] - 2 == pytest.approx(2 - outcome["low"]) == pytest.approx(2.4843, abs=1e-4)
 
 
 def test_summary_by_hand() -> None:
     random = [{100: 0.60, 200: 0.65, 400: 0.70}, {100: 0.60, 200: 0.65, 400: 0.70}]
     chosen = [{100: 0.60, 200: 0.70}, {100: 0.60, 200: 0.70}]
-    found = summary([{"random": r, "disagreement": d} for r, d in zip(random, chosen, strict=True)], (100, 200))
-    assert found["difference"][200]["mean"] == pytest.approx(0.05)
-    assert found["saved"][200] == pytest.approx({"mean": 200, "low": 200, "high": 200})
+    outcome = summary([{"random": r, "disagreement": d} for r, d in zip(random, chosen, strict=True)], (100, 200))
+    assert outcome["difference"][200]["mean"] == pytest.approx(0.05)
+    assert outcome["saved"][200] == pytest.approx({"mean": 200, "low": 200, "high": 200})
 
 
 def test_the_course_of_the_experiment(tmp_path: Path) -> None:
@@ -59,10 +59,10 @@ def test_the_course_of_the_experiment(tmp_path: Path) -> None:
 
     inputs = Inputs("sft", str(tmp_path / "c.jsonl"), str(tmp_path / "r.jsonl"), "valid.jsonl")
     design = Design(pool=20, sizes=(4, 8, 12), further=(16,), members=2)
-    found = active_learning(tmp_path / "work", stage, inputs, (0, 1), design)
+    outcome = active_learning(tmp_path / "work", stage, inputs, (0, 1), design)
     assert json.loads((tmp_path / "work" / "active_learning.json").read_text())["random"]["16"]["mean"] == 0.16
-    assert {size: each["mean"] for size, each in found["disagreement"].items()} == {4: 0.04, 8: 0.08, 12: 0.12}
-    assert found["saved"][12]["mean"] == pytest.approx(0, abs=1e-9)
+    assert {size: each["mean"] for size, each in outcome["disagreement"].items()} == {4: 0.04, 8: 0.08, 12: 0.12}
+    assert outcome["saved"][12]["mean"] == pytest.approx(0, abs=1e-9)
     pool = [p.id for p, _ in read_candidates(tmp_path / "work" / "0" / "pool.jsonl")]
     chosen = [r.prompt.id for r in read_rankings(tmp_path / "work" / "0" / "disagreement-12.jsonl").records]
     assert len(set(pool)) == 20

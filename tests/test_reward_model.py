@@ -93,9 +93,9 @@ def test_accuracy_in_parts() -> None:
 
 def test_a_column_of_many_values_is_no_grouping() -> None:
     rows = [scored(ranking([1, 2], str(i)), [1.0, 0.0], groups={"use_case": str(i % 101)}) for i in range(202)]
-    found = report(rows, draws=10)
-    assert "use_case" not in found["by"]
-    assert found["not_measured"]["use_case"] == "more than 100 different values are no groups"
+    outcome = report(rows, draws=10)
+    assert "use_case" not in outcome["by"]
+    assert outcome["not_measured"]["use_case"] == "more than 100 different values are no groups"
     assert len(report([row for row in rows if row.groups["use_case"] != "7"], draws=10)["by"]["use_case"]) == 100
 
 
@@ -115,12 +115,12 @@ def people(number: int, taste: Callable[[int], float], seed: int = 0) -> list[tu
 def test_a_model_of_the_very_truth_has_no_fault() -> None:
     """Though labelers are noisy, and like what is short."""
     rows = [scored(r, values, lengths) for r, values, lengths in people(1500, lambda n: -0.3 * n)]
-    found = report(rows, draws=200)
-    assert faults(found) == {}
-    assert found["length"]["chosen"]["mean"] < 0.35
-    assert found["by"]["length"]["shorter"]["low"] > found["by"]["length"]["longer"]["high"]  # which is no fault
-    assert found["position"]["difference"]["low"] < 0 < found["position"]["difference"]["high"]
-    assert set(found["not_measured"]) == {"agreement", "repetition"}
+    outcome = report(rows, draws=200)
+    assert faults(outcome) == {}
+    assert outcome["length"]["chosen"]["mean"] < 0.35
+    assert outcome["by"]["length"]["shorter"]["low"] > outcome["by"]["length"]["longer"]["high"]  # which is no fault
+    assert outcome["position"]["difference"]["low"] < 0 < outcome["position"]["difference"]["high"]
+    assert set(outcome["not_measured"]) == {"agreement", "repetition"}
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_a_model_of_the_very_truth_has_no_fault() -> None:
 )
 def test_models_that_lean_are_found_out(broken: Callable[..., list[float]], names: set[str]) -> None:
     rows = [scored(r, broken(values, lengths), lengths) for r, values, lengths in people(1500, lambda n: 0.0)]
-    found = report(rows, draws=200)
-    assert names <= set(faults(found))
-    assert set(faults(found)) - names <= {"over-confident"}  # which a lean to anything is as well
+    outcome = report(rows, draws=200)
+    assert names <= set(faults(outcome))
+    assert set(faults(outcome)) - names <= {"over-confident"}  # which a lean to anything is as well
 
 
 def test_what_was_shown_first() -> None:
@@ -151,8 +151,8 @@ def test_leaning_by_hand() -> None:
     """The longer one wins one of two pairs; it was expected to win both with 3/4."""
     rows = [scored(ranking([1, 2], "a"), [ODDS, 0.0], [2, 1]), scored(ranking([1, 2], "b"), [0.0, ODDS], [1, 2])]
     p = pairs_of(rows)
-    found = leaning(p, p.longer, draws=10)
-    means = {name: rate["mean"] for name, rate in found.items()}
+    outcome = leaning(p, p.longer, draws=10)
+    means = {name: rate["mean"] for name, rate in outcome.items()}
     assert means == pytest.approx({"expected": 0.75, "chosen": 0.5, "difference": 0.25})
     assert leaning(p, p.earlier) == {}
     assert leaning(p, 0 * p.longer) == {}
@@ -161,11 +161,11 @@ def test_leaning_by_hand() -> None:
 def test_correlations_and_repetition_by_hand() -> None:
     """tau-b of scores 3, 2, 1 with lengths 1, 2, 3 is -1; of ranks 1, 3, 2 it is (1 - 2)/3."""
     row = scored(ranking([1, 3, 2], "a"), [3.0, 2.0, 1.0], [1, 2, 3], repeated=[3.5, None, 0.0])
-    found = report([row], draws=10)
-    assert found["length"]["score_correlation"]["mean"] == pytest.approx(-1)
-    assert found["length"]["labeler_correlation"]["mean"] == pytest.approx(-1 / 3)
-    assert found["repetition"]["change"]["mean"] == pytest.approx((0.5 - 1.0) / 2)
-    assert found["repetition"]["raised"] == found["repetition"]["raised"] | {"mean": 0.5, "pairs": 2, "prompts": 1}
+    outcome = report([row], draws=10)
+    assert outcome["length"]["score_correlation"]["mean"] == pytest.approx(-1)
+    assert outcome["length"]["labeler_correlation"]["mean"] == pytest.approx(-1 / 3)
+    assert outcome["repetition"]["change"]["mean"] == pytest.approx((0.5 - 1.0) / 2)
+    assert outcome["repetition"]["raised"] == outcome["repetition"]["raised"] | {"mean": 0.5, "pairs": 2, "prompts": 1}
     flat = scored(ranking([1, 2], "b"), [1.0, 0.0], [4, 4])
     assert report([flat], draws=10)["not_measured"].keys() == {"agreement", "length", "position", "repetition"}
 
@@ -183,9 +183,9 @@ def test_beside_another_labeler() -> None:
     for i in range(40):
         for name, ranks in (("a", [1, 2]), ("b", [1, 2] if i % 4 else [2, 1])):
             rows.append(scored(ranking(ranks, str(i), labeler=name), [1.0, 0.0]))
-    found = report(rows, draws=200)["agreement"]
-    assert (found["labelers_shared"]["mean"], found["model_shared"]["mean"]) == (0.75, 0.875)
-    assert beside_labelers(found) == (
+    outcome = report(rows, draws=200)["agreement"]
+    assert (outcome["labelers_shared"]["mean"], outcome["model_shared"]["mean"]) == (0.75, 0.875)
+    assert beside_labelers(outcome) == (
         "on pairs that two labelers ordered, it agrees with one of them (0.88) more often than the other does (0.75)"
     )
     assert beside_labelers({}) is None
@@ -310,8 +310,8 @@ def test_an_interrupted_report_scores_nothing_twice(
     measure.run(parts)
     assert len(calls) == 4  # three parts, of which the second was interrupted
     results = [json.loads((c.output / "done.json").read_text()) for c in (whole, parts)]
-    for found in results:
-        del found["seconds"], found["peak_memory_gib"]
+    for outcome in results:
+        del outcome["seconds"], outcome["peak_memory_gib"]
     assert results[0] == results[1]
     assert (whole.output / "scores.jsonl").read_bytes() == (parts.output / "scores.jsonl").read_bytes()
 

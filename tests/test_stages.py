@@ -695,10 +695,10 @@ def test_a_learning_curve_is_of_nested_shares_measured_alike(
     """Each point is a run that could be made by itself; the whole is the run's own; what is done is not done again."""
     c = config("reward", valid={}, held_out=0.25, learning_curve=[0.5, 0.25, 1.0], epochs=1, demonstrations=None)
     reward.run(c)
-    found = results(c.output)
-    points = found["learning_curve"]
+    whole = results(c.output)
+    points = whole["learning_curve"]
     assert [(p["share"], p["prompts"]) for p in points] == [(0.25, 5), (0.5, 9), (1.0, 18)]  # of 18, rounded up
-    assert points[-1]["valid"] == found["valid"]
+    assert points[-1]["valid"] == whole["valid"]
     files = [c.output / "curve" / f"{name}.jsonl" for name in ("0.25", "0.5", "held_out")]
     small, half, held_out = ({r.prompt.identity for r in rankings_of(path)} for path in files)
     assert small < half
@@ -713,8 +713,8 @@ def test_a_learning_curve_is_of_nested_shares_measured_alike(
     plain = config("reward", valid={}, held_out=0.25, epochs=1, demonstrations=None)
     reward.run(plain)
     assert distance(weights(plain.output), weights(c.output)) == 0
-    assert results(plain.output)["valid"] == found["valid"]
-    assert found["completions"] == sum(len(r.ranks) for r in rankings_of(data / "rankings.jsonl")) - sum(
+    assert results(plain.output)["valid"] == whole["valid"]
+    assert whole["completions"] == sum(len(r.ranks) for r in rankings_of(data / "rankings.jsonl")) - sum(
         len(r.ranks) for r in rankings_of(files[2])
     )
     # Interrupted in the second point: the first is there.
@@ -732,7 +732,7 @@ def test_a_learning_curve_is_of_nested_shares_measured_alike(
         reward.run(parts)
     reward.run(parts)
     assert runs == ["parts", "0.25", "0.5", "parts", "0.5"]
-    assert results(parts.output) == found
+    assert results(parts.output) == whole
     with pytest.raises(ValueError, match="learning_curve needs held-out rankings to measure by; set held_out above 0"):
         config("reward", valid={}, held_out=0, learning_curve=[0.5])
 
