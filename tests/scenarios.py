@@ -21,12 +21,13 @@ from tutelage.settings.dpo import DpoConfig
 from tutelage.settings.evaluation import AnswerConfig
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.pretrain import PretrainConfig
-from tutelage.settings.reward import RewardConfig
+from tutelage.settings.prioritize import PrioritizeConfig
+from tutelage.settings.reward import MeasureConfig, RewardConfig
 from tutelage.settings.select import SelectConfig
 from tutelage.settings.sft import SftConfig
 from tutelage.settings.training import Lora
 from tutelage.settings.world import JudgeConfig, RankConfig, WorldConfig
-from tutelage.stages import collect, dpo, online, pretrain, reward, select, sft
+from tutelage.stages import collect, dpo, measure, online, pretrain, prioritize, reward, select, sft
 from tutelage.stages.pretrain import train_tokenizer
 
 Scenario = tuple[Callable[[Any], None], StageConfig]
@@ -44,6 +45,7 @@ def prepare(data: Path) -> None:
     save_model(tiny_model("llama", len(tokenizer)), tokenizer, data / "policy")
     save_model(tiny_model("llama", len(tokenizer), seed=1), tokenizer, data / "other")
     save_model(new_scalar(data / "policy", tokenizer, seed=1), tokenizer, data / "reward_model")
+    save_model(new_scalar(data / "policy", tokenizer, seed=2), tokenizer, data / "other_reward_model")
     save_model(load_policy(data / "policy", tokenizer, Lora(rank=2)), tokenizer, data / "adapter")
     prompts = [[{"role": "user", "content": f"Name a colour of the sky, {i}."}] for i in range(16)]
     colours = ("red", "green", "blue", "grey", "white")
@@ -136,6 +138,15 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
             return select.run, SelectConfig(
                 output=output, candidates=str(data / "candidates_reward.jsonl"), reward_model=rewards
             )
+        case "measure":
+            return measure.run, MeasureConfig(
+                output=output, reward_model=rewards, rankings=str(data / "rankings.jsonl")
+            )  # fmt: skip
+        case "prioritize":
+            return prioritize.run, PrioritizeConfig(
+                output=output, candidates=str(data / "candidates_reward.jsonl"), number=10, seed=3,
+                reward_models=[rewards, str(data / "other_reward_model")],
+            )  # fmt: skip
         case "world":
             sizes = {"documents": 200, "valid_documents": 20, "sft_prompts": 60, "reward_prompts": 30}
             sizes |= {"reward_valid_prompts": 10, "ppo_prompts": 20, "valid_prompts": 10, "test_prompts": 20}
@@ -150,5 +161,5 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
 
 
 ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "ptx", "adaptive", "ema", "function", "lora")
-RESUMED = ("pretrain", "sft", "reward", "dpo", *ONLINE, "collect", "select", "answer")
+RESUMED = ("pretrain", "sft", "reward", "dpo", *ONLINE, "collect", "select", "prioritize", "measure", "answer")
 NAMES = (*RESUMED, "world", "rank", "judge")  # the last begin again

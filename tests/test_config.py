@@ -397,7 +397,7 @@ def test_the_demo_shows_the_best_of_n_unless_other_algorithms_are_asked_for() ->
 def test_what_is_held_out_stays_held_out_over_rounds(recipe: str) -> None:
     """The files that measure are the same in all rounds, and no stage that trains reads one, or the test prompts."""
     steps = plan(recipe_path(recipe), Path("/out"), 0)
-    measures = {"valid", "valid_rankings", "valid_demonstrations", "valid_candidates"}
+    measures = {"valid", "valid_rankings", "valid_demonstrations", "valid_candidates", "heldout_reward_model"}
     files: dict[str, set[str]] = {}
     for name, stage, config in steps:
         if stage not in (STAGES["answer"], STAGES["agreement"]) and name != "candidates_valid":

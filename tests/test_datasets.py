@@ -621,3 +621,23 @@ def test_importing_the_module_imports_no_heavy_library():
     heavy = {"torch", "transformers", "datasets", "pyarrow"}
     code = f"import sys, tutelage.data.datasets; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_rankings_carry_the_order_shown_and_the_subset(tmp_path):
+    base = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 2, 3]}
+    rows = [
+        base | {"order": [2, 0, 1], "subset": "x", "meta": {"k": 1}},
+        base | {"order": [1, 2, 3]},  # of another meaning
+        base | {"order": "random", "subset": 3},
+        base | {"order": [True, 0, 2]},
+        base | {"completions": ["a", "b", "a"], "order": [2, 0, 1]},  # equal ones were merged
+    ]
+    path = tmp_path / "r.jsonl"
+    write_jsonl(path, rows)
+    records = read_rankings(path).records
+    assert [r.order for r in records] == [(2, 0, 1), None, None, None, None]
+    assert [r.prompt.meta for r in records] == [{"k": 1, "subset": "x"}, {}, {}, {}, {}]
+    write_jsonl(tmp_path / "again.jsonl", records)
+    assert read_rankings(tmp_path / "again.jsonl").records == records
+    with pytest.raises(ValueError, match=r"order is \(0, 0\); expected the places 0 to 1"):
+        Ranking(prompt=records[0].prompt, completions=records[0].completions[:2], ranks=(1, 2), order=(0, 0))

@@ -406,3 +406,15 @@ def test_any_row_is_read_or_refused(tmp_path_factory, row):
     for reader in (read_texts, read_demonstrations, read_rankings, read_prompts):
         with contextlib.suppress(DataError):
             reader(path)
+
+
+def test_rewardbench(jsonl):
+    """A prompt that is a string is what a user asks; without a subset it is text to go on from."""
+    row = {"prompt": "q", "chosen": "good", "rejected": "bad", "subset": "hep-rust", "chosen_model": "m", "id": 7}
+    plain = {name: value for name, value in row.items() if name != "subset"}
+    asked = row | {"prompt": turns("s:be kind", "u:q")}
+    first, second, third = read_rankings(jsonl(row, plain, asked)).records
+    assert [shown(r.prompt.text) for r in (first, second, third)] == ["u:q", "q", "s:be kind u:q"]
+    assert order(first) == {"good": 1, "bad": 2}
+    assert [r.prompt.meta for r in (first, second, third)] == [{"subset": "hep-rust"}, {}, {"subset": "hep-rust"}]
+    assert shown(read_prompts(jsonl(row)).records[0].text) == "u:q"

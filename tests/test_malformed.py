@@ -285,6 +285,7 @@ def every_setting() -> dict[str, str]:
             verb = next(name for name, other in STAGES.items() if other is stage)
             files[verb] = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     rest = {"measure": "reward_model: m\nrankings: r\noutput: o\n", "merge": "model: m\noutput: o\n"}
+    rest["prioritize"] = "candidates: c\nreward_models: [a, b]\noutput: o\n"
     return {verb: files.get(verb) or rest[verb] for verb in STAGES}
 
 

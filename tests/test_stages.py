@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -38,7 +39,7 @@ from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.texts import draw_rows, text_backward
 from tutelage.models.tokens import encode_pairs, load_tokenizer
-from tutelage.rewards.reward_model import RewardModel
+from tutelage.rewards.reward_model import RewardModel, covered_kl
 from tutelage.runs import DryRun, Run, done, identity_of, inputs_of
 from tutelage.sampling.completions import number_copies
 from tutelage.sampling.local import LocalSampler
@@ -634,18 +635,18 @@ def test_measuring_a_reward_model_gives_what_training_reported(
     (warning,) = found["warnings"]
     assert "the reward model was trained on these very rankings" in warning
     (tmp_path / "others.jsonl").write_text("".join((data / "rankings.jsonl").read_text().splitlines(True)[:5]))
-    others = {"output": tmp_path / "others", "rankings": str(tmp_path / "others.jsonl")}
+    others = {"output": tmp_path / "others", "rankings": (str(tmp_path / "others.jsonl"),)}
     measure.run(wanted.model_copy(update=others))
     assert results(tmp_path / "others")["warnings"] == []
 
-    several = config("reward", rankings=[others["rankings"], rankings], held_out=0)
+    several = config("reward", rankings=[str(tmp_path / "others.jsonl"), rankings], held_out=0)
     reward.run(several)
     again = {"output": tmp_path / "again", "reward_model": str(several.output / "model")}
     measure.run(wanted.model_copy(update=again))
     assert "trained on these very rankings" in results(tmp_path / "again")["warnings"][0]
 
     write(tmp_path / "long.jsonl", [{"prompt": "very " * 200, "chosen": "x", "rejected": "y"}])
-    long = {"output": tmp_path / "n", "rankings": str(tmp_path / "long.jsonl")}
+    long = {"output": tmp_path / "n", "rankings": (str(tmp_path / "long.jsonl"),)}
     with pytest.raises(ValueError, match=r"long.jsonl: no ranking left to measure by \(dropped: \{\}, too long: 1\)"):
         measure.run(wanted.model_copy(update=long))
 
@@ -686,6 +687,58 @@ def test_rankings_of_several_files_are_read_as_one(stage: str, config: Callable[
     assert "rankings" in one["inputs"]
     assert not [name for each in (one, two) for name in each["settings"] if name.startswith("rankings")]
     assert inputs_of(split, "rankings") == {"rankings.1": parts[0], "rankings.2": parts[1]}
+
+
+def test_a_learning_curve_is_of_nested_shares_measured_alike(
+    config: Callable[..., Any], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each point is a run that could be made by itself; the whole is the run's own; what is done is not done again."""
+    c = config("reward", valid={}, held_out=0.25, learning_curve=[0.5, 0.25, 1.0], epochs=1, demonstrations=None)
+    reward.run(c)
+    whole = results(c.output)
+    points = whole["learning_curve"]
+    assert [(p["share"], p["prompts"]) for p in points] == [(0.25, 5), (0.5, 9), (1.0, 18)]  # of 18, rounded up
+    assert points[-1]["valid"] == whole["valid"]
+    files = [c.output / "curve" / f"{name}.jsonl" for name in ("0.25", "0.5", "held_out")]
+    small, half, held_out = ({r.prompt.identity for r in rankings_of(path)} for path in files)
+    assert small < half
+    assert not half & held_out
+    assert len(held_out) == 6
+    for point, path in zip(points, files[:2], strict=False):
+        assert point["rankings"] == len(rankings_of(path))
+        own = config("reward", rankings=path, valid={"held_out": files[2]}, epochs=1, demonstrations=None)
+        reward.run(own)
+        assert results(own.output)["valid"] == point["valid"]
+        assert point["valid"]["held_out"]["prompts"] == 6
+    plain = config("reward", valid={}, held_out=0.25, epochs=1, demonstrations=None)
+    reward.run(plain)
+    assert distance(weights(plain.output), weights(c.output)) == 0
+    assert results(plain.output)["valid"] == whole["valid"]
+    assert whole["completions"] == sum(len(r.ranks) for r in rankings_of(data / "rankings.jsonl")) - sum(
+        len(r.ranks) for r in rankings_of(files[2])
+    )
+    # Interrupted in the second point: the first is there.
+    parts = c.model_copy(update={"output": c.output.with_name("parts")})
+    real, runs = reward.begin, []
+
+    def begin(opened: Any, *rest: Any, **more: Any) -> None:
+        runs.append(opened.folder.name)
+        if runs == ["parts", "0.25", "0.5"]:
+            raise KeyboardInterrupt
+        real(opened, *rest, **more)
+
+    monkeypatch.setattr(reward, "begin", begin)
+    with pytest.raises(KeyboardInterrupt):
+        reward.run(parts)
+    reward.run(parts)
+    assert runs == ["parts", "0.25", "0.5", "parts", "0.5"]
+    assert results(parts.output) == whole
+    with pytest.raises(ValueError, match="learning_curve needs held-out rankings to measure by; set held_out above 0"):
+        config("reward", valid={}, held_out=0, learning_curve=[0.5])
+
+
+def rankings_of(path: Path) -> list[Any]:
+    return read_rankings(path).records
 
 
 def test_one_ranking_by_hand(tiny: Callable[[str], PreTrainedModel], folders: Any, tokenizer: Any) -> None:
@@ -1365,3 +1418,46 @@ def test_a_policy_that_has_hardly_moved_is_told_of(config: Callable[..., Any]) -
     *_, warning = results(c.output)["warnings"]
     assert "the policy has hardly moved: its KL from the start is " in warning
     assert warning.endswith("Try a higher optimizer.learning_rate, more total_episodes, or a lower kl_coef")
+
+
+def test_a_second_judge_scores_the_samples_and_teaches_nothing(
+    config: Callable[..., Any], data: Path, tokenizer: PreTrainedTokenizerBase, folders: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    other = tmp_path / "other"
+    save_model(new_scalar(folders("llama"), tokenizer, seed=9), tokenizer, other)
+    seen: list[Any] = []
+    real = online.join
+    monkeypatch.setattr(online, "join", lambda rounds: seen.append(real(rounds)) or seen[-1])
+    alone, judged = config("online"), config("online", heldout_reward_model=other)
+    online.run(alone)
+    first = len(seen)
+    online.run(judged)
+    assert distance(weights(alone.output), weights(judged.output)) == 0
+    rows = log(judged.output)
+    judge = RewardModel(str(other))
+    sampled = [episodes for episodes, _ in seen[first::2]]  # joined once for what is logged, once for what is learned
+    for row, plain, episodes in zip(rows, log(alone.output), sampled, strict=True):
+        scores = judge.scores(episodes.sequences)
+        assert row.pop("objective/heldout_scores") == pytest.approx(float(scores.mean()), abs=1e-5)
+        assert row == plain
+    final = results(judged.output)["final"]
+    assert set(final["last"]) == {"score", "kl", "length", "heldout_score"}
+    assert final["last"]["heldout_score"] != final["last"]["score"]
+
+
+def test_how_far_rankings_reach_is_logged_where_the_reward_model_says_how_many_it_learned_from(
+    config: Callable[..., Any],
+) -> None:
+    """log n − (n − 1)/n of n completions."""
+    trained = config("reward")
+    reward.run(trained)
+    n = results(trained.output)["completions"]
+    c = config("online", reward_model=trained.output / "model", total_episodes=32)
+    online.run(c)
+    expected = math.log(n) - (n - 1) / n
+    assert [row["objective/kl_covered"] for row in log(c.output)] == pytest.approx([expected] * 2)
+    few = RewardModel(str(trained.output / "model"))
+    none = RewardModel(str(config("online").reward_model))
+    assert covered_kl([none]) is None
+    assert covered_kl([none, few]) == pytest.approx(expected)

@@ -10,7 +10,23 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.runs import Run
-from tutelage.training.guards import RULES, Watch, dead_value, flat, off_sampler, runaway, spike, vanished
+from tutelage.training.guards import (
+    RECENT,
+    RULES,
+    START,
+    Row,
+    Watch,
+    dead_value,
+    flat,
+    lengthened,
+    narrowed,
+    off_sampler,
+    outside,
+    parted,
+    runaway,
+    spike,
+    vanished,
+)
 
 
 def losses(*values: float | None) -> list[dict[str, float | None]]:
@@ -114,3 +130,90 @@ def test_groups_without_a_signal_are_named() -> None:
     assert flat(rows) is None
     assert flat(rows[1:]) is None  # four are too few
     assert "completions of 97% of the prompts all have one score" in str(flat([*rows, {"objective/flat_groups": 0.97}]))
+
+
+def judged(proxy: list[float], heldout: list[float]) -> list[Row]:
+    return [
+        {"objective/scores": a, "objective/heldout_scores": b} for a, b in zip(proxy, heldout, strict=True)
+    ]  # fmt: skip
+
+
+def test_scores_part_where_one_rises_and_the_other_falls() -> None:
+    """Halves of 10, their values 0.1 apart by turns: s = .0527, standard error of a difference .0236, three .0707."""
+    wave = [0.0, 0.1] * 10
+    up = [value + 0.08 * (i >= 10) for i, value in enumerate(wave)]
+    down = [value - 0.08 * (i >= 10) for i, value in enumerate(wave)]
+    assert (parted(judged(up, down)) or "").startswith(
+        "the reward rises and the held-out score falls: over 20 iterations from 0.05 to 0.13, and from 0.05 to -0.03."
+    )
+    assert parted(judged(up[:19], down[:19])) is None
+    assert parted(judged(up, wave)) is None
+    assert parted(judged(wave, down)) is None
+    assert parted(judged(down, up)) is None
+    slower = [value - 0.06 * (i >= 10) for i, value in enumerate(wave)]
+    assert parted(judged(up, slower)) is None
+    assert parted([{"objective/scores": float(i)} for i in range(80)]) is None  # nobody else judges
+    missing: list[Row] = [{"objective/scores": 9.0}, {"objective/scores": None, "objective/heldout_scores": 1.0}]
+    assert parted([*judged(up, down)[:10], *missing, *judged(up, down)[10:]]) == parted(judged(up, down))
+
+
+def test_slow_parting_is_seen_over_the_longer_window() -> None:
+    rng = Random(0)
+    proxy = [i / 400 + rng.gauss(0, 0.05) for i in range(RECENT)]
+    heldout = [-i / 400 + rng.gauss(0, 0.05) for i in range(RECENT)]
+    assert "over 64 iterations" in (parted(judged(proxy, heldout)) or "")
+
+
+def test_the_noise_of_prompts_is_no_parting() -> None:
+    """The same prompts are hard for both judges; and both rise, or one stays."""
+    rng = Random(0)
+    for drift in (0.0, 0.02):
+        for _ in range(20):
+            hard = [rng.gauss(0, 0.3) for _ in range(100)]
+            rows = judged([h + 0.02 * i for i, h in enumerate(hard)],
+                          [h + drift * i + rng.gauss(0, 0.1) for i, h in enumerate(hard)])  # fmt: skip
+            assert not any(parted(rows[:n]) for n in range(len(rows)))
+
+
+def test_length_that_doubles() -> None:
+    rows: list[Row] = [{"objective/length": length} for length in (9.0, 10.0, 11.0, 10.0, 10.0)]
+    long: list[Row] = [{"objective/length": 20.0, "objective/ended": 0.9}] * 5
+    warning = lengthened([*rows, *long]) or ""
+    assert warning.startswith(
+        "completions run away in length: from 10 tokens at the start to 20, and 10% of them are cut"
+    )
+    assert lengthened([*rows, *long[:4]]) is None
+    assert lengthened([*rows, *long[:4], {"objective/length": 19.9}]) is None
+    assert "cut off" not in (lengthened([*rows, *[{"objective/length": 20.0, "objective/ended": 1.0}] * 5]) or "")
+
+
+def test_entropy_that_is_lost() -> None:
+    rows: list[Row] = [{"objective/entropy": 0.4}] * 5
+    assert "entropy collapses: from 0.4 nats a token at the start to 0.1," in (
+        narrowed([*rows, *[{"objective/entropy": 0.1}] * 5]) or ""
+    )
+    assert narrowed([*rows, *[{"objective/entropy": 0.1}] * 4]) is None
+    assert narrowed([*rows, *[{"objective/entropy": 0.1}] * 4, {"objective/entropy": 0.101}]) is None
+
+
+def test_kl_beyond_what_was_ranked() -> None:
+    far: list[Row] = [{"objective/kl": 9.1, "objective/kl_covered": 9.0}] * 5
+    assert "KL from the reference is 9.1 nats a completion, and of all ranked completions the best is at most 9.0" in (
+        outside(far) or ""
+    )
+    assert outside(far[:4]) is None
+    assert outside([*far, {"objective/kl": 9.0, "objective/kl_covered": 9.0}]) is None
+    assert outside([{"objective/kl": 99.0}] * 5) is None  # nothing says what the reward model learned from
+
+
+def test_the_start_is_remembered_however_long_the_run(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    (tmp_path / "inputs.json").touch()
+    run = Run("online", tmp_path)
+    watch = Watch(run, tokenizer)
+    for step in range(START + 2 * RECENT):
+        watch.look(run.log(step, {"objective/length": 10.0 * (1 + (step >= 2 * RECENT))}))
+    (warning,) = run.warnings
+    assert warning.startswith(f"step {2 * RECENT + 4}: completions run away in length: from 10 tokens")
+    again = Run("online", tmp_path)
+    Watch(again, tokenizer)
+    assert again.warnings == run.warnings

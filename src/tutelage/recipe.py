@@ -72,6 +72,9 @@ STAGES = {
     "select": Stage(
         "settings.select:SelectConfig", "stages.select:run", "rank candidates by a reward model, and keep the best"
     ),
+    "prioritize": Stage(
+        "settings.prioritize:PrioritizeConfig", "stages.prioritize:run", "choose the candidates to label next"
+    ),
     "reward": Stage("settings.reward:RewardConfig", "stages.reward:run", "fit a reward model to rankings"),
     "dpo": Stage("settings.dpo:DpoConfig", "stages.dpo:run", "fit a policy to rankings or pairs directly (DPO, IPO)"),
     "merge": Stage("settings.merge:MergeConfig", "stages.merge:run", "merge an adapter into its base: a plain folder"),

@@ -1,10 +1,10 @@
 """Any accepted file or hub id -> validated records; says file:line and field when it can't.
 
 Each text is a string or a list of {role, content} messages. A row's format is recognised by its columns, from the table
-below. `id`, `user`, `split`, `use_case`, `meta` and `labeler` are carried into the records; `system` (or
-`system_prompt`) opens the conversation, `history`, pairs of question and answer, goes on with it. Further columns are
-ignored, but for those that would change what a row says, which are refused. The layouts of other tools are read as
-`layouts.py` says.
+below. `id`, `user`, `split`, `use_case`, `meta` and `labeler` are carried into the records; of rankings also `order`,
+in which the completions were shown, and `subset`, which goes into the prompt's `meta`. `system` (or `system_prompt`)
+opens the conversation, `history`, pairs of question and answer, goes on with it. Further columns are ignored, but for
+those that would change what a row says, which are refused. The layouts of other tools are read as `layouts.py` says.
 
 A string prompt stays a string, to be continued as it is, unless an answer to it is a list of messages or there are
 earlier turns: then the prompt is a conversation, for the model's chat template. In such a list the last turn is the
@@ -140,12 +140,16 @@ def read_rankings(
 
     def ranking(row: Row, format: Format, counts: Counter[str]) -> Ranking:
         text, answers = _prompt_and_answers(row, format)
+        prompt = _prompt(row, text)
+        if isinstance(row.get("subset"), str):
+            prompt = prompt.model_copy(update={"meta": {**prompt.meta, "subset": row["subset"]}})
         found = Ranking.model_validate(
             {
-                "prompt": _prompt(row, text),
+                "prompt": prompt,
                 "completions": [{"text": a} if isinstance(a, str) else a for a in answers],
                 "ranks": row["ranks"] if format.name == "ranking" else [1, 2],
                 "labeler": _name(row.get("labeler")),
+                "order": _order(row.get("order"), len(answers)),
             }
         )
         if not all(c.text.strip() for c in found.completions):
@@ -158,7 +162,7 @@ def read_rankings(
             return found
         counts["duplicate completions merged"] += len({found.ranks[i] for i in kept}) > 1
         completions, ranks = (tuple(column[i] for i in kept) for column in (found.completions, found.ranks))
-        return found.model_copy(update={"completions": completions, "ranks": ranks})
+        return found.model_copy(update={"completions": completions, "ranks": ranks, "order": None})
 
     sources = [source] if isinstance(source, str | os.PathLike) else source
     read = [_read(each, "rankings", ranking) for each in sources]
@@ -445,6 +449,13 @@ def _text_id(text: str | Turns) -> str:
 def _name(value: Any) -> Any:
     """Numbers become strings (public ids are often integers), an empty CSV cell nobody."""
     return str(value) if isinstance(value, int) else value or None
+
+
+def _order(value: Any, number: int) -> tuple[int, ...] | None:
+    """The order in which a ranking's completions were shown, if that is what the column holds."""
+    if not isinstance(value, list) or not all(type(place) is int for place in value):
+        return None
+    return tuple(value) if sorted(value) == list(range(number)) else None
 
 
 def one_line(error: ValueError) -> str:

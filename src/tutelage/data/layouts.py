@@ -2,6 +2,7 @@
 
 ShareGPT                 `conversations`: [{from, value}] or [{role, content}], from human, gpt or system. With `chosen`
                          and `rejected`, each {from, value} (LLaMA-Factory's), it is the prompt of the pair.
+RewardBench              `prompt`, `chosen`, `rejected` and `subset`; a prompt that is a string is what a user asks.
 NeMo-RL                  `context` (messages) and `completions`: [{completion: [messages], rank}]; rank 0 is the best.
 Dolly                    `instruction`, `context` and `response`, as Alpaca's `instruction`, `input` and `output`.
 Label Studio, JSON       `data` with `prompt`, and `annotations`: [{result, completed_by, was_cancelled}], of which each
@@ -113,6 +114,8 @@ def translate(row: Row, ranked: bool, dropped: Counter[str]) -> list[Row]:
         return [_sharegpt(row)]
     if {"context", "completions"} <= columns and "prompt" not in columns:
         return [_nemo(row)]
+    if {"prompt", *PAIR, "subset"} <= columns and isinstance(row["prompt"], str):
+        return [row | {"prompt": [{"role": "user", "content": row["prompt"]}]}]
     if {"data", "annotations"} <= columns:
         found = _label_studio(Task.model_validate(row), ranked, dropped)
     elif {"annotator", "annotation_id"} <= columns and ranked:

@@ -101,16 +101,18 @@ class Comparison(Record):
 class Ranking(Record):
     """One labeler's order of K completions; 1 is best and equal ranks are ties (paper, section 3.5).
 
-    Never aggregated over labelers: each ranking is one training element.
+    Never aggregated over labelers: each ranking is one training element. `order` holds the places of the completions,
+    from 0, in the order in which they were shown, where that is known.
 
     Raises:
-        ValueError: if ranks and completions differ in number, or a rank is below 1 or absurd.
+        ValueError: if ranks and completions differ in number, a rank is below 1 or absurd, or the order is none.
     """
 
     prompt: Prompt
     completions: Annotated[tuple[Completion, ...], Field(min_length=2)]
     ranks: tuple[int, ...]
     labeler: str | None = None
+    order: tuple[int, ...] | None = None
 
     @model_validator(mode="after")
     def _ranks_match(self) -> Ranking:
@@ -120,6 +122,8 @@ class Ranking(Record):
             raise ValueError(f"ranks start at 1 (best), found {min(self.ranks)}")
         if max(self.ranks) > LARGEST_RANK:
             raise ValueError(f"ranks end at {LARGEST_RANK:,}, found {short(max(self.ranks))}; number them anew")
+        if self.order is not None and sorted(self.order) != list(range(len(self.completions))):
+            raise ValueError(f"order is {short(self.order)}; expected the places 0 to {len(self.completions) - 1}")
         return self
 
     @property

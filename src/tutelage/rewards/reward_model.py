@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,6 +14,8 @@ from tutelage.models.forward import all_scores
 from tutelage.models.loading import load_scalar
 from tutelage.models.tokens import encode_pairs, load_tokenizer, require_same_tokens, same_reading
 from tutelage.rewards.reward import Answers
+from tutelage.runs import done
+from tutelage.stats.best_of_n import kl_bound
 
 
 class RewardModel:
@@ -63,3 +66,17 @@ class RewardModel:
             return self.scores(answers.sequences).tolist()
         encoded = self.encode(answers.prompts, answers.texts, answers.ended)
         return self.scores([ids[: self.context] for ids in encoded]).tolist()
+
+
+def covered_kl(models: Iterable[RewardModel]) -> float | None:
+    """How far a policy can go from the reference, in nats of KL a completion, before no reward model has learned from
+    anything like its samples; the least of several, None where no model's run says what it learned from.
+
+    A set of completions that the reference writes with probability e^−d is expected once among e^d of its samples. So
+    of the n completions that were ranked, the best is log n − (n − 1)/n nats away at the most, and a policy that has
+    gone further writes what nobody ranked. It is taken for granted that the reference, or a policy close to it, wrote
+    them, as in the paper.
+    """
+    runs = [done(Path(model.folder).parent) or {} for model in models]
+    known = [kl_bound(run["completions"]) for run in runs if run.get("stage") == "reward" and run.get("completions")]
+    return min(known, default=None)

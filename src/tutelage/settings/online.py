@@ -24,8 +24,8 @@ class OnlineConfig(FineTuningConfig):
     """Reinforcement learning against a reward model (paper, section 3.5, equation 2), or any other reward."""
 
     INPUTS: ClassVar[Mapping[str, str]] = {
-        "model": "model", "reward_model": "model", "rewards": "model", "prompts": "prompts",
-        "pretraining_texts": "texts",
+        "model": "model", "reward_model": "model", "rewards": "model", "heldout_reward_model": "model",
+        "prompts": "prompts", "pretraining_texts": "texts",
     }  # fmt: skip
 
     model: Model
@@ -37,6 +37,9 @@ class OnlineConfig(FineTuningConfig):
     model: …, label: …}. Each is logged by itself."""
     combination: Combination = Combination()
     """How the scores of several rewards become one."""
+    heldout_reward_model: Model | None = None
+    """A second judge of all samples, from which nothing is learned: a reward model of other labelers, or of another
+    seed. The run warns where the reward keeps rising and its scores fall."""
     prompts: Source
     """Prompts to practise on."""
     algorithm: Algorithm = PPO()

@@ -7,10 +7,14 @@ ours; its description says which.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
 
 from tutelage.settings.common import Count, Model, Share, Source, Sources, StageConfig
 from tutelage.settings.training import AdamW, FineTuningConfig
+
+Part = Annotated[float, Field(gt=0, le=1)]
 
 
 class RewardConfig(FineTuningConfig):
@@ -39,16 +43,30 @@ class RewardConfig(FineTuningConfig):
     """Its rate (paper: 9e-6) falls by a cosine to a tenth."""
     max_prompt_tokens: Count = 1024
     """Longer prompts are dropped and counted."""
+    learning_curve: list[Part] = []
+    """Shares of the prompts to learn from, as 0.125,0.25,0.5: a reward model is trained from the start on each as well,
+    the smaller within the larger, and measured on the same held-out rankings. They lie in `curve/`."""
+
+    @model_validator(mode="after")
+    def _curve_is_measured(self) -> RewardConfig:
+        if self.learning_curve and not (self.valid or self.held_out):
+            raise ValueError(
+                "learning_curve needs held-out rankings to measure by; set held_out above 0, or give valid"
+            )
+        return self
 
 
 class MeasureConfig(StageConfig):
-    """Measure a trained reward model on any rankings or pairs: how many it puts into the labelers' order."""
+    """Report on a trained reward model by any rankings or pairs: how many it puts into the labelers' order, by what
+    they are like; whether its confidence is borne out; how it compares with another labeler; and whether it leans to
+    length, to repetition, or to the order in which completions were shown."""
 
     INPUTS: ClassVar[Mapping[str, str]] = {"reward_model": "model", "rankings": "rankings"}
 
     reward_model: Model
     """Model folder or hub id of the reward model."""
-    rankings: Source
-    """Rankings or pairs that it did not learn from, in any accepted format."""
+    rankings: Sources
+    """Rankings or pairs that it did not learn from, in any accepted format. Of several files, as one for each arm of
+    labelers, each is reported by itself too. Pairs with a `subset`, as RewardBench has them, are reported by subset."""
     micro_batch_tokens: Count = 2048
     """Tokens of one pass. It changes memory and speed, never a result."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,9 +22,7 @@ from tutelage.algorithms.learner import Learner
 from tutelage.data.datasets import read_prompts, read_texts
 from tutelage.data.records import Prompt, Request
 from tutelage.data.strict_json import dumps
-from tutelage.models.adapters import (
-    own_parameters,
-)
+from tutelage.models.adapters import own_parameters
 from tutelage.models.architecture import context_length, stop_ids
 from tutelage.models.forward import completion_logprobs, completion_values
 from tutelage.models.loading import save_model
@@ -35,6 +34,7 @@ from tutelage.objectives.kl import AdaptiveKL, FixedKL, KLController, k1
 from tutelage.objectives.masked import keep, masked_mean
 from tutelage.rewards.function import sources_of
 from tutelage.rewards.reward import Answers, Scores, joined_scores
+from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import Run, dropped, inputs_of, open_run
 from tutelage.sampling.completions import number_copies
 from tutelage.sampling.engines import open_sampler
@@ -95,7 +95,7 @@ def run(config: OnlineConfig) -> None:
         move(models.average, models.policy, 1 - decay)
 
         # 8. Log, steer the KL coefficient, checkpoint.
-        metrics |= measures(rollout, config, kl.value) | sampled
+        metrics |= measures(rollout, config, kl.value) | sampled | models.covered
         metrics["learning_rate"] = warmth * config.optimizer.learning_rate
         metrics["episodes"] = float((iteration + 1) * config.batch_size)
         watch.look(opened.log(iteration, metrics, show=("objective/scores", "objective/kl", "objective/length")))
@@ -159,6 +159,8 @@ def sample_and_score(
         asked = [p for p in islice(others, short) for _ in range(copies)] if again else []
     episodes, scores = join(rounds)
     logged = sampling_metrics(episodes, scores, config)
+    if models.heldout:
+        logged["objective/heldout_scores"] = heldout_score(models, models.heldout, episodes)
     if not scores.known.any():
         raise ValueError(
             f"rewards: none scores any of the {len(episodes.prompts)} completions of iteration {iteration}, so there "
@@ -229,8 +231,18 @@ def sample(
 
 def scores_of(models: Models, episodes: Episodes) -> Scores:
     """What the rewards say of n completions."""
-    texts, ended = episodes.texts(models.tokenizer), episodes.ended.tolist()
-    return models.rewards.scores(Answers(episodes.prompts, texts, ended, episodes.sequences))
+    return models.rewards.scores(answers_of(models, episodes))
+
+
+def answers_of(models: Models, episodes: Episodes) -> Answers:
+    """n completions as rewards take them."""
+    return Answers(episodes.prompts, episodes.texts(models.tokenizer), episodes.ended.tolist(), episodes.sequences)
+
+
+def heldout_score(models: Models, judge: RewardModel, episodes: Episodes) -> float:
+    """The mean score of n completions by a judge that nothing is learned from."""
+    scores = judge.score_answers(answers_of(models, episodes), models.tokenizer)
+    return fmean(score for score in scores if score is not None)
 
 
 def docked(scores: torch.Tensor, episodes: Episodes, config: OnlineConfig) -> torch.Tensor:
@@ -271,7 +283,8 @@ def save_and_measure(
         ref_logprobs = completion_logprobs(
             models.reference, episodes.sequences, episodes.prompt_lengths, config.sampler.temperature
         )
-    final = {"score": float(scores.total[scores.known].mean())} if scores.known.any() else {}
+        judged = {"heldout_score": heldout_score(models, models.heldout, episodes)} if models.heldout else {}
+    final = judged | ({"score": float(scores.total[scores.known].mean())} if scores.known.any() else {})
     final |= {
         "kl": float(keep(k1(episodes.logprobs, ref_logprobs), episodes.mask).sum(1).mean()),
         "length": float(episodes.mask.sum(1).float().mean()),
@@ -349,7 +362,7 @@ def usable_prompts(config: OnlineConfig, models: Models) -> tuple[list[Asked], d
         ValueError: if none is left.
     """
     new = config.sampler.max_new_tokens
-    reading = [model for model in models.rewards.models.values() if model.reads(models.tokenizer)]
+    reading = [model for model in models.readers if model.reads(models.tokenizer)]
     context = min([context_length(models.policy), *(model.context for model in reading)])
     loaded = read_prompts(config.prompts, columns=True)
     encoded = [(p, tuple(encode_prompt(models.tokenizer, p.text))) for p in loaded.records]
@@ -362,7 +375,7 @@ def usable_prompts(config: OnlineConfig, models: Models) -> tuple[list[Asked], d
             f"context is {context} tokens)"
         )
     lost = {**loaded.dropped, "too long": len(encoded) - len(prompts)}
-    for model in (model for model in models.rewards.models.values() if model not in reading):
+    for model in (model for model in models.readers if model not in reading):
         fits = model.leaves_room([p for p, _ in prompts], new)  # its template may be longer
         if not any(fits):
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,6 +21,7 @@ from tutelage.models.adapters import (
 from tutelage.models.loading import load_policy, new_scalar
 from tutelage.models.tokens import load_tokenizer, require_same_tokens
 from tutelage.rewards.opening import Rewards, open_rewards
+from tutelage.rewards.reward_model import RewardModel, covered_kl
 from tutelage.sampling.engines import open_sampler
 from tutelage.sampling.protocol import Sampler
 from tutelage.settings.online import OnlineConfig
@@ -28,8 +29,8 @@ from tutelage.settings.online import OnlineConfig
 
 @dataclass(frozen=True)
 class Models:
-    """What the loop works with. `value_model` is None where the algorithm needs none; `average` holds the averaged
-    weights."""
+    """What the loop works with. `value_model` is None where the algorithm needs none, `heldout` without a second judge;
+    `average` holds the averaged weights; `covered` is logged: how far the reward models' rankings reach, if known."""
 
     tokenizer: PreTrainedTokenizerBase
     policy: PreTrainedModel
@@ -38,6 +39,13 @@ class Models:
     value_model: PreTrainedModel | None
     average: PreTrainedModel
     sampler: Sampler
+    heldout: RewardModel | None = None
+    covered: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def readers(self) -> list[RewardModel]:
+        """All reward models that read samples."""
+        return [*self.rewards.models.values(), *([self.heldout] if self.heldout else [])]
 
 
 def load_models(config: OnlineConfig, algorithm: Algorithm) -> Models:
@@ -62,7 +70,10 @@ def load_models(config: OnlineConfig, algorithm: Algorithm) -> Models:
         for parameter in own_parameters(model).values():
             parameter.requires_grad_(False)
     sampler = open_sampler(config.sampler, policy, bf16=True)  # the ratio divides by what was sampled with
-    return Models(tokenizer, policy, reference, rewards, value_model, average, sampler)
+    heldout = RewardModel(config.heldout_reward_model, beside=policy) if config.heldout_reward_model else None
+    reach = covered_kl(rewards.models.values())
+    covered = {} if reach is None else {"objective/kl_covered": reach}
+    return Models(tokenizer, policy, reference, rewards, value_model, average, sampler, heldout, covered)
 
 
 def new_value_model(

@@ -9,15 +9,17 @@ demonstrations average 0. At the end it says in words whether it learned, by ran
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.data.datasets import read_demonstrations, read_rankings
+from tutelage.data.datasets import read_demonstrations, read_rankings, write_jsonl
 from tutelage.data.records import Ranking, Text
 from tutelage.models.architecture import context_length
 from tutelage.models.centring import centre
@@ -26,9 +28,10 @@ from tutelage.models.loading import new_scalar, save_model
 from tutelage.models.precision import full_precision
 from tutelage.models.tokens import encode_pairs, encode_rankings, load_tokenizer
 from tutelage.objectives.reward import ranking_accuracy, ranking_loss
-from tutelage.runs import dropped, inputs_of, open_run
+from tutelage.runs import Run, done, dropped, inputs_of, open_run
 from tutelage.settings.reward import RewardConfig
 from tutelage.stats.intervals import estimate
+from tutelage.stats.reward_model import calibration
 from tutelage.training.checkpoints import Checkpoint
 from tutelage.training.guards import Watch
 from tutelage.training.updates import adamw, batches, begin, cosine, hold_out, require_finite_measure, update
@@ -72,36 +75,36 @@ def evaluate(model: PreTrainedModel, elements: Sequence[Element], max_tokens: in
     the share that did win, and the number of pairs.
     """
     model.eval()
+    return measures((pair for group in micro_scores(model, elements, max_tokens) for pair in group), seed)
+
+
+def measures(scored: Iterable[tuple[Element, torch.Tensor]], seed: int = 0) -> dict[str, Any]:
+    """The same of elements whose scores (k,) are there."""
     correct, total, prompts, losses, margins = [], [], [], [], []
-    for group in micro_scores(model, elements, max_tokens):
-        for element, s in group:
-            ranks = element.ranks.to(s.device)
-            right, pairs = ranking_accuracy(s, ranks)
-            correct.append(float(right))
-            total.append(int(pairs))
-            prompts.append(element.prompt)
-            losses.append(float(ranking_loss(s, ranks)))
-            better = ranks[:, None] < ranks[None, :]
-            margins.append((s[:, None] - s[None, :])[better].cpu())
+    for element, s in scored:
+        ranks = element.ranks.to(s.device)
+        right, pairs = ranking_accuracy(s, ranks)
+        correct.append(float(right))
+        total.append(int(pairs))
+        prompts.append(element.prompt)
+        losses.append(float(ranking_loss(s, ranks)))
+        better = ranks[:, None] < ranks[None, :]
+        margins.append((s[:, None] - s[None, :])[better].cpu())
     rate = estimate(correct, total, prompts=prompts, seed=seed)
-    margin = torch.cat(margins)
-    confidence, won = margin.abs().sigmoid(), (margin.sign() + 1) / 2  # equal scores are half right
-    bins = []
-    for k in range(10):
-        inside = (confidence >= 0.5 + k * 0.05) & (confidence < 0.55 + k * 0.05 + (k == 9))
-        if inside.any():
-            shares = [round(float(v[inside].mean()), 4) for v in (confidence, won)]
-            bins.append([*shares, int(inside.sum())])
     return {
         "accuracy": rate["mean"], "low": rate["low"], "high": rate["high"], "pairs": sum(total),
-        "rankings": len(elements), "prompts": rate["prompts"], "loss": sum(losses) / len(losses), "calibration": bins,
+        "rankings": len(losses), "prompts": rate["prompts"], "loss": sum(losses) / len(losses),
+        "calibration": calibration(torch.cat(margins).double()),
     }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Data:
-    """Rankings to train on; held-out ones by the name of their set; demonstrations as ids; and what is not used."""
+    """Rankings to train on, as records and as ids; those that the stage itself holds out, as records; all held-out ones
+    as ids, by the name of their set; demonstrations as ids; and what is not used."""
 
+    records: list[Ranking]
+    kept_back: list[Ranking]
     train: list[Element]
     pairs: int
     held_out: dict[str, list[Element]]
@@ -148,7 +151,7 @@ def read(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, context: int)
         lost["demonstrations"] = {**written.dropped, "too long": len(texts) - len(demonstrations)}
     unused = dropped({**loaded.dropped, "too long": too_long}, **lost)
     pairs = sum(int((e.ranks[:, None] < e.ranks).sum()) for e in train)
-    return Data(train, pairs, held_out, demonstrations, unused)
+    return Data(records, kept_back, train, pairs, held_out, demonstrations, unused)
 
 
 def run(config: RewardConfig) -> None:
@@ -186,31 +189,74 @@ def run(config: RewardConfig) -> None:
         if checkpoint.due():
             checkpoint.save(step + 1)
     # 3. Demonstrations average 0. 4. What it has learned.
-    model.eval()
-    shift: dict[str, float] = {}
+    shift = centred(model.eval(), data, config)
+    valid = measured(opened, model, data, config)
+    save_model(model, tokenizer, opened.folder / "model")
+    trained_on = {e.prompt for e in data.train}
+    known = {name: len(trained_on & {e.prompt for e in data.held_out[name]}) for name in valid}
+    words = {name: verdict(each, known[name]) for name, each in valid.items()}
+    lines = [f"{name}: {text}" for name, text in words.items()]
+    for line in lines or ["nothing was held out, so nothing says whether it learned"]:
+        opened.say(line)
+    whole = {"share": 1.0, "rankings": len(data.train), "prompts": len(trained_on), "valid": valid}
+    curve = {"learning_curve": [*learning_curve(config, data, opened.folder), whole]} if config.learning_curve else {}
+    opened.finish(
+        rankings=len(data.train), completions=sum(len(e.sequences) for e in data.train), dropped=data.unused,
+        valid=valid, prompts_trained_on=known, verdict=words, **shift, **curve,
+    )  # fmt: skip
+
+
+def centred(model: PreTrainedModel, data: Data, config: RewardConfig) -> dict[str, float]:
+    """Shift the scores so that demonstrations average 0, if there are any; what that did."""
+    if not data.demonstrations:
+        return {}
+    some = Random(config.seed).sample(data.train, min(len(data.train), 300))
+    others = [s for e in some for s in e.sequences]
     with full_precision():  # as other tools will read the folder
-        if data.demonstrations:
-            some = Random(config.seed).sample(data.train, min(len(data.train), 300))
-            others = [s for e in some for s in e.sequences]
-            shift = centre(model, data.demonstrations, others, config.micro_batch_tokens)
-            shift["demonstration_score"] = float(all_scores(model, data.demonstrations).mean())
+        shift = centre(model, data.demonstrations, others, config.micro_batch_tokens)
+        shift["demonstration_score"] = float(all_scores(model, data.demonstrations).mean())
+    return shift
+
+
+def measured(opened: Run, model: PreTrainedModel, data: Data, config: RewardConfig) -> dict[str, dict[str, Any]]:
+    """What `evaluate` measures on each held-out set.
+
+    Raises:
+        ValueError: if a loss is not finite.
+    """
+    with full_precision():
         valid = {
             name: evaluate(model, elements, config.micro_batch_tokens)
             for name, elements in data.held_out.items()
             if elements
         }
-    for name, measured in valid.items():
-        require_finite_measure(opened, f"loss on {name}", measured["loss"])
-    save_model(model, tokenizer, opened.folder / "model")
-    trained_on = {e.prompt for e in data.train}
-    known = {name: len(trained_on & {e.prompt for e in data.held_out[name]}) for name in valid}
-    words = {name: verdict(measured, known[name]) for name, measured in valid.items()}
-    lines = [f"{name}: {text}" for name, text in words.items()]
-    for line in lines or ["nothing was held out, so nothing says whether it learned"]:
-        opened.say(line)
-    opened.finish(
-        rankings=len(data.train), dropped=data.unused, valid=valid, prompts_trained_on=known, verdict=words, **shift
-    )
+    for name, own in valid.items():
+        require_finite_measure(opened, f"loss on {name}", own["loss"])
+    return valid
+
+
+def learning_curve(config: RewardConfig, data: Data, folder: Path) -> list[dict[str, Any]]:
+    """A point for each share of the prompts below 1: a run of its own in `curve/`, measured as the whole is, on the
+    rankings of the first prompts in an order that the seed draws."""
+    (folder / "curve").mkdir(exist_ok=True)
+    order = list(dict.fromkeys(r.prompt.identity for r in data.records))
+    Random(f"curve/{config.seed}").shuffle(order)
+    valid = config.valid
+    if not valid:
+        valid = {"held_out": str(folder / "curve" / "held_out.jsonl")}
+        write_jsonl(valid["held_out"], data.kept_back)
+    points = []
+    for share in sorted({each for each in config.learning_curve if each < 1}):
+        own, taken = folder / "curve" / f"{share:g}", set(order[: math.ceil(share * len(order))])
+        rankings = own.with_name(f"{share:g}.jsonl")
+        write_jsonl(rankings, [r for r in data.records if r.prompt.identity in taken])
+        changed = {"output": own, "rankings": (str(rankings),), "valid": valid, "learning_curve": []}
+        run(config.model_copy(update=changed))
+        results = done(own) or {}
+        points.append(
+            {"share": share, "rankings": results["rankings"], "prompts": len(taken), "valid": results["valid"]}
+        )
+    return points
 
 
 def backward(model: PreTrainedModel, batch: Sequence[Element], max_tokens: int) -> tuple[float, float]:
