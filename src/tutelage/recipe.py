@@ -91,6 +91,12 @@ STAGES = {
         "settings.evaluation:AgreementConfig", "evaluation.agreement:run", "measure how far labelers agree"
     ),
     "report": Stage("settings.report:ReportConfig", "report.page:run", "draw one page from run folders"),
+    "overoptimize": Stage(
+        "settings.overoptimization:OveroptimizeConfig",
+        "lab.overoptimization:run",
+        "measure gold scores while a proxy is optimised",
+    ),
+    "sweep": Stage("settings.sweep:SweepConfig", "lab.sweep:run", "run a stage at several values of its settings"),
     "world": Stage("settings.world:WorldConfig", "lab.world.build:run", "write the miniature world's data"),
     "rank": Stage("settings.world:RankConfig", "lab.world.rank:run_rank", "let the world's labelers rank candidates"),
     "judge": Stage(
