@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import tiny_model
+from tutelage.cli import main
 from tutelage.data.datasets import read_prompts, write_jsonl
 from tutelage.lab import overoptimization, sweep
 from tutelage.lab.curves import Bootstrap, best_run, frontier, policies_curve
@@ -203,14 +205,14 @@ def made_sweep(data: Path, policies: dict[str, tuple[dict[str, Any], PreTrainedM
     """A finished sweep with these policies by name."""
     over = {name: [values[name] for values, _ in policies.values()] for name in next(iter(policies.values()))[0]}
     sound = {name: list(dict.fromkeys(values)) for name, values in over.items()}
-    opened = open_run("sweep", SweepConfig(output=data / "beta", verb="online", over=sound), {})
+    opened = open_run("sweep", SweepConfig(output=data / "beta", command="online", over=sound), {})
     assert opened is not None
     points = {}
     for name, (values, model) in policies.items():
         (data / "beta" / "points" / name).mkdir(parents=True)
         save_model(model, load_tokenizer(data / "policy"), data / "beta" / "points" / name / "model")
         points[name] = {"settings": values, "folder": f"points/{name}"}
-    opened.finish(verb="online", over=list(over), points=points)
+    opened.finish(command="online", over=list(over), points=points)
     return str(data / "beta")
 
 
@@ -373,10 +375,11 @@ def test_a_sweep_makes_its_runs_and_goes_on(tmp_path: Path, capsys: pytest.Captu
     small = {"documents": 3, "valid_documents": 2, "sft_prompts": 2, "valid_prompts": 2, "reward_prompts": 2,
              "reward_valid_prompts": 2, "ppo_prompts": 2, "test_prompts": 2}  # fmt: skip
     wanted = SweepConfig(
-        output=tmp_path / "s", verb="world", settings=small, over={"documents": [3, 4], "users": {"few": 9}}, jobs=2
+        output=tmp_path / "s", command="world", settings=small, over={"documents": [3, 4], "users": {"few": 9}}, jobs=2
     )
     assert list(wanted.points) == ["documents-3_users-few", "documents-4_users-few"]
-    sweep.run(wanted)
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(wanted.model_dump(mode="json")))
+    assert main(["sweep", "--config", str(tmp_path / "s.yaml")]) == 0
     results = done(tmp_path / "s")
     assert results is not None
     assert results["points"]["documents-4_users-few"] == {
@@ -392,7 +395,7 @@ def test_a_sweep_makes_its_runs_and_goes_on(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_run_that_fails_ends_a_sweep(tmp_path: Path) -> None:
-    wanted = SweepConfig(output=tmp_path / "s", verb="world", over={"documents": [-1]})
+    wanted = SweepConfig(output=tmp_path / "s", command="world", over={"documents": [-1]})
     fault = r"documents--1: `tutelage world` ended with 2: .*documents=-1: .*greater than 0"
     with pytest.raises(ValueError, match=rf"{fault}.*; .*logs/documents--1.log has all of it"):
         sweep.run(wanted)
@@ -400,15 +403,18 @@ def test_a_run_that_fails_ends_a_sweep(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=fault):
         sweep.run(dry)
     assert not (tmp_path / "dry").exists()
-    with pytest.raises(ValueError, match="verb='--help' is no command of a stage"):
-        sweep.run(SweepConfig(output=tmp_path / "v", verb="--help", over={"model": {"none": "no/such"}}))
+    with pytest.raises(ValueError, match="command='--help' is no command of a stage"):
+        sweep.run(SweepConfig(output=tmp_path / "v", command="--help", over={"model": {"none": "no/such"}}))
 
 
 def test_the_contents_of_what_a_sweep_reads_belong_to_it(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("x")
     wanted = SweepConfig(
-        output=tmp_path, verb="online", settings={"prompts": str(file)}, over={"model": {"a": str(tmp_path / "gone")}}
+        output=tmp_path,
+        command="online",
+        settings={"prompts": str(file)},
+        over={"model": {"a": str(tmp_path / "gone")}},
     )
     assert sweep.inputs(wanted) == {"settings.prompts": file}
 
@@ -425,7 +431,7 @@ def test_the_contents_of_what_a_sweep_reads_belong_to_it(tmp_path: Path) -> None
 )
 def test_values_that_cannot_be_swept(over: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make(SweepConfig, {"output": "o", "verb": "online", "over": over}, "test")
+        make(SweepConfig, {"output": "o", "command": "online", "over": over}, "test")
 
 
 def test_every_proxy_and_curve_has_a_name_of_its_own(data: Path) -> None:

@@ -2,7 +2,7 @@
 
 Each run is the stage's own command in a process of its own, so that it resumes, and is skipped once done, by itself.
 
-    tutelage sweep --verb online --config ppo.yaml --over '{kl_coef: [0, 0.02, 0.1]}' --output runs/beta
+    tutelage sweep --config beta.yaml --output runs/beta      (beta.yaml: `command`, `settings`, `over`)
 
     points/NAME/      the run folder of each           settings/NAME.yaml, logs/NAME.log     what it was told, and said
 """
@@ -37,8 +37,8 @@ def run(config: SweepConfig) -> None:
     Raises:
         ValueError: naming the first run that failed and its log, once those under way have ended. What is done stays.
     """
-    if not re.fullmatch("[a-z]+", config.verb):
-        raise ValueError(f"verb={short(config.verb)} is no command of a stage, as `online` is")
+    if not re.fullmatch("[a-z]+", config.command):
+        raise ValueError(f"command={short(config.command)} is no command of a stage, as `online` is")
     opened = open_run("sweep", config, inputs(config))
     if opened is None:
         return
@@ -46,12 +46,12 @@ def run(config: SweepConfig) -> None:
     if config.dry_run:
         make_all(config, opened, jobs, threads)
     opened.begin(
-        f"{len(config.points)} runs of {config.verb}, {jobs} at a time, with {threads} threads each: "
+        f"{len(config.points)} runs of {config.command}, {jobs} at a time, with {threads} threads each: "
         f"{', '.join(config.points)}"
     )
     make_all(config, opened, jobs, threads)
     points = {name: {"settings": values, "folder": f"points/{name}"} for name, values in config.points.items()}
-    opened.finish(verb=config.verb, over=list(config.over), points=points)
+    opened.finish(command=config.command, over=list(config.over), points=points)
 
 
 def inputs(config: SweepConfig) -> dict[str, Path]:
@@ -108,7 +108,7 @@ def make(config: SweepConfig, name: str, folder: Path, threads: int) -> None:
         for path in (file, log):
             path.parent.mkdir(exist_ok=True)
         file.write_text(settings, encoding="utf-8")
-        command = [sys.executable, "-m", "tutelage", config.verb, "--config", str(file)]
+        command = [sys.executable, "-m", "tutelage", config.command, "--config", str(file)]
         command += ["--output", str(folder / "points" / name), *(["--dry-run"] if config.dry_run else [])]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         with log.open("wb") as stream:
@@ -116,4 +116,4 @@ def make(config: SweepConfig, name: str, folder: Path, threads: int) -> None:
         if code:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["it said nothing"]
             where = "" if config.dry_run else f"; {log} has all of it"
-            raise ValueError(f"{name}: `tutelage {config.verb}` ended with {code}: {lines[-1][:LONGEST]}{where}")
+            raise ValueError(f"{name}: `tutelage {config.command}` ended with {code}: {lines[-1][:LONGEST]}{where}")

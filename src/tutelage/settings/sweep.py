@@ -54,7 +54,7 @@ Setting = Annotated[str, StringConstraints(pattern=r"^[a-z_]+(\.[\w-]+)*$")]
 class SweepConfig(StageConfig):
     """Run a stage at several values of one or more of its settings, several runs at a time."""
 
-    verb: str
+    command: str
     """The stage, by its command, as `online`."""
     settings: dict[Setting, Any_] = {}
     """Its settings that all runs share."""
