@@ -407,6 +407,21 @@ def test_a_run_that_fails_ends_a_sweep(tmp_path: Path) -> None:
         sweep.run(SweepConfig(output=tmp_path / "v", command="--help", over={"model": {"none": "no/such"}}))
 
 
+def test_a_recipe_waits_for_the_run_that_a_curve_is_of(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The curve names the whole run folder, which is not there before its run."""
+    stages = {
+        "beta": {"stage": "sweep", "command": "world", "over": {"documents": [3]}},
+        "lab": {
+            "stage": "overoptimize", "policy": str(data / "policy"), "prompts": str(data / "prompts.jsonl"),
+            "proxies": {"length": "lab_judges:length"}, "curves": {"beta": "{run}/beta"},
+        },
+    }  # fmt: skip
+    (data / "r.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    assert main(["run", str(data / "r.yaml"), "--output", str(data / "runs"), "--dry-run"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert lines == ["[1/2] beta: can start", "[2/2] lab: waits for beta"]
+
+
 def test_the_contents_of_what_a_sweep_reads_belong_to_it(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("x")

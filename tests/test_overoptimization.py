@@ -119,4 +119,6 @@ def test_the_best_choice() -> None:
     assert (result["low"], result["high"], result["spans_grid"]) == (0.02, 0.06, False)
     even = best_choice(rng.normal(0, 1, (3, 100)), [0.5, 0, 1])
     assert (even["low"], even["high"], even["spans_grid"]) == (0, 1, True)
+    edge = best_choice(np.stack([gold[1], gold[2], gold[0]]), [0, 1, 2])
+    assert (edge["low"], edge["high"], edge["spans_grid"]) == (0, 1, False)  # from the least, not to the greatest
     assert "low" not in best_choice(gold)
