@@ -66,6 +66,7 @@ def run(config: OveroptimizeConfig) -> None:
     different = list({p.identity: p for p in loaded.records}.values())
     judges = open_judges(config, tokenizer, writer.policy, different)
     asked, lost = usable(config, different, writer, judges)
+    judgments(config, asked)  # too few are met now, not after an hour
     unused = dropped({**loaded.dropped, "of the same text": len(loaded.records) - len(different), **lost})
     number = sum(len(points) for _, points in curves.values())
     opened.begin(
