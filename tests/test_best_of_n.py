@@ -8,7 +8,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from tutelage.stats.best_of_n import best_of_n, kl_bound
+from tutelage.stats.best_of_n import best_of_n, kl_bound, kl_with_ties
 
 
 def by_hand(proxy: list[float], gold: list[float], n: int) -> float:
@@ -56,3 +56,12 @@ def test_many_samples_do_not_overflow() -> None:
 def test_kl_bound() -> None:
     assert kl_bound(1) == 0
     assert kl_bound(4) == pytest.approx(0.636294, abs=1e-6)
+
+
+def test_kl_with_ties() -> None:
+    scores = np.random.default_rng(0).normal(size=(2, 50))
+    for n in (1, 2, 10, 50):
+        assert kl_with_ties(scores, n) == pytest.approx([kl_bound(n)] * 2)
+    assert kl_with_ties([3, 3, 3], 3) == pytest.approx([0])  # nothing is chosen
+    # Two groups of halves: the best of 2 is above with 3/4, and 3/4 log(3/2) + 1/4 log(1/2) = 0.130812.
+    assert kl_with_ties([0, 0, 1, 1], 2) == pytest.approx([0.130812], abs=1e-6)

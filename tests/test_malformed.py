@@ -350,6 +350,18 @@ def runnable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         paths = {key: str(data / value) for key, value in {**settings_, "output": "out"}.items()}
         config = make(STAGES[verb].config_class(), paths, verb)
         files[verb] = verb, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write(data / "many.jsonl", [{"prompt": f"Name a colour, {i}.", "id": str(i)} for i in range(32)])
+    lab = {
+        "policy": str(data / "policy"),
+        "prompts": str(data / "many.jsonl"),
+        "proxies": {"a": str(data / "reward_model")},
+    }
+    for verb, settings_ in {
+        "overoptimize": lab | {"samples": 2, "sampler": {"max_new_tokens": 8}},
+        "sweep": {"command": "world", "over": {"documents": [5]}},
+    }.items():
+        config = make(STAGES[verb].config_class(), settings_ | {"output": str(data / "out")}, verb)
+        files[verb] = verb, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     assert {verb for verb, _ in files.values()} == {*STAGES, "run"}
     return data, files
 
@@ -382,7 +394,8 @@ def test_sound_settings_pass_their_dry_run(
 
 
 @settings(max_examples=FILES // 10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from(sorted({"run", *NAMES, "measure", "merge", "agreement", "evaluate", "report"})),
+@given(name=st.sampled_from(sorted({"run", *NAMES, "measure", "merge", "agreement", "evaluate", "report",
+                                   "overoptimize"})),  # not sweep, which starts processes
        seed=st.integers(0, 2**64))  # fmt: skip
 def test_dry_runs_of_malformed_settings(
     runnable: tuple[Path, dict[str, tuple[str, str]]], tmp_path_factory: pytest.TempPathFactory,

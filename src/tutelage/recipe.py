@@ -94,6 +94,12 @@ STAGES = {
         "settings.evaluation:AgreementConfig", "evaluation.agreement:run", "measure how far labelers agree"
     ),
     "report": Stage("settings.report:ReportConfig", "report.page:run", "draw one page from run folders"),
+    "overoptimize": Stage(
+        "settings.overoptimization:OveroptimizeConfig",
+        "lab.overoptimization:run",
+        "measure gold scores while a proxy is optimised",
+    ),
+    "sweep": Stage("settings.sweep:SweepConfig", "lab.sweep:run", "run a stage at several values of its settings"),
     "world": Stage("settings.world:WorldConfig", "lab.world.build:run", "write the miniature world's data"),
     "rank": Stage("settings.world:RankConfig", "lab.world.rank:run_rank", "let the world's labelers rank candidates"),
     "judge": Stage(
@@ -323,7 +329,7 @@ def _check_inputs(config: StageConfig, unmade: Sequence[Path]) -> None:
         ValueError: naming setting and path.
     """
     for setting, path in inputs_of(config, *config.INPUTS).items():
-        if any(run in path.parents for run in unmade):
+        if any(run in (path, *path.parents) for run in unmade):
             continue
         if not os.path.exists(path):
             raise ValueError(f"{setting}: {path}: no such file or folder")
@@ -338,4 +344,4 @@ def _reads(config: StageConfig, folder: Path, name: str) -> bool:
     """Whether a stage reads something that another one of the recipe has yet to make."""
     values = flat(config.model_dump(mode="json", exclude={"output"})).values()
     paths = [Path(each) for value in values for each in named("", value).values() if isinstance(each, str)]
-    return any(path == folder or folder / name in path.parents for path in paths)
+    return any(path == folder or folder / name in (path, *path.parents) for path in paths)

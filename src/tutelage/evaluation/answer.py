@@ -20,14 +20,13 @@ from tutelage.data.records import Completion, Prompt
 from tutelage.evaluation.scoring import leaves_room, readings
 from tutelage.evaluation.tax import document_losses
 from tutelage.models.architecture import context_length
-from tutelage.models.forward import completion_logprobs, group_scores
+from tutelage.models.forward import group_scores
 from tutelage.models.loading import load_policy
 from tutelage.models.precision import full_precision
 from tutelage.models.tokens import load_tokenizer, same_reading, same_tokens
-from tutelage.objectives.kl import k1
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.runs import dropped, inputs_of, open_run
-from tutelage.sampling.completions import Answer, Writer, complete, fits, number_copies
+from tutelage.sampling.completions import Answer, Writer, complete, fits, log_ratios, number_copies
 from tutelage.settings.evaluation import AnswerConfig
 from tutelage.stats.intervals import standard_error
 
@@ -37,10 +36,7 @@ def kl_to(reference: PreTrainedModel, policy: PreTrainedModel, answers: Sequence
 
     One prompt alone has no standard error.
     """
-    sequences, lengths = [a.ids for a in answers], [len(a.prompt_ids) for a in answers]
-    with full_precision():
-        ours, theirs = (completion_logprobs(model, sequences, lengths) for model in (policy, reference))
-    gap = k1(ours, theirs).sum(1)  # zero on padding, where both are zero
+    gap = log_ratios(reference, policy, answers)
     return float(gap.mean()), standard_error(gap.numpy(), [a.prompt.identity for a in answers])
 
 

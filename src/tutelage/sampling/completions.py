@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.data.records import Completion, Demonstration, Prompt, Request
 from tutelage.models.architecture import context_length, stop_ids
+from tutelage.models.forward import completion_logprobs
+from tutelage.models.precision import full_precision
 from tutelage.models.tokens import (
     decode_answer,
     decode_completion,
@@ -19,6 +22,7 @@ from tutelage.models.tokens import (
     render,
     render_turn,
 )
+from tutelage.objectives.kl import k1
 from tutelage.sampling.engines import open_sampler
 from tutelage.sampling.seeds import request_seed
 from tutelage.settings.sampler import Sampling
@@ -100,6 +104,17 @@ def complete(
         completion = Completion(text=text, policy=writer.name, finish=sample.finish)
         answers.append(Answer(prompt, completion, request.prompt_ids, sample.completion_ids))
     return answers
+
+
+def log_ratios(
+    reference: PreTrainedModel, policy: PreTrainedModel, answers: Sequence[Answer], temperature: float = 1.0
+) -> torch.Tensor:
+    """(n,) the summed log(policy/reference) of each completion at a temperature; over samples of the policy at that
+    temperature the mean is an unbiased estimate of KL(policy‖reference)."""
+    sequences, lengths = [a.ids for a in answers], [len(a.prompt_ids) for a in answers]
+    with full_precision():
+        ours, theirs = (completion_logprobs(m, sequences, lengths, temperature) for m in (policy, reference))
+    return k1(ours, theirs).sum(1)  # zero on padding, where both are zero
 
 
 def fits(writer: Writer, prompt: Prompt, max_new_tokens: int) -> bool:

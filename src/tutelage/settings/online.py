@@ -82,6 +82,8 @@ class OnlineConfig(FineTuningConfig):
     """Tokens of a pretraining row."""
     sample_every: Count = 10
     """Iterations between samples kept for the report."""
+    policy_every: Count | None = None
+    """Iterations between policies kept in `policy-ITERATION/`, for `tutelage overoptimize`; none by default."""
 
     @property
     def all_rewards(self) -> dict[str, Reward]:

@@ -73,13 +73,13 @@ def run(config: OnlineConfig) -> None:
     iterations = math.ceil(config.total_episodes / config.batch_size)
     learner = Learner(config, algorithm, models.policy, models.value_model, texts)
     lines = [*plan(config, prompts, iterations, texts), *try_rewards(models, prompts, config)]
-    begin(opened, *lines, trained=[*learner.models.values()], kept=[models.average], lost=unused)
+    along = [models.policy] * (iterations // config.policy_every if config.policy_every else 0)
+    begin(opened, *lines, trained=[*learner.models.values()], kept=[models.average], saved=along, lost=unused)
     torch.manual_seed(config.seed)
     kept = {**learner.models, "average": models.average}
     checkpoint = Checkpoint(opened, kept, learner.optimizers, config.checkpoint_seconds)
     resumed = checkpoint.resume()
-    kl = kl_controller(config, resumed)
-    watch = Watch(opened, models.tokenizer)
+    kl, watch = kl_controller(config, resumed), Watch(opened, models.tokenizer)
     decay = average_decay(config, iterations)
     for iteration in opened.track(range(resumed["step"], iterations)):
         # 1 to 5. Sample, score, compare with the reference, shape rewards, assign credit.
@@ -102,6 +102,7 @@ def run(config: OnlineConfig) -> None:
         kl.update(metrics["objective/kl"], config.batch_size)
         if iteration % config.sample_every == 0 or iteration + 1 == iterations:
             keep_samples(opened, iteration, rollout, models.tokenizer)
+        keep_policy(opened, iteration, models, config)
         if checkpoint.due():
             checkpoint.save(iteration + 1, kl_coef=kl.value)
 
@@ -434,6 +435,13 @@ def spare_prompts(
     """The other prompts, in an order that is a function of seed and iteration."""
     taken = {prompt.id for prompt, _ in asked}
     return (p for p in shuffled(prompts, config.seed, -2 - iteration) if p[0].id not in taken)
+
+
+def keep_policy(opened: Run, iteration: int, models: Models, config: OnlineConfig) -> None:
+    """Save the policy as it is after an iteration, if it is one of those whose policies are kept: a curve along the
+    run wants its weights, not the average, which lags behind."""
+    if config.policy_every and (iteration + 1) % config.policy_every == 0:
+        save_model(models.policy.eval(), models.tokenizer, opened.folder / f"policy-{iteration + 1:05}")
 
 
 def keep_samples(opened: Run, iteration: int, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> None:

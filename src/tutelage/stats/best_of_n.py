@@ -45,3 +45,35 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> NDArray[np.float64]:
 def kl_bound(n: int) -> float:
     """The most that the best of n is from one sample, as KL in nats: log n − (n − 1)/n; exact without equal scores."""
     return math.log(n) - (n - 1) / n
+
+
+def kl_with_ties(proxy: ArrayLike, n: int) -> NDArray[np.float64]:
+    """`kl_bound` of each prompt, lowered by the equal scores among its N samples: nobody chooses between those.
+
+    A group of m > 1 equal scores with a share F of the samples at or below it is chosen with probability
+    Δ = F^n − (F − m/N)^n in place of m/N and adds Δ log(Δ N/m). A score that no other sample has adds the integral of
+    n u^(n−1) log(n u^(n−1)) over its 1/N, as a continuous score would. Without equal scores this is `kl_bound`.
+
+    Args:
+        proxy: (prompts, N) the scores that are chosen by.
+        n: 1 or more.
+
+    Returns:
+        (prompts,) nats.
+    """
+    by = np.atleast_2d(np.asarray(proxy, dtype=float))
+    samples = by.shape[1]
+
+    def integral(u: NDArray[np.float64]) -> NDArray[np.float64]:
+        return u**n * (math.log(n) + (n - 1) * np.log(np.maximum(u, 1e-300)) - (n - 1) / n)
+
+    nats = np.empty(len(by))
+    for row, scores in enumerate(by):
+        _, counts = np.unique(scores, return_counts=True)
+        above = np.cumsum(counts) / samples
+        below = above - counts / samples
+        below[0] = 0.0  # not what rounding leaves
+        chosen = above**n - below**n
+        ratio = np.maximum(chosen * samples / counts, 1e-300)
+        nats[row] = np.where(counts > 1, chosen * np.log(ratio), integral(above) - integral(below)).sum()
+    return nats

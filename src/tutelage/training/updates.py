@@ -101,19 +101,21 @@ def require_finite_measure(run: Run, measure: str, value: float) -> None:
 
 
 def begin(
-    run: Run, *plan: str, trained: Sequence[nn.Module], lost: Mapping[str, int], kept: Sequence[nn.Module] = ()
-) -> None:
+    run: Run, *plan: str, trained: Sequence[nn.Module], lost: Mapping[str, int], kept: Sequence[nn.Module] = (),
+    saved: Sequence[nn.Module] = (),
+) -> None:  # fmt: skip
     """Say what will be done, and see that memory and disk suffice for gradients, Adam's moments and checkpoints.
 
-    Checkpoints hold the models that are `trained`, with their moments, and others that are `kept`.
+    Checkpoints hold the models that are `trained`, with their moments, and others that are `kept`; models that are
+    `saved` on the way are written once.
 
     Raises:
         ValueError: if they do not.
         DryRun: in a dry run.
     """
-    weights, others = (
+    weights, others, once = (
         sum(p.numel() * p.element_size() for model in models for p in own_parameters(model).values())
-        for models in (trained, kept)
+        for models in (trained, kept, saved)
     )
     device = next(trained[0].parameters()).device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
@@ -126,7 +128,7 @@ def begin(
     # Three checkpoints of weights and two moments, as the next is written beside two; and the models.
     run.begin(
         *plan, f"memory: {more / 2**30:.2f} GiB for gradients and optimizer, beside the models and one pass",
-        lost=lost, disk=10 * weights + 4 * others,
+        lost=lost, disk=10 * weights + 4 * others + once,
     )  # fmt: skip
 
 
