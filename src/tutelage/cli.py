@@ -24,7 +24,8 @@ from tutelage.terminal import message, printable
 LABELING = {"sqlalchemy", "alembic", "fastapi", "uvicorn", "multipart", "pwdlib", "markdown_it", "nh3"}
 BENCHMARKS = {"sacrebleu", "rouge_score", "py3langid"}
 EXTRAS = {  # packages, and the extras that bring them
-    **dict.fromkeys(LABELING, "labeling"), **dict.fromkeys(BENCHMARKS, "benchmarks"), "peft": "lora", "lm_eval": "lm-eval",
+    **dict.fromkeys(LABELING, "labeling"), **dict.fromkeys(BENCHMARKS, "benchmarks"), "peft": "lora",
+    "lm_eval": "lm-eval",
 }  # fmt: skip
 NEEDS = {"lora": "an adapter", "benchmarks": "this benchmark or metric", "lm-eval": "lm-eval"}
 INTRODUCTION = """\

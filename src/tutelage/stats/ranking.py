@@ -12,7 +12,7 @@ from tutelage.stats.intervals import between
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n,) ranks from 1, equal values sharing the mean of theirs."""
-    order, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
     return (last - (counts - 1) / 2)[inverse]
 

@@ -16,7 +16,7 @@ from tutelage.terminal import short
 
 def read(source: str, config: BenchmarkConfig) -> list[Item]:
     """Items of `input_data.jsonl`: key, prompt, instruction_id_list, kwargs."""
-    items = []
+    items: list[Item] = []
     for place, row in rows_of(source):
         prompt, kinds, arguments = (
             (row.get(name) for name in ("prompt", "instruction_id_list", "kwargs"))

@@ -82,7 +82,7 @@ class Task:
     published file can have (none if any number will do)."""
 
     read: Callable[[str, BenchmarkConfig], list[Item]]
-    score: Callable[[Item, Sequence[Response]], Scores]
+    scores: Callable[[Item, Sequence[Response]], Scores]
     measures: Mapping[str, Measure]
     published: frozenset[int] = field(default=frozenset())
 

@@ -15,7 +15,7 @@ ByModel = Mapping[str, Sequence[Scores]]  # of each model its scores, item by it
 
 def _parts(value: float | Sequence[float]) -> tuple[float, float]:
     """(how much, out of how much) of a score."""
-    return (float(value[0]), float(value[1])) if isinstance(value, tuple | list) else (float(value), 1.0)
+    return (float(value), 1.0) if isinstance(value, int | float) else (float(value[0]), float(value[1]))
 
 
 def mean(measure: Measure, name: str, scores: Sequence[Scores], units: Sequence[str]) -> Estimate:

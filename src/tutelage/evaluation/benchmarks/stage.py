@@ -85,7 +85,7 @@ def responses_of(
 
 def scores_of(name: str, work: Work, responses: Sequence[Sequence[dict[str, Any]]]) -> list[Scores]:
     """A score for each item."""
-    return [TASKS[name].score(item, own) for item, own in zip(work.items, responses, strict=True)]
+    return [TASKS[name].scores(item, own) for item, own in zip(work.items, responses, strict=True)]
 
 
 def write_texts(opened: Run, name: str, work: Work, texts: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> None:
@@ -187,7 +187,8 @@ def _measure(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """Results by benchmark, rows of the tax, how many contexts were cut, and each item's scores."""
     results: dict[str, Any] = {}
-    tax, cut, lines = [], {}, []
+    cut: dict[str, dict[str, int]] = {}
+    tax, lines = [], []
     jobs = [(name, model) for name in works for model in writers]
     opened.forget_after(-1)  # what is kept is logged again
     by_task: dict[str, dict[str, list[Scores]]] = {name: {} for name in works}

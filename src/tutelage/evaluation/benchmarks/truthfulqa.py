@@ -82,7 +82,7 @@ def read_choices(source: str) -> list[Item]:
             choices = row.get(name) if isinstance(row, dict) else None
             if not isinstance(choices, dict) or not {0, 1} <= set(choices.values()):
                 raise DataError(f"{source}, row {number}: {name} is no mapping of answers to 0 and 1, with both")
-            sets.append(sorted(choices, key=lambda answer, c=choices: -c[answer]))
+            sets.append(sorted(choices, key=choices.__getitem__, reverse=True))
         if not isinstance(row.get("question"), str):
             raise DataError(f"{source}, row {number}: no question")
         counts = [(sum(row[name].values()), len(row[name])) for name in ("mc1_targets", "mc2_targets")]

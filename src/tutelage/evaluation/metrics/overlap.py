@@ -25,7 +25,8 @@ def bleu(counts: np.ndarray) -> float:
     from sacrebleu.metrics import BLEU
 
     whole = [round(c) for c in counts]
-    return float(BLEU.compute_bleu(whole[:4], whole[4:8], whole[8], whole[9], smooth_method="exp").score)
+    result = BLEU.compute_bleu(whole[:4], whole[4:8], whole[8], whole[9], smooth_method="exp")
+    return float(vars(result)["score"])
 
 
 def rouge_l() -> Callable[[str, Sequence[str]], float]:
@@ -34,4 +35,4 @@ def rouge_l() -> Callable[[str, Sequence[str]], float]:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    return lambda sample, references: max(float(scorer.score(r, sample)["rougeL"].fmeasure) for r in references)
+    return lambda sample, references: float(scorer.score_multi(references, sample)["rougeL"].fmeasure)
