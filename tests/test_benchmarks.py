@@ -358,6 +358,7 @@ def test_a_ratio_is_of_sums_and_a_perplexity_of_its_mean() -> None:
 def scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     """A maker of classifier functions in a module of the working folder."""
     monkeypatch.chdir(tmp_path)
+
     def make_one(body: str) -> str:
         name = f"judge_of_toxicity_{next(NUMBERS)}"
         (tmp_path / f"{name}.py").write_text(f"def rate(prompts, completions, **columns):\n    return {body}\n")

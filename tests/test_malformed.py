@@ -284,7 +284,14 @@ def every_setting() -> dict[str, str]:
         for _, stage, config in plan(recipe, Path("/runs"), 0, given=wanted_of(recipe)):
             verb = next(name for name, other in STAGES.items() if other is stage)
             files[verb] = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    rest = {"measure": "reward_model: m\nrankings: r\noutput: o\n", "merge": "model: m\noutput: o\n"}
+    rest = {
+        "measure": "reward_model: m\nrankings: r\noutput: o\n",
+        "merge": "model: m\noutput: o\n",
+        "benchmark": "models: {a: m}\ntasks: {lambada: f}\noutput: o\n",
+        "score": "samples: s\ntask: f1\noutput: o\n",
+        "lm-eval": "models: {a: m}\ntasks: [t]\noutput: o\n",
+        "toxicity-classifier": "model: m\ntexts: t\noutput: o\n",
+    }
     return {verb: files.get(verb) or rest[verb] for verb in STAGES}
 
 

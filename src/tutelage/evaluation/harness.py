@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tutelage.models.precision import device
 from tutelage.models.tokens import PLAIN_TEMPLATE, load_tokenizer
 from tutelage.runs import inputs_of, open_run
 from tutelage.settings.benchmarks import LmEvalConfig
@@ -41,15 +42,20 @@ def evaluate(folder: str, config: LmEvalConfig) -> dict[str, Any]:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=config.include_path)
-    if unknown := [task for task in config.tasks if not manager.match_tasks([task])]:
+    def missing(manager: TaskManager) -> list[str]:
+        return [task for task in config.tasks if not manager.match_tasks([task])]
+
+    manager = TaskManager(include_path=config.include_path, include_defaults=False)
+    if missing(manager):  # lm-eval's own are many, and slow to list
+        manager = TaskManager(include_path=config.include_path)
+    if unknown := missing(manager):
         raise ValueError(f"tasks: lm-eval has no task {listed(unknown)}; see include_path, and `lm-eval ls tasks`")
     template = wants_template(folder, config.chat_template)
     try:
         results = lm_eval.simple_evaluate(
             model="hf", model_args={"pretrained": str(Path(folder)), "dtype": "float32"}, tasks=list(config.tasks),
             task_manager=manager, num_fewshot=config.shots, limit=config.limit, batch_size=config.batch_size,
-            apply_chat_template=template, fewshot_as_multiturn=template, log_samples=False, bootstrap_iters=1000,
+            apply_chat_template=template, fewshot_as_multiturn=template, log_samples=False, bootstrap_iters=1000, device=str(device()),
             random_seed=config.seed, numpy_random_seed=config.seed, torch_random_seed=config.seed,
             fewshot_random_seed=config.seed,
         )  # fmt: skip
