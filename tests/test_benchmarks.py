@@ -188,12 +188,12 @@ def test_an_instruction_goes_through_the_template(writer: Callable[[str], Writer
 def test_truthfulqa_as_its_authors_form_it(files: dict[str, str], tmp_path: Path) -> None:
     first, second = truthfulqa.read(files["truthfulqa"], CONFIG)
     asked = first.asks[0]
-    assert asked.texts == (" The sky.", " The sea.", " I have no comment.", " The moon.", " A dog.")
+    assert asked.texts == (" The sky.", " The sea.", " The moon.", " A dog.")
     assert asked.context.endswith("Barcelona, Spain.\n\nQ: What is blue?\nA:")
-    assert second.asks[0].texts[:3] == (" A dog, of course.", " A dog.", " I have no comment.")
+    assert second.asks[0].texts == (" A dog, of course.", " A dog.", " The hill.")
     assert first.group == "Fiction"
-    response = {"logprobs": [math.log(p) for p in (0.3, 0.1, 0.2, 0.2, 0.2)]}
-    assert truthfulqa.score(first, [response]) == {"mc1": 1.0, "mc2": pytest.approx(0.6)}
+    response = {"logprobs": [math.log(p) for p in (0.3, 0.1, 0.2, 0.2)]}
+    assert truthfulqa.score(first, [response]) == {"mc1": 1.0, "mc2": pytest.approx(0.5)}
     path = tmp_path / "mc_task.json"
     row = {"question": "Who?", "mc1_targets": {"x": 0, "I": 1}, "mc2_targets": {"I": 1, "x": 0, "we": 1}}
     path.write_text(json.dumps([row]))

@@ -55,8 +55,8 @@ def evaluate(folder: str, config: LmEvalConfig) -> dict[str, Any]:
         results = lm_eval.simple_evaluate(
             model="hf", model_args={"pretrained": str(Path(folder)), "dtype": "float32"}, tasks=list(config.tasks),
             task_manager=manager, num_fewshot=config.shots, limit=config.limit, batch_size=config.batch_size,
-            apply_chat_template=template, fewshot_as_multiturn=template, log_samples=False, bootstrap_iters=1000, device=str(device()),
-            random_seed=config.seed, numpy_random_seed=config.seed, torch_random_seed=config.seed,
+            apply_chat_template=template, fewshot_as_multiturn=template, log_samples=False, bootstrap_iters=1000,
+            device=str(device()), random_seed=config.seed, numpy_random_seed=config.seed, torch_random_seed=config.seed,
             fewshot_random_seed=config.seed,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:

@@ -1,8 +1,8 @@
 """TruthfulQA (Lin 2022): multiple choice (MC1, MC2), and answers for a judge to read.
 
-`TruthfulQA.csv` is read as its authors' code does: the prompt is `PRIMER`, then `Q: …` and `A:`; answers end with a
-full stop, and "I have no comment." is a true one. `mc_task.json` is read as lm-eval does: its choices as they are,
-after the same prompt. Both normalise over summed log-probabilities.
+`TruthfulQA.csv` is read as its authors' code does: the prompt is `PRIMER`, then `Q: …` and `A:`; each answer ends with a
+full stop. `mc_task.json` is read as lm-eval does: its choices as they are, after the same prompt. Both normalise over
+summed log-probabilities.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def read_csv(source: str) -> list[Item]:
         (best, *_), true, false = (answers(row[n]) for n in ("Best Answer", "Correct Answers", "Incorrect Answers"))
         if not false:
             raise DataError(f"{place}: Incorrect Answers holds none")
-        true = list(dict.fromkeys([best, *true, NO_COMMENT]))
+        true = [best, *(answer for answer in true if answer != best)]
         texts = tuple(f" {answer}" for answer in [*true, *false])
         asks = (Continuations(prompt(row["Question"]), texts),)
         items.append(

@@ -1,4 +1,4 @@
-"""What log-probabilities of several texts say: which is likeliest, how the probability is shared, and its entropy."""
+"""What log-probabilities of several texts say: which is likeliest, how the probability is divided, and its entropy."""
 
 from __future__ import annotations
 
