@@ -1,7 +1,7 @@
 """TruthfulQA (Lin 2022): multiple choice (MC1, MC2), and answers for a judge to read.
 
-`TruthfulQA.csv` is read as its authors' code does: the prompt is `PRIMER`, then `Q: …` and `A:`; each answer ends with a
-full stop. `mc_task.json` is read as lm-eval does: its choices as they are, after the same prompt. Both normalise over
+`TruthfulQA.csv` is read as its authors' code does: the prompt is `PRIMER`, then `Q: …` and `A:`; each answer ends with
+a full stop. `mc_task.json` is read as lm-eval does: its choices as they are, after the same prompt. Both normalise over
 summed log-probabilities.
 """
 
