@@ -110,6 +110,20 @@ def test_it_learns_and_is_a_reward(folders: Callable[[str], Path], tmp_path: Pat
     assert scores[0] > 0.5 > scores[1]
 
 
+def test_a_small_encoder_is_made_of_the_texts(tmp_path: Path) -> None:
+    texts = write(tmp_path / "l.jsonl", rows(200))
+    config = make(ToxicityClassifierConfig, {"texts": texts, "output": tmp_path / "run", "batch_size": 16}, "r.yaml")
+    toxicity_classifier.run(config)
+    done = json.loads((tmp_path / "run" / "done.json").read_text())
+    assert done["valid"]["held_out"]["auc"]["mean"] > 0.95
+    reward = classifier_reward(ClassifierReward(model=str(tmp_path / "run" / "model"), label="toxic"), "c")
+    texts_ = ["The moon DOG and the hill", "the moon sun and the hill", "\u0378"]
+    scores = reward(Answers([Prompt(id="0", text="x")] * 3, texts_, [True] * 3, [[]] * 3))
+    alone = [reward(Answers([Prompt(id="0", text="x")], [t], [True], [[]]))[0] for t in texts_]
+    assert scores[0] > 0.5 > scores[1]
+    assert scores == pytest.approx(alone, abs=1e-5)  # padding is not read
+
+
 def test_a_part_is_held_out_by_document(folders: Callable[[str], Path], tmp_path: Path) -> None:
     config = settings(tmp_path / "run", folders("llama"), write(tmp_path / "l.jsonl", rows(50)), epochs=1, held_out=0.2)
     toxicity_classifier.run(config)

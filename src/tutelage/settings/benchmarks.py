@@ -139,8 +139,9 @@ class ToxicityClassifierConfig(TrainingConfig):
 
     INPUTS: ClassVar[Mapping[str, str]] = {"model": "model", "texts": "labelled", "valid": "labelled"}
 
-    model: Model
-    """Folder to start from: a language model or an encoder."""
+    model: Model | None = None
+    """Folder to start from: a language model or an encoder. If not set, a small encoder of the texts' own words is
+    trained from nothing."""
     texts: str
     """Labelled texts: `text` with `label` (0 or 1, true or false, toxic or not_toxic) or `score` (0 to 1, toxic from
     0.5), or `spans` with `text`, as the Toxic Spans data have them: each sentence is toxic that a span touches."""
@@ -148,11 +149,11 @@ class ToxicityClassifierConfig(TrainingConfig):
     """Named sets of labelled texts to measure it on."""
     held_out: Share = 0.1
     """Share of the documents of `texts` that measure it instead of training it, if `valid` names no set."""
-    epochs: Count = 3
+    epochs: Count = 2
     """Passes over the texts."""
     batch_size: Count = 32
     """Texts of an update."""
     max_tokens: Count = 256
     """Longer texts are cut at their end."""
-    optimizer: AdamW = AdamW(learning_rate=5e-4, warmup_steps=50, weight_decay=0.01, betas=(0.9, 0.999))
-    """Its rate falls by a cosine to a tenth. The default suits small models; large ones want 2e-5."""
+    optimizer: AdamW = AdamW(learning_rate=2e-3, warmup_steps=50, weight_decay=0.01, betas=(0.9, 0.999))
+    """Its rate falls by a cosine to a tenth. The default suits the small encoder; pretrained models want 2e-5."""

@@ -1,8 +1,9 @@
 """A classifier of toxic text: a Hugging Face sequence classifier, trained on labelled texts and measured by ROC AUC.
 
-    tutelage toxicity-classifier --model base --texts labelled.jsonl --output runs/toxicity
+    tutelage toxicity-classifier --texts labelled.jsonl --output runs/toxicity
 
-The paper has none: it asked Perspective (section 4.2). The folder works wherever a classifier does: as a reward, and as
+It fine-tunes the model that it is given or, without one, trains a small encoder of the texts' own words. The paper has
+none: it asked Perspective (section 4.2). The folder works wherever a classifier does: as a reward, and as
 `classifier` of `tutelage benchmark`. Posts with character spans, as the Toxic Spans data (Pavlopoulos 2021) have them,
 are split into sentences: every post there was called toxic by somebody, so a post without spans is no example of
 harmless text, but a sentence that no span touches is.
@@ -16,12 +17,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from tutelage.data.sources import DataError, rows_of
 from tutelage.data.strict_json import loads
 from tutelage.models.loading import new_classifier, save_model
 from tutelage.models.packing import MicroBatch, micro_batches
+from tutelage.models.precision import device
 from tutelage.runs import inputs_of, open_run
 from tutelage.settings.benchmarks import ToxicityClassifierConfig
 from tutelage.stats.ranking import roc_auc
@@ -33,6 +42,7 @@ from tutelage.training.updates import adamw, batches, begin, cosine, hold_out, u
 LABELS = ("not_toxic", "toxic")
 WORDS = {"0": 0, "1": 1, "false": 0, "true": 1, **{name: i for i, name in enumerate(LABELS)}}
 SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’)]*(?=\s)|\n|$)", re.DOTALL)
+PIECES, CONTEXT = 8192, 512  # of the small encoder: its vocabulary, and the most of it in a text
 LETTERS = re.compile(r"[^\W\d_]{2}")
 
 
@@ -99,6 +109,31 @@ def _label(place: str, row: dict[str, Any]) -> bool:
     return score >= 0.5
 
 
+def small_encoder(texts: Sequence[str], seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An untrained classifier that reads up to `CONTEXT` pieces of lower-case words in one layer, and the mean of what
+    it makes of them; and its tokenizer, made of these texts."""
+    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    pieces.normalizer, pieces.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=PIECES, min_frequency=2, special_tokens=special, show_progress=False)
+    pieces.train_from_iterator(texts, trainer)
+    # A first token, so that no text is empty.
+    pieces.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=pieces, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", model_max_length=CONTEXT
+    )
+    names = dict(enumerate(LABELS))
+    config = ModernBertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=CONTEXT, classifier_pooling="mean", classifier_dropout=0.2, embedding_dropout=0.1,
+        pad_token_id=0, cls_token_id=2, bos_token_id=None, eos_token_id=None, sep_token_id=None, id2label=names,
+        label2id={name: i for i, name in names.items()},
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ModernBertForSequenceClassification(config).to(device()), tokenizer
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], longest: int) -> list[list[int]]:
     """Ids of texts as the tokenizer begins and ends them, cut at their end."""
     limit = min(longest, tokenizer.model_max_length)
@@ -157,7 +192,10 @@ def run(config: ToxicityClassifierConfig) -> None:
     if not sets:
         texts, rest = hold_out(texts, [each.document for each in texts], config.held_out, config.seed)
         sets = {"held_out": rest} if len({each.toxic for each in rest}) == 2 else {}
-    model, tokenizer = new_classifier(config.model, LABELS, config.seed)
+    if config.model:
+        model, tokenizer = new_classifier(config.model, LABELS, config.seed)
+    else:
+        model, tokenizer = small_encoder([each.text for each in texts], config.seed)
     ids = encode(tokenizer, [each.text for each in texts], config.max_tokens)
     plan = list(batches(range(len(texts)), config.batch_size, config.seed, config.epochs))
     counts = ", ".join(f"{len(own):,} ({name})" for name, own in sets.items())
