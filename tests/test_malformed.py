@@ -284,8 +284,15 @@ def every_setting() -> dict[str, str]:
         for _, stage, config in plan(recipe, Path("/runs"), 0, given=wanted_of(recipe)):
             verb = next(name for name, other in STAGES.items() if other is stage)
             files[verb] = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    rest = {"measure": "reward_model: m\nrankings: r\noutput: o\n", "merge": "model: m\noutput: o\n"}
-    rest["prioritize"] = "candidates: c\nreward_models: [a, b]\noutput: o\n"
+    rest = {
+        "measure": "reward_model: m\nrankings: r\noutput: o\n",
+        "merge": "model: m\noutput: o\n",
+        "benchmark": "models: {a: m}\ntasks: {lambada: f}\noutput: o\n",
+        "score": "samples: s\ntask: f1\noutput: o\n",
+        "lm-eval": "models: {a: m}\ntasks: [t]\noutput: o\n",
+        "toxicity-classifier": "model: m\ntexts: t\noutput: o\n",
+        "prioritize": "candidates: c\nreward_models: [a, b]\noutput: o\n",
+    }
     return {verb: files.get(verb) or rest[verb] for verb in STAGES}
 
 
@@ -314,6 +321,7 @@ def judge(path: Path, parse: Callable[[], object]) -> None:
 
 # Dry runs of such settings
 
+OTHERS = ("measure", "merge", "agreement", "evaluate", "report", "benchmark", "score", "toxicity-classifier")
 
 RECIPE = """\
 stages:
@@ -336,6 +344,7 @@ def runnable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     write(data / "both.jsonl", [row | {"labeler": labeler} for row in rows for labeler in "ab"])
     (data / "here" / "below").mkdir(parents=True)
     files = {"run": ("run", RECIPE.replace("DATA", str(data)))}
+    labelled = [{"text": f"a {i} dog", "label": i % 2} for i in range(20)]
     verbs = dict.fromkeys(ONLINE, "online")
     for name in NAMES:
         _, config = scenario(name, data, data / "out")
@@ -346,9 +355,18 @@ def runnable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         "agreement": {"rankings": "both.jsonl", "reward_model": "reward_model"},
         "evaluate": {"judgments": "judge/judgments.jsonl"},
         "report": {"runs": "."},
+        "benchmark": {"models": {"a": "policy", "b": "other"}, "tasks": {"lambada": "texts.jsonl"}},
+        "score": {"samples": write(data / "samples.jsonl", [{"sample": "a", "reference": "b"}])},
+        "toxicity-classifier": {"model": "policy", "texts": write(data / "labelled.jsonl", labelled)},
+        "lm-eval": {"models": {"a": "policy"}},
     }.items():
-        paths = {key: str(data / value) for key, value in {**settings_, "output": "out"}.items()}
-        config = make(STAGES[verb].config_class(), paths, verb)
+        values = {**settings_, "output": "out"}
+        paths = {
+            key: {n: str(data / v) for n, v in value.items()} if isinstance(value, dict) else str(data / value)
+            for key, value in values.items()
+        }
+        chosen = {"score": {"task": "f1"}, "lm-eval": {"tasks": ["none"]}}.get(verb, {})
+        config = make(STAGES[verb].config_class(), paths | chosen, verb)
         files[verb] = verb, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write(data / "many.jsonl", [{"prompt": f"Name a colour, {i}.", "id": str(i)} for i in range(32)])
     lab = {
@@ -394,8 +412,7 @@ def test_sound_settings_pass_their_dry_run(
 
 
 @settings(max_examples=FILES // 10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from(sorted({"run", *NAMES, "measure", "merge", "agreement", "evaluate", "report",
-                                   "overoptimize"})),  # not sweep, which starts processes
+@given(name=st.sampled_from(sorted({"run", *NAMES, *OTHERS})),
        seed=st.integers(0, 2**64))  # fmt: skip
 def test_dry_runs_of_malformed_settings(
     runnable: tuple[Path, dict[str, tuple[str, str]]], tmp_path_factory: pytest.TempPathFactory,

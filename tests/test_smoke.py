@@ -112,7 +112,7 @@ def test_no_file_of_a_recipe_holds_what_is_no_json(smoke: Path) -> None:
 
 
 def test_readme_names_every_command_and_no_other() -> None:
-    named = set(re.findall(r"`([a-z]+)`", README.split("## The commands")[1].split("## ")[0]))
+    named = set(re.findall(r"`([a-z-]+)`", README.split("## The commands")[1].split("## ")[0]))
     assert named == {*STAGES, "demo", "run", "chat", "compare", "label"}
     for line in commands():
         parser = build(line[0])

@@ -17,12 +17,17 @@ from tutelage import __version__
 from tutelage.recipe import BASE, RECIPES, STAGES, plan, recipe_path, run_recipe
 from tutelage.runs import done
 from tutelage.settings.common import Count, Number, Seed, nearest
-from tutelage.settings.options import Parser, add_settings, checked, settings
+from tutelage.settings.options import Parser, add_settings, checked, is_list, settings
 from tutelage.settings.sampler import LocalSampling
 from tutelage.terminal import message, printable
 
 LABELING = {"sqlalchemy", "alembic", "fastapi", "uvicorn", "multipart", "pwdlib", "markdown_it", "nh3"}
-EXTRAS = {**dict.fromkeys(LABELING, "labeling"), "peft": "lora"}  # packages, and the extras that bring them
+BENCHMARKS = {"sacrebleu", "rouge_score", "py3langid"}
+EXTRAS = {  # packages, and the extras that bring them
+    **dict.fromkeys(LABELING, "labeling"), **dict.fromkeys(BENCHMARKS, "benchmarks"), "peft": "lora",
+    "lm_eval": "lm-eval",
+}  # fmt: skip
+NEEDS = {"lora": "an adapter", "benchmarks": "this benchmark or metric", "lm-eval": "lm-eval"}
 INTRODUCTION = """\
 Train language models to follow instructions with human feedback (InstructGPT), from demonstrations and rankings to an
 aligned policy and a report.
@@ -61,8 +66,11 @@ def build(verb: str | None) -> Parser:
             kind = stage.config_class()
             command.description = (kind.__doc__ or stage.help).strip()
             add_settings(command, kind)
-            if name == "report":
-                command.add_argument("folders", nargs="*", metavar="RUN", help="the same as --runs RUN")
+            if kind.POSITIONAL:
+                command.add_argument(
+                    kind.POSITIONAL, nargs="*" if is_list(kind.model_fields[kind.POSITIONAL]) else "?",
+                    default=argparse.SUPPRESS, metavar=kind.POSITIONAL.upper(), help=f"the same as --{kind.POSITIONAL}",
+                )  # fmt: skip
 
     label = verbs.add_parser("label", help="people's work: serve it, queue it, export it")
     if verb == "label":
@@ -155,9 +163,8 @@ def dispatch(arguments: argparse.Namespace) -> None:
             sampling = LocalSampling(temperature=a.temperature, max_new_tokens=a.max_new_tokens)
             compare(a.models, a.prompts, a.reward_model, a.limit, sampling, a.seed)
         case verb:
-            if verb == "report" and arguments.folders:
-                arguments.runs = [*(arguments.runs or []), *arguments.folders]
-                arguments.output = arguments.output or str(Path(arguments.folders[0]) / "report")
+            if verb == "report" and arguments.runs and not arguments.output and not arguments.config:
+                arguments.output = str(Path(arguments.runs[0]) / "report")
             stage = STAGES[verb]
             config = settings(stage.config_class(), arguments)
             before = done(config.output)
@@ -178,13 +185,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb is None and not argv:
             parser.print_help()
             return 0
-        arguments, extra = parser.parse_known_args(argv)
-        if extra or arguments.verb is None:
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown or arguments.verb is None:
             used = parser._subparsers._group_actions[0].choices[verb] if verb else parser  # type: ignore[union-attr,index]
             known = [name for action in used._actions for name in action.option_strings]
-            if not extra:
+            if not unknown:
                 parser.error("a command is wanted")
-            raise ValueError(f"unknown option {extra[0]!r}; {nearest(extra[0].split('=')[0], known)}")
+            raise ValueError(f"unknown option {unknown[0]!r}; {nearest(unknown[0].split('=')[0], known)}")
         dispatch(arguments)
     except ValueError as error:
         print(f"tutelage: {message(error)}", file=sys.stderr)
@@ -192,10 +199,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (package := (error.name or "").split(".")[0]) not in EXTRAS:
             raise
-        what = "an adapter" if package == "peft" else "labeling"
-        print(
-            f"tutelage: {package} is missing; {what} needs pip install 'tutelage[{EXTRAS[package]}]'", file=sys.stderr
-        )
+        extra = EXTRAS[package]
+        what = NEEDS.get(extra, extra)
+        print(f"tutelage: {package} is missing; {what} needs pip install 'tutelage[{extra}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         text = "tutelage: interrupted; the same command goes on from the last checkpoint, if one was written"

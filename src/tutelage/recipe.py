@@ -93,6 +93,18 @@ STAGES = {
     "agreement": Stage(
         "settings.evaluation:AgreementConfig", "evaluation.agreement:run", "measure how far labelers agree"
     ),
+    "benchmark": Stage(
+        "settings.benchmarks:BenchmarkConfig",
+        "evaluation.benchmarks.stage:run",
+        "run public benchmarks over several models: the alignment tax",
+    ),
+    "score": Stage("settings.benchmarks:ScoreConfig", "evaluation.score:run", "score anybody's samples by a metric"),
+    "lm-eval": Stage("settings.benchmarks:LmEvalConfig", "evaluation.harness:run", "run lm-eval's tasks, offline"),
+    "toxicity-classifier": Stage(
+        "settings.benchmarks:ToxicityClassifierConfig",
+        "stages.toxicity_classifier:run",
+        "train a classifier of toxic text",
+    ),
     "report": Stage("settings.report:ReportConfig", "report.page:run", "draw one page from run folders"),
     "overoptimize": Stage(
         "settings.overoptimization:OveroptimizeConfig",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,14 @@ from tutelage.models.architecture import output_head, set_dropout
 from tutelage.models.cpu import attention
 from tutelage.models.forward import with_forward
 from tutelage.models.precision import device
-from tutelage.models.tokens import turn_of
+from tutelage.models.tokens import load_tokenizer, turn_of
 from tutelage.settings.training import Lora
 from tutelage.terminal import reason
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+HEADS = ("score.", "classifier.", "pooler.", "bert.pooler.")  # what a classifier has beside the model beneath
 LARGE = 50  # times what a head usually reads, which shows what bends or cuts its numbers
 
 
@@ -164,6 +165,35 @@ def load_classifier(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of any kind, by the libraries beneath
         raise ValueError(f"{folder}: no tokenizer found here: {reason(error)}") from None
+    return model.to(device()).eval(), tokenizer
+
+
+def new_classifier(
+    folder: str | Path, labels: Sequence[str], seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier of these labels, exactly one of which holds of a text, with a new head on a language model
+    or an encoder; and its tokenizer.
+
+    Raises:
+        ValueError: if there is no such model or tokenizer.
+    """
+    names = dict(enumerate(labels))
+    options = {"num_labels": len(labels), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, missing, _ = _open(AutoModelForSequenceClassification, folder, "model", **options)
+        if body := {name for name in missing if not name.startswith(HEADS)}:
+            raise ValueError(f"{folder}: {_amiss(body, set())}; save the whole model and its config anew")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # of any kind, by the libraries beneath
+            raise ValueError(f"{folder}: no tokenizer found here: {reason(error)}") from None
+        if tokenizer.pad_token_id is None:
+            tokenizer = load_tokenizer(folder)
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.problem_type = "single_label_classification"
     return model.to(device()).eval(), tokenizer
 
 

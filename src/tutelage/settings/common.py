@@ -88,6 +88,8 @@ class StageConfig(Settings):
 
     INPUTS: ClassVar[Mapping[str, str]] = {}
     """The settings that say what the stage reads, and what kind of file or folder each names."""
+    POSITIONAL: ClassVar[str | None] = None
+    """The setting that may stand on the command line without its name."""
 
     output: Path
     """Run folder to write."""

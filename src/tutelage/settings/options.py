@@ -59,7 +59,7 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None
             names = [each.model_fields["name"].default for each in classes] if one_of_many else []
             metavar = f"{{{','.join(names)}}}" if names else _metavar(field.annotation)
             place.add_argument(
-                flag, dest=name, metavar=metavar, help=text, action="append" if _is_list(field) else "store"
+                flag, dest=name, metavar=metavar, help=text, action="append" if is_list(field) else "store"
             )
 
 
@@ -77,7 +77,8 @@ def _others(classes: Sequence[type[Group]], name: str, preset: Any) -> str:
     return "".join(others) if len(classes) > 1 else ""
 
 
-def _is_list(field: FieldInfo) -> bool:
+def is_list(field: FieldInfo) -> bool:
+    """Whether a setting takes several values."""
     return typing.get_origin(_set(field.annotation)) in (list, tuple)
 
 
@@ -141,7 +142,7 @@ def settings(kind: type[C], arguments: argparse.Namespace) -> C:
     typed: dict[str, Any] = {}
     for name, field, _ in _options(kind):
         given = getattr(arguments, name)
-        if _is_list(field) and given is not None:  # the option may be repeated
+        if is_list(field) and given is not None:  # the option may be repeated
             given = (
                 ",".join(given) if len(given) == 1 or not any(g.lstrip().startswith("[") for g in given) else given[0]
             )
