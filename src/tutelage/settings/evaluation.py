@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
-from tutelage.settings.common import Count, Model, StageConfig
+from tutelage.settings.common import Count, Model, Sources, StageConfig
 from tutelage.settings.sampler import LocalSampling, Sampling
 from tutelage.terminal import listed, short
 
@@ -72,12 +72,15 @@ class AnswerConfig(StageConfig):
 
 
 class EvaluateConfig(StageConfig):
-    """Turn judgments into win rates and rates of faults, each with a 95 % interval over prompts."""
+    """Turn judgments into win rates, ratings of models and rates of faults, each with a 95 % interval over prompts."""
 
     INPUTS: ClassVar[Mapping[str, str]] = {"judgments": "judgments"}
 
-    judgments: str
-    """Judgments, one line a prompt, as `tutelage judge` writes them."""
+    judgments: Sources
+    """Judgments, as `tutelage judge` and `tutelage label export` write them; AlpacaEval's `annotations.json`; or
+    exported rankings whose completions name their policies. One or several files."""
+    baseline: str | None = None
+    """Model that the others are compared with, where judgments have several baselines."""
     draws: Count = 2000
     """Bootstrap resamples."""
 
