@@ -21,6 +21,8 @@ from tutelage.data.sources import DataError
 from tutelage.data.strict_json import dumps
 from tutelage.terminal import short
 
+OWN = {*Prompt.model_fields, "prompt", "messages", "instruction", "input", "answers", "output", "generator"}
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -42,6 +44,8 @@ def read_answers(sources: Sequence[str]) -> list[Answered]:
     seen: Counter[tuple[Any, str]] = Counter()
     for source in sources:
         for number, (prompt, row) in enumerate(read_asked(source), start=1):
+            further = {name: value for name, value in row.items() if name not in OWN}
+            prompt = prompt.model_copy(update={"meta": {**further, **prompt.meta}})  # for a judge who knows what it is
             for model, text in _texts(f"{source}: row {number}", row).items():
                 copy = seen[prompt.identity, model]
                 seen[prompt.identity, model] += 1

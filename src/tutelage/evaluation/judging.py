@@ -78,7 +78,11 @@ def line_up(answered: Sequence[Answered], config: JudgeConfig) -> tuple[list[Mat
 def pairs_of(matches: Sequence[Match]) -> dict[Key, Pair]:
     """The pairs to ask about: those whose answers differ, each once."""
     every = (match.pair(model) for match in matches for model in match.models)
-    return {key_of(pair): pair for pair in every if pair[1] != pair[2]}
+    pairs: dict[Key, Pair] = {}
+    for pair in every:
+        if pair[1] != pair[2]:
+            pairs.setdefault(key_of(pair), pair)
+    return pairs
 
 
 def mean_share(share: Share) -> float | None:
@@ -120,7 +124,7 @@ def rows_of(matches: Sequence[Match], verdicts: Verdicts, raters: Sequence[Rater
         }  # fmt: skip
 
 
-def annotations(matches: Sequence[Match], verdicts: Verdicts) -> Iterator[dict[str, Any]]:
+def annotation_rows(matches: Sequence[Match], verdicts: Verdicts) -> Iterator[dict[str, Any]]:
     """The same as AlpacaEval has it: `preference` is 1 for the baseline, 2 for the model, null without a verdict.
 
     Raises:
@@ -181,7 +185,7 @@ def run(config: JudgeConfig, open_world: OpenWorld | None = None) -> None:
     opened.require_folder()
     write_jsonl(opened.folder / "judgments.jsonl", rows_of(matches, verdicts, raters))
     if config.annotations:
-        write_list(opened.folder / "annotations.json", list(annotations(matches, verdicts)))
+        write_list(opened.folder / "annotations.json", list(annotation_rows(matches, verdicts)))
     changed = {name: rate for name, own in verdicts.items() if (rate := changed_minds(own, config.seed))}
     opened.finish(
         prompts=prompts, baseline=config.baseline, judges={name: judge.about for name, judge in judges.items()},

@@ -94,7 +94,7 @@ class EndpointJudges:
         """Its votes by the place at which it saw the first answer; None where it did not answer, or not with a letter.
 
         Raises:
-            ValueError: if the server refuses whatever is asked, or most requests fail. What it said is kept.
+            ValueError: if the server refuses whatever is asked, or most pairs have no verdict. What it said is kept.
         """
         orders = [(p, x, y) for p, first, second in pairs for x, y in ((first, second), (second, first))]
         with self._lock:
@@ -107,13 +107,14 @@ class EndpointJudges:
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
-        if letters.count(None) > len(letters) / 2:
-            raise self._given_up(f"{letters.count(None)} of {len(letters)} requests failed")
-        return [
+        shares: list[Share] = [
             None if one is None or other is None
             else {"shown first": float(one == "A"), "shown second": float(other == "B")}
             for one, other in zip(letters[::2], letters[1::2], strict=True)
         ]  # fmt: skip
+        if (failed := shares.count(None)) > len(shares) / 2:
+            raise self._given_up(f"no verdict on {failed} of {len(shares)} pairs")
+        return shares
 
     def _given_up(self, why: str) -> ValueError:
         kinds = ", ".join(f"{kind}: {number}" for kind, number in self._faults.most_common(3))
