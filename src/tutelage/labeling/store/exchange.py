@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, FiniteFloat, StrictInt
-from sqlalchemy import Connection, and_, func, insert, select, update
+from sqlalchemy import Connection, and_, insert, select, update
 
 from tutelage.data.candidates import read_completions
 from tutelage.data.datasets import read_asked, write_jsonl
@@ -244,11 +244,13 @@ def _judgments(connection: Connection, rows: Sequence[Answered]) -> list[dict[st
         .where(tasks.c.kind == "comparison", tasks.c.capacity == 0, VISIBLE)
         .order_by(tasks.c.id)
     )
-    columns = select(completions.c.id, completions.c.policies, func.length(completions.c.text))
-    written = {i: (policies[0], length) for i, policies, length in connection.execute(columns) if policies}
-    for prompt, use_case, two in connection.execute(ties):
-        policies, lengths = zip(*(written[i] for i in two), strict=True)
-        judged(prompt, use_case, policies, lengths)["wins"].append(0.5)
+    tied = connection.execute(ties).all()
+    theirs = select(tasks.c.prompt).where(tasks.c.kind == "comparison", tasks.c.capacity == 0)
+    written = {c.id: c for c in connection.execute(select(completions).where(completions.c.prompt.in_(theirs)))}
+    for prompt, use_case, two in tied:
+        both = [written[i] for i in two]
+        verdict = judged(prompt, use_case, [c.policies[0] for c in both], [len(c.text) for c in both])
+        verdict["wins"].append(0.5)
     for row in rows_of.values():
         for verdict in row["models"].values():
             if isinstance(verdict["wins"], list):
