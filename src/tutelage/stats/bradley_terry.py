@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tutelage.stats.intervals import FEW, RARE, whole
+from tutelage.stats.intervals import FEW, RARE, tail, whole
 from tutelage.stats.logistic import Array, fit_logistic, resampled
 
 PRIOR_SD = 3.0
@@ -63,7 +63,7 @@ def ratings(games: Sequence[Game], anchor: str, draws: int = 2000, seed: int = 0
     weights = np.vstack([np.ones(len(prompts)), resampled(len(prompts), draws, seed)])
     theta = fit_logistic(x, weights @ wins, weights @ totals, PRIOR_SD)
     theta -= theta[:, [place[anchor]]]
-    low, high = np.quantile(theta[1:], [0.025, 0.975], axis=0)
+    low, high = np.quantile(theta[1:], [tail(len(prompts)), 1 - tail(len(prompts))], axis=0)
     sides = {model: _sides(x[:, i], wins, totals) for model, i in place.items()}
     out: dict[str, dict[str, float | None]] = {}
     for model, i in place.items():

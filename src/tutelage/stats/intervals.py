@@ -4,13 +4,24 @@ What labelers, rankings and pairs say of one prompt hangs together, so all of it
 resampling rankings, or pairs, would take the same evidence for new and give intervals that are too narrow. The rule:
 
 - a percentile bootstrap over prompts, if there are at least `FEW` of them and at least `RARE` of them speak against
-  either end of the scale;
+  either end of the scale, its percentiles a little further out than 2.5 % and 97.5 % (`tail`);
 - Wilson's interval (1927) otherwise, with the effective number of prompts as its n; also where all resamples are alike.
   So no interval is without width, such as [1, 1].
+
+Labelers are not resampled inside the resampled prompts. What they add to the variance is in the prompts' values
+already; to resample them as well counts it twice, unless prompts differ much more than labelers do. 2,000 simulated
+experiments with three labelers a prompt, whose chances differ much (ICC 0.5) or little (0.09) between prompts, the true
+rate being 0.65; how often a 95 % interval held it:
+
+    COVERAGE-TABLE
+
+The interval answers: what would these labelers have said of other prompts? What other labelers would have said, who
+differ in taste from these, it does not hold; only a larger pool answers that.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -67,10 +78,24 @@ def between(
     mean: float, drawn: NDArray[np.float64], prompts: int, n: float, scale: tuple[float, float] | None = (-1.0, 1.0)
 ) -> tuple[float, float]:
     """The 95 % interval of any statistic from its values in resamples of prompts; n is their effective number."""
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    low, high = np.nanquantile(drawn, [tail(prompts), 1 - tail(prompts)])
     if scale is not None and (prompts < FEW or low == high):
         return wilson(mean, n, scale)
     return float(low), float(high)
+
+
+def tail(prompts: int) -> float:
+    """The percentile that a 95 % interval begins at: Φ(−√(n/(n − 1))·t), t being Student's 97.5 % for n − 1 degrees.
+
+    A resample varies by √((n − 1)/n) too little, and the normal distribution's tails are too light for so few prompts
+    (Hesterberg 2015, What teachers should know about the bootstrap, section 4: the expanded percentile interval). 1.9 %
+    for 30 prompts, 2.5 % for many. Below `FEW` it is 2.5 %, as t is taken from its expansion in 1/(n − 1).
+    """
+    if prompts < FEW:
+        return 0.025
+    degrees = prompts - 1
+    t = Z + (Z**3 + Z) / (4 * degrees) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * degrees**2)
+    return 0.5 * (1 - math.erf(t * math.sqrt(prompts / degrees) / math.sqrt(2)))
 
 
 def standard_error(values: ArrayLike, prompts: Sequence[Hashable]) -> float | None:
