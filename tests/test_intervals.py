@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from tutelage.stats.intervals import between, estimate, standard_error, tail, wilson
+from tutelage.stats.intervals import between, estimate, for_other_labelers, standard_error, students_t, tail, wilson
 
 
 def test_a_fair_coin_has_the_binomial_interval() -> None:
@@ -104,6 +104,46 @@ def test_coverage_where_labelers_are_nested_in_prompts(prompts: int, like: float
         assert votes_as_units / EXPERIMENTS < 0.88
     else:  # labelers' noise is counted twice
         assert both_ways / EXPERIMENTS > 0.97
+
+
+def test_students_t_as_in_every_table() -> None:
+    for degrees, t in ((4, 2.776), (7, 2.365), (11, 2.201), (29, 2.045), (100, 1.984)):
+        assert students_t(degrees) == pytest.approx(t, abs=0.01)
+
+
+def test_two_ways_by_hand() -> None:
+    """Five labelers, of whom the first wins always and the others never, each on all of 30 prompts: every prompt has
+    0.2, so all variance is theirs: 5/4 · ((0.8/5)² + 4·(0.2/5)²) less that of single votes."""
+    votes = [float(labeler == 0) for _ in range(30) for labeler in range(5)]
+    of = [(prompt, labeler) for prompt in range(30) for labeler in range(5)]
+    rate = for_other_labelers(votes, [p for p, _ in of], [w for _, w in of])
+    single = (30 * 0.8**2 + 120 * 0.2**2) / 150**2
+    reach = students_t(4) * (1.25 * ((0.8 / 5) ** 2 + 4 * (0.2 / 5) ** 2) - single) ** 0.5
+    assert rate == {
+        "mean": pytest.approx(0.2), "low": 0, "high": pytest.approx(0.2 + reach), "n": 150, "prompts": 30, "labelers": 5
+    }  # fmt: skip
+    assert for_other_labelers(votes[:145], [p for p, _ in of[:145]], [w for _, w in of[:145]]) == {}  # 29 prompts
+    assert for_other_labelers([1.0] * 40, range(40), [i % 4 for i in range(40)]) == {}  # four labelers
+
+
+@pytest.mark.parametrize(("prompts", "lean"), [(60, 0.0), (300, 0.08)])
+def test_coverage_where_labelers_differ_in_taste(prompts: int, lean: float) -> None:
+    """Eight labelers, three votes a prompt: the interval over prompts alone does not hold what others would say."""
+    rng = np.random.default_rng(prompts)
+    wide = narrow = 0
+    for _ in range(EXPERIMENTS):
+        taste = rng.normal(0, lean, 8)
+        who = rng.random((prompts, 8)).argsort(1)[:, :3]
+        chance = np.clip(rng.beta(6.5, 3.5, prompts)[:, None] + taste[who], 0, 1)
+        votes = (rng.random((prompts, 3)) < chance).astype(float)
+        of = [i for i in range(prompts) for _ in range(3)]
+        ours, plain = for_other_labelers(votes.ravel(), of, list(who.ravel())), estimate(votes.mean(1), draws=200)
+        wide += ours["low"] <= 0.65 <= ours["high"]
+        narrow += plain["low"] <= 0.65 <= plain["high"]
+    print(f"{prompts} prompts, lean {lean}: {wide / EXPERIMENTS:.4f}; over prompts alone {narrow / EXPERIMENTS:.4f}")
+    assert wide / EXPERIMENTS >= 0.9
+    if lean:
+        assert narrow / EXPERIMENTS < 0.8
 
 
 def test_a_statistic_that_is_no_ratio_follows_the_same_rule() -> None:

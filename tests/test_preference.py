@@ -206,6 +206,19 @@ def test_votes_are_counted_by_arm(tmp_path: Path) -> None:
     assert (arms["heldout"]["ppo"]["mean"], arms["heldout"]["ppo"]["n"]) == (0.125, 2)
 
 
+def test_what_other_labelers_would_say_comes_with_five_labelers(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    rows = []
+    for i in range(60):
+        votes = [{"labeler": f"l{k}", "share": float(rng.random() < 0.6)} for k in rng.permutation(6)[:3]]
+        rows.append({"id": str(i), "baseline": "sft", "use_case": None, "models": {"ppo": {"votes": votes}}})
+    done = rated(tmp_path, rows)
+    wide, plain = done["win_rate_for_other_labelers"]["ppo"], done["win_rate"]["ppo"]
+    assert wide["mean"] == pytest.approx(plain["mean"])
+    assert wide["high"] - wide["low"] > plain["high"] - plain["low"]
+    assert (wide["labelers"], wide["prompts"], wide["n"]) == (6, 60, 180)
+
+
 def ranking(
     prompt: str, labeler: str, ranks: list[int], qualities: list[int], flags: list[list[str]]
 ) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tutelage.data.judgments import FAULTS, LABELERS, read_judgments
 from tutelage.runs import inputs_of, open_run
 from tutelage.settings.evaluation import EvaluateConfig
 from tutelage.stats.bradley_terry import Game, ratings
-from tutelage.stats.intervals import estimate
+from tutelage.stats.intervals import estimate, for_other_labelers
 from tutelage.stats.length_control import length_controlled
 from tutelage.terminal import listed, short
 
@@ -74,6 +74,16 @@ class Judged:
             if shares := [v["share"] for v in votes if v["judge"] == judge and v["arm"] == arm]:
                 judged.append((row["id"], sum(shares) / len(shares)))
         return self._estimate(judged, (0, 1))
+
+    def for_other_labelers(self, judge: str, name: str) -> dict[str, float]:
+        """The win rate with an interval for other labelers, too, by the votes that name theirs."""
+        votes = [
+            (vote["share"], row["id"], vote["labeler"])
+            for row in self.rows
+            for vote in row["models"].get(name, {}).get("votes", ())
+            if vote["judge"] == judge and vote["labeler"] is not None
+        ]
+        return for_other_labelers(*zip(*votes, strict=True)) if votes else {}
 
     def quality(self, name: str) -> dict[str, float]:
         """The mean Likert score of a model's answers: of each answer the mean over its labelers."""
@@ -158,7 +168,8 @@ def open_judged(config: EvaluateConfig) -> Judged:
 
 def run(config: EvaluateConfig) -> None:
     """Write the rates into done.json: `win_rate` by the judge that counts (`labelers`, if they judged),
-    `JUDGE_win_rate` by others, and of the one that counts by use case, by arm of labelers and at equal length;
+    `JUDGE_win_rate` by others, and of the one that counts by use case, by arm of labelers, for other labelers and at
+    equal length;
     `ratings` of three models or more; `likert` and `flags` of people's ratings; each of `FAULTS`.
 
     `greedy_gain` is the paired difference of win rates, prompt by prompt, between a model's greedy answers and the
@@ -197,6 +208,7 @@ def run(config: EvaluateConfig) -> None:
         **{key: {n: judged.rate(WINS + judge, n) for n in names} for judge, key in keys.items()},
         win_rate_by_use_case=by_use_case,
         win_rate_by_arm={arm: without_empty({n: judged.of_arm(arm, first, n) for n in names}) for arm in arms},
+        win_rate_for_other_labelers=without_empty({n: judged.for_other_labelers(first, n) for n in names}),
         length_controlled_win_rate=without_empty({n: judged.length_controlled(first, n) for n in names}),
         ratings=judged.ratings(first),
         likert=without_empty({n: judged.quality(n) for n in names}),
