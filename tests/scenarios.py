@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from conftest import SENTENCES, tiny_model
+from tutelage import recipe
 from tutelage.data.candidates import write_candidates
 from tutelage.data.datasets import read_demonstrations, read_prompts
 from tutelage.data.records import Completion
@@ -19,6 +20,7 @@ from tutelage.settings.collect import CollectConfig
 from tutelage.settings.common import StageConfig
 from tutelage.settings.dpo import DpoConfig
 from tutelage.settings.evaluation import AnswerConfig
+from tutelage.settings.judging import JudgeConfig
 from tutelage.settings.online import OnlineConfig
 from tutelage.settings.pretrain import PretrainConfig
 from tutelage.settings.prioritize import PrioritizeConfig
@@ -26,7 +28,7 @@ from tutelage.settings.reward import MeasureConfig, RewardConfig
 from tutelage.settings.select import SelectConfig
 from tutelage.settings.sft import SftConfig
 from tutelage.settings.training import Lora
-from tutelage.settings.world import JudgeConfig, RankConfig, WorldConfig
+from tutelage.settings.world import RankConfig, WorldConfig
 from tutelage.stages import collect, dpo, measure, online, pretrain, prioritize, reward, select, sft
 from tutelage.stages.pretrain import train_tokenizer
 
@@ -156,7 +158,7 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
             valid = {"valid_candidates": str(data / "candidates_reward_valid.jsonl")}
             return rank.run_rank, RankConfig(output=output, **candidates, **valid)
         case "judge":
-            return rank.run_judge, JudgeConfig(output=output, answers=str(data / "answers.jsonl"))
+            return recipe.judge, JudgeConfig(output=output, answers=str(data / "answers.jsonl"))
     raise KeyError(name)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
-from tutelage.stats.intervals import between, estimate, standard_error, wilson
+from tutelage.stats.intervals import between, estimate, for_other_labelers, standard_error, students_t, tail, wilson
 
 
 def test_a_fair_coin_has_the_binomial_interval() -> None:
@@ -52,31 +54,102 @@ def test_what_is_seen_of_one_prompt_is_one_unit() -> None:
     assert [thrice[k] for k in ("mean", "low", "high")] == [once[k] for k in ("mean", "low", "high")]
 
 
-def nested(rng: np.random.Generator, prompts: int, labelers: int) -> tuple[np.ndarray, np.ndarray]:
-    """(outcomes, prompts) of labelers, to whom prompts differ in how often they agree: 0.65 on average."""
-    chance = rng.beta(0.65, 0.35, prompts)
-    return (rng.random((labelers, prompts)) < chance).astype(float).ravel(), np.tile(np.arange(prompts), labelers)
+def test_the_percentile_is_that_of_students_t() -> None:
+    """t for 29 degrees of freedom is 2.04523 in every table, and 2.04523 · √(30/29) = 2.08019; Φ of its negative."""
+    assert tail(30) == pytest.approx(0.018754, abs=2e-5)
+    assert tail(31) > tail(30)
+    assert tail(10**6) == pytest.approx(0.025, abs=1e-5)
+    assert tail(29) == 0.025
 
 
-@pytest.mark.parametrize("prompts", [12, 80])
-def test_coverage_where_labelers_are_nested_in_prompts(prompts: int) -> None:
+EXPERIMENTS = int(os.environ.get("TUTELAGE_COVERAGE", "400"))  # 2,000 tell 95 % from 96.5 %
+
+
+def nested(rng: np.random.Generator, prompts: int, labelers: int, like: float = 1) -> np.ndarray:
+    """(labelers, prompts) votes; prompts differ in how often they are won, less where they are more `like`."""
+    chance = rng.beta(0.65 * like, 0.35 * like, prompts)
+    return (rng.random((labelers, prompts)) < chance).astype(float)
+
+
+def inside_both_ways(votes: np.ndarray, rng: np.random.Generator, draws: int = 300) -> bool:
+    """Whether an interval holds the true rate if labelers, too, are resampled inside the resampled prompts."""
+    labelers, prompts = votes.shape
+    picks = rng.integers(prompts, size=(draws, 1, prompts))
+    drawn = votes[rng.integers(labelers, size=(draws, labelers, prompts)), picks].mean((1, 2))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return bool(low <= 0.65 <= high)
+
+
+@pytest.mark.parametrize(("prompts", "like"), [(12, 1), (30, 1), (80, 1), (80, 10)])
+def test_coverage_where_labelers_are_nested_in_prompts(prompts: int, like: float) -> None:
     rng = np.random.default_rng(prompts)
-    inside = too_narrow = 0
-    for _ in range(400):
-        outcomes, of = nested(rng, prompts, labelers=4)
-        ours = estimate(outcomes, prompts=list(of), draws=500)
-        answers_as_units = estimate(outcomes, draws=500)
+    inside = votes_as_units = both_ways = 0
+    for _ in range(EXPERIMENTS):
+        votes = nested(rng, prompts, 3, like)
+        outcomes, of = votes.ravel(), list(np.tile(np.arange(prompts), 3))
+        ours = estimate(outcomes, prompts=of, draws=500)
         inside += ours["low"] <= 0.65 <= ours["high"]
-        too_narrow += answers_as_units["low"] <= 0.65 <= answers_as_units["high"]
-    assert inside / 400 >= 0.92  # more where prompts are few: Wilson's interval is on the safe side
+        if like == 1:
+            wrong = estimate(outcomes, draws=500)
+            votes_as_units += wrong["low"] <= 0.65 <= wrong["high"]
+        else:
+            both_ways += inside_both_ways(votes, rng)
+    share = inside / EXPERIMENTS
+    print(f"{prompts} prompts, like {like}: {share:.4f}; both ways {both_ways / EXPERIMENTS:.4f}")
+    noise = 3 * (0.95 * 0.05 / EXPERIMENTS) ** 0.5 if EXPERIMENTS < 2000 else 0.0
+    assert share >= 0.935 - noise  # more where prompts are few: Wilson's interval is on the safe side
     if prompts >= 30:
-        assert inside / 400 <= 0.98
-    assert too_narrow / 400 < 0.85
+        assert share <= 0.965 + noise
+    if like == 1:
+        assert votes_as_units / EXPERIMENTS < 0.88
+    else:  # labelers' noise is counted twice
+        assert both_ways / EXPERIMENTS > 0.97
+
+
+def test_students_t_as_in_every_table() -> None:
+    for degrees, t in ((4, 2.776), (7, 2.365), (11, 2.201), (29, 2.045), (100, 1.984)):
+        assert students_t(degrees) == pytest.approx(t, abs=0.01)
+
+
+def test_two_ways_by_hand() -> None:
+    """Five labelers, of whom the first wins always and the others never, each on all of 30 prompts: every prompt has
+    0.2, so all variance is theirs: 5/4 · ((0.8/5)² + 4·(0.2/5)²) less that of single votes."""
+    votes = [float(labeler == 0) for _ in range(30) for labeler in range(5)]
+    of = [(prompt, labeler) for prompt in range(30) for labeler in range(5)]
+    rate = for_other_labelers(votes, [p for p, _ in of], [w for _, w in of])
+    single = (30 * 0.8**2 + 120 * 0.2**2) / 150**2
+    reach = students_t(4) * (1.25 * ((0.8 / 5) ** 2 + 4 * (0.2 / 5) ** 2) - single) ** 0.5
+    assert rate == {
+        "mean": pytest.approx(0.2), "low": 0, "high": pytest.approx(0.2 + reach), "n": 150, "prompts": 30, "labelers": 5
+    }  # fmt: skip
+    assert for_other_labelers(votes[:145], [p for p, _ in of[:145]], [w for _, w in of[:145]]) == {}  # 29 prompts
+    assert for_other_labelers([1.0] * 40, range(40), [i % 4 for i in range(40)]) == {}  # four labelers
+
+
+@pytest.mark.parametrize(("prompts", "lean"), [(60, 0.0), (300, 0.08)])
+def test_coverage_where_labelers_differ_in_taste(prompts: int, lean: float) -> None:
+    """Eight labelers, three votes a prompt: the interval over prompts alone does not hold what others would say."""
+    rng = np.random.default_rng(prompts)
+    wide = narrow = 0
+    for _ in range(EXPERIMENTS):
+        taste = rng.normal(0, lean, 8)
+        who = rng.random((prompts, 8)).argsort(1)[:, :3]
+        chance = np.clip(rng.beta(6.5, 3.5, prompts)[:, None] + taste[who], 0, 1)
+        votes = (rng.random((prompts, 3)) < chance).astype(float)
+        of = [i for i in range(prompts) for _ in range(3)]
+        ours, plain = for_other_labelers(votes.ravel(), of, list(who.ravel())), estimate(votes.mean(1), draws=200)
+        wide += ours["low"] <= 0.65 <= ours["high"]
+        narrow += plain["low"] <= 0.65 <= plain["high"]
+    print(f"{prompts} prompts, lean {lean}: {wide / EXPERIMENTS:.4f}; over prompts alone {narrow / EXPERIMENTS:.4f}")
+    assert wide / EXPERIMENTS >= 0.9
+    if lean:
+        assert narrow / EXPERIMENTS < 0.8
 
 
 def test_a_statistic_that_is_no_ratio_follows_the_same_rule() -> None:
     drawn = np.linspace(0.2, 0.6, 1001)
-    assert between(0.4, drawn, 50, 50) == pytest.approx((0.21, 0.59))
+    assert between(0.4, drawn, 10**9, 50) == pytest.approx((0.21, 0.59))
+    assert between(0.4, drawn, 50, 50) == pytest.approx((0.2 + 0.4 * tail(50), 0.6 - 0.4 * tail(50)))
     assert between(0.4, drawn, 10, 10) == wilson(0.4, 10, (-1, 1))
     assert between(1.0, np.ones(100), 50, 50) == wilson(1.0, 50, (-1, 1))
 

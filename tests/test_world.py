@@ -20,7 +20,9 @@ from tutelage.labeling.store.accounts import NewPerson
 from tutelage.labeling.store.database import open_workspace
 from tutelage.labeling.store.instructions import ensure_instructions
 from tutelage.labeling.store.tasks import queue_rankings
-from tutelage.settings.world import JudgeConfig, RankConfig, WorldConfig
+from tutelage.recipe import judge
+from tutelage.settings.judging import JudgeConfig, WorldJudge
+from tutelage.settings.world import RankConfig, WorldConfig
 from tutelage.stats.agreement import pairwise_agreement
 
 
@@ -278,8 +280,8 @@ def test_a_later_round_is_ranked_without_a_held_out_set(tmp_path: Path) -> None:
 def test_answers_that_are_none_are_refused(answers: object, tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text(json.dumps({"prompt": CLOSED, "answers": answers}))
-    with pytest.raises(ValueError, match=rf"^{source}: answers is .*; expected names of models with texts"):
-        rank.run_judge(JudgeConfig(answers=str(source), output=tmp_path / "o"))
+    with pytest.raises(ValueError, match=rf"^{source}: row 1: answers is .*; expected names of models with texts"):
+        judge(JudgeConfig(answers=str(source), output=tmp_path / "o"))
 
 
 def test_a_baseline_that_nobody_answered_as_is_seen_before_the_first_step(tmp_path: Path) -> None:
@@ -287,9 +289,9 @@ def test_a_baseline_that_nobody_answered_as_is_seen_before_the_first_step(tmp_pa
     source.write_text(json.dumps({"prompt": CLOSED, "answers": {"sft": "Yes."}}))
     config = JudgeConfig(answers=str(source), output=tmp_path / "o", baseline="ppo", dry_run=True)
     with pytest.raises(ValueError, match=r"baseline='ppo' is not among the answers' models \['sft'\]"):
-        rank.run_judge(config)
+        judge(config)
 
 
 def test_more_votes_than_labelers_are_refused() -> None:
     with pytest.raises(ValueError, match="votes=9 are more than heldout_labelers=8; hire as many"):
-        JudgeConfig(answers="a", output=Path("o"), votes=9)
+        WorldJudge(votes=9)

@@ -22,6 +22,7 @@ from typing import Any
 from tutelage.data.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
 from tutelage.runs import DryRun, done, inputs_of
 from tutelage.settings.common import StageConfig, flat, make, named, nearest
+from tutelage.settings.judging import JudgeConfig
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
 from tutelage.shipped import BASE
 from tutelage.terminal import printable, short, tell
@@ -114,10 +115,16 @@ STAGES = {
     "sweep": Stage("settings.sweep:SweepConfig", "lab.sweep:run", "run a stage at several values of its settings"),
     "world": Stage("settings.world:WorldConfig", "lab.world.build:run", "write the miniature world's data"),
     "rank": Stage("settings.world:RankConfig", "lab.world.rank:run_rank", "let the world's labelers rank candidates"),
-    "judge": Stage(
-        "settings.world:JudgeConfig", "lab.world.rank:run_judge", "let the world's held-out labelers judge answers"
-    ),
+    "judge": Stage("settings.judging:JudgeConfig", "recipe:judge", "let judges compare models' answers"),
 }
+
+
+def judge(config: JudgeConfig) -> None:
+    """The stage of that name, with the miniature world's readers among its judges: evaluation does not know them."""
+    from tutelage.evaluation.judging import run
+    from tutelage.lab.world.judging import open_world
+
+    run(config, open_world)
 
 
 Steps = Sequence[tuple[str, Stage, StageConfig]]  # runs by name, in their order

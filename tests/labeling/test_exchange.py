@@ -273,17 +273,23 @@ def test_judgments_are_what_evaluate_reads(workspace: Workspace, tmp_path: Path)
     votes = [({"new": 1, "base": 2}, {"big": 1, "base": 2}), ({"new": 1, "base": 2}, {"big": 1, "base": 1}),
              ({"new": 2, "base": 1}, {"big": 2, "base": 1})]  # fmt: skip
     for i, (ppo, gpt) in enumerate(votes):
-        person = hire(workspace, f"Hugo {i}", "heldout")
+        person = hire(workspace, f"hugo {i}", "heldout")
         answer(workspace, person, {}, by_text=ppo)
         answer(workspace, person, {}, by_text=gpt)
     exchange.export(workspace, tmp_path)
+    who = [workspace.pseudonym("labeler", f"hugo {i}") for i in range(3)]
+    votes_of = {
+        model: [{"labeler": w, "arm": "heldout", "share": share} for w, share in zip(who, shares, strict=True)]
+        for model, shares in (("ppo", (1.0, 1.0, 0.0)), ("gpt", (1.0, 0.5, 0.0)))
+    }
     assert lines(tmp_path / "judgments.jsonl") == [
         {"id": "1", "use_case": "chat", "baseline": "sft", "models": {
-            "sft": {"wins": 0.5}, "ppo": {"wins": 2 / 3, "votes": 3}, "gpt": {"wins": 0.5, "votes": 3}}},
+            "sft": {"wins": 0.5, "length": 4}, "ppo": {"wins": 2 / 3, "votes": votes_of["ppo"], "length": 3},
+            "gpt": {"wins": 0.5, "votes": votes_of["gpt"], "length": 3}}},
         {"id": "2", "use_case": "open qa", "baseline": "sft", "models": {
-            "sft": {"wins": 0.5}, "ppo": {"wins": 0.5, "votes": 0}}},
+            "sft": {"wins": 0.5, "length": 4}, "ppo": {"wins": 0.5, "votes": [], "length": 4}}},
         {"id": "3", "use_case": None, "baseline": "sft", "models": {
-            "sft": {"wins": 0.5}, "ppo": {"wins": 0.5, "votes": 0}}},
+            "sft": {"wins": 0.5, "length": 5}, "ppo": {"wins": 0.5, "votes": [], "length": 5}}},
     ]  # fmt: skip
     config = EvaluateConfig(judgments=str(tmp_path / "judgments.jsonl"), output=tmp_path / "evaluate", draws=10)
     preference.run(config)
@@ -292,6 +298,9 @@ def test_judgments_are_what_evaluate_reads(workspace: Workspace, tmp_path: Path)
     assert (results["win_rate"]["gpt"]["mean"], results["win_rate"]["gpt"]["n"]) == (0.5, 1)
     assert results["win_rate_by_use_case"]["open qa"]["gpt"] == {}
     assert results["win_rate_by_use_case"]["chat"]["ppo"]["n"] == 1
+    assert {arm: {n: r["mean"] for n, r in of.items()} for arm, of in results["win_rate_by_arm"].items()} == {
+        "heldout": {"ppo": pytest.approx(2 / 3), "gpt": 0.5}
+    }
 
 
 def test_greedy_gain_counts_prompts_that_have_both(tmp_path: Path) -> None:

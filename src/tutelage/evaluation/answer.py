@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tutelage.data.answers import instruction_of, write_model_outputs
 from tutelage.data.datasets import read_demonstrations, read_prompts, read_texts, write_jsonl
 from tutelage.data.records import Completion, Prompt
 from tutelage.evaluation.scoring import leaves_room, readings
@@ -154,6 +156,21 @@ def write(
     return {"completions": [a.completion.model_dump(mode="json") for a in kept], **measures}
 
 
+def write_answers(
+    folder: Path, prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Completion]], model_outputs: bool
+) -> None:
+    """answers.jsonl, and if `model_outputs` each model's answers as AlpacaEval has them."""
+    lines = []
+    for i, prompt in enumerate(prompts):
+        line = prompt.model_dump(mode="json", exclude_none=True)
+        line["prompt"] = line.pop("text")
+        lines.append(line | {"answers": {label: completions[i].text for label, completions in answers.items()}})
+    write_jsonl(folder / "answers.jsonl", lines)
+    for label, completions in answers.items() if model_outputs else ():
+        pairs = zip(prompts, (completion.text for completion in completions), strict=True)
+        write_model_outputs(folder / f"model_outputs_{label}.json", label, pairs)
+
+
 def run(config: AnswerConfig) -> None:
     """Write answers.jsonl: each prompt with the answers by model name.
 
@@ -169,6 +186,8 @@ def run(config: AnswerConfig) -> None:
     reward = RewardModel(config.reward_model) if config.reward_model else None
     prompts, too_long = fitting(loaded.records, writers, reward, config)
     unused = dropped({**loaded.dropped, **too_long}, examples=lost_examples, texts=texts.dropped if texts else {})
+    for prompt in prompts if config.model_outputs else ():
+        instruction_of(prompt)  # what cannot be written is met now
     rows = rows_of(config)
     labels = ", ".join(row.label for row in rows)
     opened.begin(f"{len(prompts):,} prompts, {len(rows)} rows of answers: {labels}", lost=unused)
@@ -185,12 +204,7 @@ def run(config: AnswerConfig) -> None:
         if "kl" in own:
             kl[row.label] = own["kl"]
         opened.log(index, {"answers": float(len(prompts))})
-    lines = []
-    for i, prompt in enumerate(prompts):
-        line = prompt.model_dump(mode="json", exclude_none=True)
-        line["prompt"] = line.pop("text")
-        lines.append(line | {"answers": {label: completions[i].text for label, completions in answers.items()}})
-    write_jsonl(opened.folder / "answers.jsonl", lines)
+    write_answers(opened.folder, prompts, answers, config.model_outputs)
     losses = {}
     if texts:
         for i, name in enumerate(config.models):

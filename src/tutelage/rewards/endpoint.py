@@ -25,16 +25,8 @@ def endpoint_reward(settings: EndpointReward, name: str) -> Reward:
     Raises:
         ValueError: if the variable that should hold its token is not set.
     """
-    what, headers = f"rewards.{name}: {settings.url}", {}
-    if settings.token_variable:
-        if not (token := os.environ.get(settings.token_variable)):
-            raise ValueError(f"{what}: the environment variable {settings.token_variable} is not set")
-        headers["Authorization"] = f"Bearer {token}"
-    try:
-        httpx.URL(settings.url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"{what}: is no address: {reason(error)}") from None
-    client = httpx.Client(headers={**headers, "Content-Type": "application/json"}, timeout=settings.timeout_seconds)
+    what = f"rewards.{name}: {settings.url}"
+    client = open_client(settings.url, settings.token_variable, settings.timeout_seconds, what)
 
     def ask(part: tuple[Sequence[Prompt], Sequence[str]]) -> list[float | None]:
         prompts, texts = part
@@ -51,6 +43,24 @@ def endpoint_reward(settings: EndpointReward, name: str) -> Reward:
             return [score for part in parts for score in part]
 
     return score
+
+
+def open_client(url: str, token_variable: str | None, timeout_seconds: float, what: str) -> httpx.Client:
+    """A client that sends JSON, with the bearer token that the environment variable holds.
+
+    Raises:
+        ValueError: opened by `what`, if the variable is not set or this is no address.
+    """
+    headers = {"Content-Type": "application/json"}
+    if token_variable:
+        if not (token := os.environ.get(token_variable)):
+            raise ValueError(f"{what}: the environment variable {token_variable} is not set")
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{what}: is no address: {reason(error)}") from None
+    return httpx.Client(headers=headers, timeout=timeout_seconds)
 
 
 def _body(prompts: Sequence[Prompt], texts: Sequence[str], what: str) -> str:

@@ -26,7 +26,8 @@ from typing import Any
 from tutelage.data.records import Prompt
 from tutelage.rewards.reward import Answers, checked_scores, columns_of
 from tutelage.rewards.reward import Reward as Scorer
-from tutelage.settings.rewards import FunctionReward, Reward
+from tutelage.settings.common import Group
+from tutelage.settings.rewards import FunctionReward
 from tutelage.terminal import listed, reason, short
 
 
@@ -36,20 +37,22 @@ def function_reward(settings: FunctionReward, name: str) -> Scorer:
     Raises:
         ValueError: if there is no such function, or it does not take prompts and completions.
     """
-    function, what = load_function(settings.function, name), f"rewards.{name}: {settings.function}"
-    wanted = _columns_wanted(function, what)
+    what = f"rewards.{name}: {settings.function}"
+    function = load_function(settings.function, what)
+    wanted = columns_wanted(function, ("prompts", "completions"), what)
 
     def score(answers: Answers) -> list[float | None]:
-        columns = _columns(answers.prompts, wanted, what)
-        prompts, completions = [_prompt(p) for p in answers.prompts], _completions(answers)
-        given = _call(function, (prompts, completions), columns, settings.timeout_seconds, what)
-        return checked_scores(given, len(prompts), what)
+        columns = columns_for(answers.prompts, wanted, ("prompts", "completions"), what)
+        prompts = [as_given(p) for p in answers.prompts]
+        completions = [as_completion(p, text) for p, text in zip(answers.prompts, answers.texts, strict=True)]
+        arguments = {"prompts": prompts, "completions": completions, **columns}
+        return checked_scores(call(function, arguments, settings.timeout_seconds, what), len(prompts), what)
 
     return score
 
 
-def load_function(path: str, name: str) -> Callable[..., Any]:
-    """The function `module:function`; the module may lie in the working folder.
+def load_function(path: str, what: str) -> Callable[..., Any]:
+    """The function `module:function`; the module may lie in the working folder. `what` opens errors.
 
     Raises:
         ValueError: if there is none, or its module fails.
@@ -60,29 +63,29 @@ def load_function(path: str, name: str) -> Callable[..., Any]:
             loaded = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name != module.split(".")[0] and error.name != module:
-                raise ValueError(f"rewards.{name}: {path}: {module} needs {error.name}, which is missing") from None
+                raise ValueError(f"{what}: {module} needs {error.name}, which is missing") from None
             raise ValueError(
-                f"rewards.{name}: {path}: no module {module!r}; install it, or give the command in the folder that "
+                f"{what}: no module {module!r}; install it, or give the command in the folder that "
                 f"holds {module.split('.')[0]}.py (now {os.getcwd()})"
             ) from None
         except Exception as error:
-            raise ValueError(f"rewards.{name}: {path}: importing {module} fails: {_where(error)}") from None
+            raise ValueError(f"{what}: importing {module} fails: {_where(error)}") from None
     function = getattr(loaded, attribute, None)
     if not callable(function):
         known = [n for n, value in vars(loaded).items() if inspect.isfunction(value) and not n.startswith("_")]
-        raise ValueError(f"rewards.{name}: {path}: {module} has no function {attribute!r}; it has {listed(known)}")
+        raise ValueError(f"{what}: {module} has no function {attribute!r}; it has {listed(known)}")
     return function
 
 
-def sources_of(rewards: Mapping[str, Reward]) -> dict[str, Path]:
-    """The files of functions' modules, which are inputs of the run that they reward."""
+def sources_of(settings: Mapping[str, Group], setting: str = "rewards") -> dict[str, Path]:
+    """The files of functions' modules, which are inputs of the run that they reward or judge."""
     files = {}
-    for name, each in rewards.items():
-        if isinstance(each, FunctionReward):
+    for name, each in settings.items():
+        if (path := getattr(each, "function", None)) is not None:
             with _working_folder(), suppress(ImportError, ValueError, AttributeError):
-                spec = importlib.util.find_spec(each.function.partition(":")[0])
+                spec = importlib.util.find_spec(path.partition(":")[0])
                 if spec and spec.origin and os.path.isfile(spec.origin):
-                    files[f"rewards.{name}.source"] = Path(spec.origin)
+                    files[f"{setting}.{name}.source"] = Path(spec.origin)
     return files
 
 
@@ -100,11 +103,11 @@ def _working_folder() -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _columns_wanted(function: Callable[..., Any], what: str) -> dict[str, bool] | None:
-    """The columns that a function names, and whether it needs each; None if it takes all.
+def columns_wanted(function: Callable[..., Any], own: Sequence[str], what: str) -> dict[str, bool] | None:
+    """The columns that a function names beside its `own` arguments, and whether it needs each; None if it takes all.
 
     Raises:
-        ValueError: if it cannot be called with prompts and completions.
+        ValueError: if it cannot be called with its own arguments.
     """
     try:
         parameters = inspect.signature(function).parameters
@@ -112,20 +115,26 @@ def _columns_wanted(function: Callable[..., Any], what: str) -> dict[str, bool] 
         raise ValueError(f"{what}: does not say what it takes; wrap it in a function of your own") from None
     kinds = {p.kind for p in parameters.values()}
     every = inspect.Parameter.VAR_KEYWORD in kinds
-    if missing := [n for n in ("prompts", "completions") if n not in parameters and not every]:
+    if missing := [n for n in own if n not in parameters and not every]:
         raise ValueError(
-            f"{what}: takes ({', '.join(parameters)}), no {missing[0]!r}; expected (prompts, completions, …), or "
+            f"{what}: takes ({', '.join(parameters)}), no {missing[0]!r}; expected ({', '.join(own)}, …), or "
             "**columns for what it does not name"
         )
     if theirs := [n for n in ("completion_ids", "trainer_state", "log_extra", "log_metric") if n in parameters]:
         raise ValueError(f"{what}: wants TRL's {theirs[0]}, which is not passed here; use completions and columns")
     if every:
         return None
-    named = {n: p for n, p in parameters.items() if n not in ("prompts", "completions")}
-    return {n: p.default is inspect.Parameter.empty for n, p in named.items()}
+    return {n: p.default is inspect.Parameter.empty for n, p in parameters.items() if n not in own}
 
 
-def _columns(prompts: Sequence[Prompt], wanted: dict[str, bool] | None, what: str) -> dict[str, list[Any]]:
+def columns_for(
+    prompts: Sequence[Prompt], wanted: dict[str, bool] | None, own: Sequence[str], what: str
+) -> dict[str, list[Any]]:
+    """The wanted columns of prompts, by name.
+
+    Raises:
+        ValueError: if no prompt has a column that is needed.
+    """
     rows = [columns_of(p) for p in prompts]
     known = list(dict.fromkeys(name for row in rows for name in row))
     if wanted is not None:
@@ -134,35 +143,31 @@ def _columns(prompts: Sequence[Prompt], wanted: dict[str, bool] | None, what: st
                 f"{what}: wants a column {missing[0]!r}, which no prompt has; their columns are {listed(known)}"
             )
         known = [name for name in wanted if name in known]
-    own = ("prompts", "completions")  # a column is copied, as a function may change what it is given
+    # A column is copied, as a function may change what it is given.
     return {name: [copy.deepcopy(row.get(name)) for row in rows] for name in known if name not in own}
 
 
-def _prompt(prompt: Prompt) -> Any:
+def as_given(prompt: Prompt) -> Any:
+    """A prompt as functions are given it: a string, or a list of messages."""
     return prompt.text if isinstance(prompt.text, str) else [turn.model_dump() for turn in prompt.text]
 
 
-def _completions(answers: Answers) -> list[Any]:
-    return [
-        text if isinstance(prompt.text, str) else [{"role": "assistant", "content": text}]
-        for prompt, text in zip(answers.prompts, answers.texts, strict=True)
-    ]
+def as_completion(prompt: Prompt, text: str) -> Any:
+    """A completion as functions are given it: of a conversation, a list of one message."""
+    return text if isinstance(prompt.text, str) else [{"role": "assistant", "content": text}]
 
 
-def _call(
-    function: Callable[..., Any], lists: tuple[list[Any], list[Any]], columns: dict[str, list[Any]], seconds: float,
-    what: str,
-) -> Any:  # fmt: skip
+def call(function: Callable[..., Any], arguments: dict[str, list[Any]], seconds: float, what: str) -> Any:
     """What the function returns.
 
     Raises:
         ValueError: if it raises something, or takes longer.
     """
+    number = len(next(iter(arguments.values())))
     late = ValueError(
-        f"{what}: took more than {seconds:g} s for {len(lists[0])} completions; make it faster, or raise its "
+        f"{what}: took more than {seconds:g} s for {number} completions; make it faster, or raise its "
         "timeout_seconds; the same command goes on from the last checkpoint"
     )
-    arguments = {"prompts": lists[0], "completions": lists[1], **columns}
     try:
         with _working_folder(), _time_limit(seconds, late):  # it may import something only now
             given = function(**arguments)

@@ -72,6 +72,9 @@ class Group(Settings):
     An instance that is given to a stage counts for what was set in it, as a mapping of these settings would.
     """
 
+    INPUT: ClassVar[str] = "model"
+    """The setting in it that names a model folder, if it has such a one."""
+
     def with_(self, given: Any) -> Any:
         """These settings with those that are set in `given`: a mapping, a group, or a name alone."""
         values = given.model_dump(exclude_unset=True) if type(given) is type(self) else given
@@ -265,8 +268,8 @@ def named(name: str, value: Any) -> dict[str, Any]:
     """A setting's values by name: those of a mapping as `valid.NAME`, several of a list as `rankings.1` onwards; of
     groups of settings the models that these name, as `rewards.NAME.model`."""
     if isinstance(value, Group):
-        model = getattr(value, "model", None)
-        return {} if model is None else {f"{name}.model": model}
+        model = getattr(value, value.INPUT, None)
+        return {} if model is None else {f"{name}.{value.INPUT}": model}
     if isinstance(value, dict):
         return {path: inner for key, each in value.items() for path, inner in _inner(f"{name}.{key}", each).items()}
     if isinstance(value, list | tuple) and len(value) != 1:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import model_validator
 
-from tutelage.settings.common import Count, Model, StageConfig
+from tutelage.settings.common import Count, Model, Sources, StageConfig
 from tutelage.settings.sampler import LocalSampling, Sampling
 from tutelage.terminal import listed, short
 
@@ -43,6 +44,8 @@ class AnswerConfig(StageConfig):
     """Model (by name) that KL is measured from."""
     texts: str | None = None
     """Held-out pretraining text, for the alignment tax."""
+    model_outputs: bool = False
+    """Also write each row of answers as AlpacaEval's `model_outputs_NAME.json`."""
     sampler: Sampling = LocalSampling()
     """What samples, and how."""
 
@@ -63,6 +66,10 @@ class AnswerConfig(StageConfig):
             raise ValueError("prompted needs `examples`, demonstrations to take the worked examples from")
         if self.best_of and not self.reward_model:
             raise ValueError("best_of needs a reward_model to choose by")
+        if self.model_outputs and (odd := [name for name in self.labels if not re.fullmatch(r"[\w.-]+", name)]):
+            raise ValueError(
+                f"model_outputs: {short(odd[0])} can be no file's name; use letters, digits, `-`, `_`, `.`"
+            )
         if twice := [label for label, number in Counter(self.labels).items() if number > 1]:
             raise ValueError(
                 f"two rows of answers would be called {short(twice[0])}, among {listed(self.labels)}; rename a model, "
@@ -72,12 +79,15 @@ class AnswerConfig(StageConfig):
 
 
 class EvaluateConfig(StageConfig):
-    """Turn judgments into win rates and rates of faults, each with a 95 % interval over prompts."""
+    """Turn judgments into win rates, ratings of models and rates of faults, each with a 95 % interval over prompts."""
 
     INPUTS: ClassVar[Mapping[str, str]] = {"judgments": "judgments"}
 
-    judgments: str
-    """Judgments, one line a prompt, as `tutelage judge` writes them."""
+    judgments: Sources
+    """Judgments, as `tutelage judge` and `tutelage label export` write them; AlpacaEval's `annotations.json`; or
+    exported rankings whose completions name their policies. One or several files."""
+    baseline: str | None = None
+    """Model that the others are compared with, where judgments have several baselines."""
     draws: Count = 2000
     """Bootstrap resamples."""
 

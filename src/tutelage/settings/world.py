@@ -1,11 +1,9 @@
-"""Settings of the world's three acts: build the data, rank candidates, judge answers."""
+"""Settings of the world's two acts: build the data, rank candidates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import ClassVar
-
-from pydantic import model_validator
 
 from tutelage.settings.common import Count, StageConfig
 
@@ -48,25 +46,3 @@ class RankConfig(StageConfig):
     """Labelers who produce none."""
     overlap: Count = 2
     """Labelers of each arm who rank each held-out prompt, so that their agreement can be measured."""
-
-
-class JudgeConfig(StageConfig):
-    """Let the miniature world's simulated held-out labelers compare each model's answers with the baseline's, and the
-    gold preference after them. They know the world's prompts alone."""
-
-    INPUTS: ClassVar[Mapping[str, str]] = {"answers": "answers"}
-
-    answers: str
-    """Answers of all models, from `tutelage answer`."""
-    baseline: str = "sft"
-    """Model that all others are compared with (the paper's is SFT)."""
-    heldout_labelers: Count = 8
-    """Size of the pool; the same people as in ranking."""
-    votes: Count = 3
-    """Labelers who judge each pair of answers."""
-
-    @model_validator(mode="after")
-    def _votes_are_had(self) -> JudgeConfig:
-        if self.votes > self.heldout_labelers:
-            raise ValueError(f"votes={self.votes} are more than heldout_labelers={self.heldout_labelers}; hire as many")
-        return self

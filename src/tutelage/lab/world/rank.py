@@ -1,4 +1,4 @@
-"""Simulated labelers at work: rank candidates for training, and judge the finished models' answers.
+"""Simulated labelers at work: they rank candidates for training.
 
 They rank through the workspace that people use: tasks are leased to them, shown in shuffled order without a word of who
 wrote what, and answers are exported by arm. Training labelers alone produce training rankings. Both arms rank the
@@ -15,11 +15,8 @@ from random import Random
 from typing import Any
 
 from tutelage.data.candidates import read_candidates
-from tutelage.data.datasets import read_prompts, read_rows
 from tutelage.data.records import Prompt, Ranking
-from tutelage.data.sources import DataError
-from tutelage.data.strict_json import dumps
-from tutelage.lab.world import gold, kinds, people
+from tutelage.lab.world import gold, people
 from tutelage.labeling.store import accounts, assignment, exchange
 from tutelage.labeling.store.accounts import NewPerson
 from tutelage.labeling.store.database import KEY, Workspace, open_workspace, write_private
@@ -27,9 +24,8 @@ from tutelage.labeling.store.engines import in_words
 from tutelage.labeling.store.instructions import ensure_instructions
 from tutelage.labeling.store.tasks import queue_rankings
 from tutelage.runs import inputs_of, open_run
-from tutelage.settings.world import JudgeConfig, RankConfig
+from tutelage.settings.world import RankConfig
 from tutelage.stats.agreement import pairwise_agreement, summary
-from tutelage.terminal import short
 
 WORDS_A_SECOND = 4.0  # reading, and thinking about it
 BATCH = 100  # tasks in one transaction, as nobody else is writing
@@ -58,12 +54,6 @@ def work(workspace: Workspace, pool: Mapping[int, people.Judge], rng: Random, be
                 words = sum(len(text.split()) for text in (gold.instruction(prompt), *shown.texts))
                 clock[person] += words / WORDS_A_SECOND * rng.uniform(0.8, 2)
                 assignment.submit(connection, person, task, {"ranks": ranks}, f"{person}/{task}", now=clock[person])
-
-
-JUDGES = {  # who they are, for the report
-    "labelers": "simulated labelers who took no part in training",
-    "gold": "the noise-free preference",
-}
 
 
 def gold_accuracy(rankings: Sequence[Ranking]) -> float:
@@ -128,45 +118,3 @@ def _rank(config: RankConfig) -> None:
             "tie_rate": summary(overlapping, config.seed, draws=1)["tie_rate"]["mean"],
         }
     opened.finish(**results)
-
-
-def run_judge(config: JudgeConfig) -> None:
-    """Write judgments.jsonl: for each prompt and model, the share of votes won from the baseline, and gold's parts."""
-    opened = open_run("judge", config, inputs_of(config, *config.INPUTS))
-    if opened is None:
-        return
-    pool = people.hire("heldout", config.heldout_labelers, 0)
-    rng = Random(f"judge/{config.seed}")
-    prompts = read_prompts(config.answers).records
-    rows = read_rows(config.answers, "prompt", "answers")
-    for texts in (row["answers"] for row in rows):
-        if not (isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())):
-            raise DataError(f"{config.answers}: answers is {short(texts)}; expected names of models with texts")
-        if config.baseline not in texts:
-            raise ValueError(
-                f"baseline={short(config.baseline)} is not among the answers' models {short(sorted(texts))}"
-            )
-    opened.begin(f"{len(rows):,} prompts to judge, {config.votes} votes each")
-    with (opened.folder / "judgments.jsonl").open("w", encoding="utf-8") as stream:
-        for prompt, row in zip(prompts, rows, strict=True):
-            answers: dict[str, str] = row["answers"]
-            against = answers[config.baseline]
-            task = gold.task_of(prompt)
-            judged = {}
-            for name, text in answers.items():
-                voters = rng.sample(pool, config.votes)
-                parts = gold.parts(prompt, text)
-                mine, theirs = gold.value(parts), gold.value(gold.parts(prompt, against))
-                judged[name] = {
-                    "wins": {
-                        "labelers": sum(v.prefers(prompt, text, against, rng) for v in voters) / config.votes,
-                        "gold": 0.5 if mine == theirs else float(mine > theirs),
-                    },
-                    "hallucination": float(parts.truthful < 1) if kinds.KINDS[task.kind].closed_domain else None,
-                    "constraint": parts.constraint if task.constraint else None,
-                    "toxicity": 1 - parts.harmless,
-                    "parts": vars(parts),
-                }
-            asked = {"id": prompt.id, "prompt": row["prompt"], "use_case": prompt.use_case}
-            stream.write(dumps({**asked, "baseline": config.baseline, "models": judged}) + "\n")
-    opened.finish(prompts=len(rows), baseline=config.baseline, votes=config.votes, judges=JUDGES)

@@ -220,32 +220,42 @@ def _row(workspace: Workspace, r: Answered) -> dict[str, Any]:
 
 
 def _judgments(connection: Connection, rows: Sequence[Answered]) -> list[dict[str, Any]]:
-    """By prompt, the share of votes that each model won from the baseline; equal answers are a tie without a vote."""
-    judged = [
-        (r.prompt, r.use_case, r.policies, 0.5 if a == b else float(b < a), 1)
-        for r in rows
-        if r.kind == "comparison"
-        for a, b in (r.body["ranks"],)
-    ]
+    """By prompt, the share of votes that each model won from the baseline, who gave which vote, and how many characters
+    each answer has; equal answers are a tie without a vote."""
+    rows_of: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def judged(prompt: str, use_case: str | None, policies: Sequence[str], lengths: Sequence[int]) -> dict[str, Any]:
+        baseline, model = policies
+        about = {"id": prompt, "use_case": use_case, "baseline": baseline}
+        row = rows_of.setdefault((prompt, baseline), {**about, "models": {}})
+        row["models"].setdefault(baseline, {"wins": 0.5, "length": lengths[0]})
+        return row["models"].setdefault(model, {"wins": [], "votes": [], "length": lengths[1]})
+
+    for r in rows:
+        if r.kind == "comparison":
+            a, b = r.body["ranks"]
+            share = 0.5 if a == b else float(b < a)
+            verdict = judged(r.prompt, r.use_case, r.policies, [len(text) for text in r.texts])
+            verdict["wins"].append(share)
+            verdict["votes"].append({"labeler": r.pseudonym, "arm": r.arm, "share": share})
     ties = (
         select(prompts.c.id, prompts.c.use_case, tasks.c.completions)
         .select_from(tasks.join(prompts))
         .where(tasks.c.kind == "comparison", tasks.c.capacity == 0, VISIBLE)
         .order_by(tasks.c.id)
     )
-    written = dict(connection.execute(select(completions.c.id, completions.c.policies)).all())
-    judged += [(p, use, tuple(written[i][0] for i in two), 0.5, 0) for p, use, two in connection.execute(ties)]
-    by_prompt: dict[str, dict[str, Any]] = {}
-    for prompt, use_case, (baseline, model), won, vote in judged:
-        row = by_prompt.setdefault(prompt, {"id": prompt, "use_case": use_case, "baseline": baseline, "models": {}})
-        row["models"].setdefault(model, []).append((won, vote))
-    for row in by_prompt.values():
-        wins = {
-            model: {"wins": sum(won for won, _ in all_) / len(all_), "votes": sum(vote for _, vote in all_)}
-            for model, all_ in row["models"].items()
-        }
-        row["models"] = {row["baseline"]: {"wins": 0.5}} | wins
-    return list(by_prompt.values())
+    tied = connection.execute(ties).all()
+    theirs = select(tasks.c.prompt).where(tasks.c.kind == "comparison", tasks.c.capacity == 0)
+    written = {c.id: c for c in connection.execute(select(completions).where(completions.c.prompt.in_(theirs)))}
+    for prompt, use_case, two in tied:
+        both = [written[i] for i in two]
+        verdict = judged(prompt, use_case, [c.policies[0] for c in both], [len(c.text) for c in both])
+        verdict["wins"].append(0.5)
+    for row in rows_of.values():
+        for verdict in row["models"].values():
+            if isinstance(verdict["wins"], list):
+                verdict["wins"] = sum(verdict["wins"]) / len(verdict["wins"])
+    return list(rows_of.values())
 
 
 def _pairs(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
