@@ -160,7 +160,9 @@ def dispatch(arguments: argparse.Namespace) -> None:
             if config.dry_run:
                 print("dry run: nothing was written" + ("; it is done already" if whole else ""))
             else:
-                print(f"{printable(str(config.output))}{' (done already)' if done(config.output) == before else ''}")
+                print(
+                    f"{printable(str(config.output))}{' (done already)' if before and done(config.output) == before else ''}"
+                )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
