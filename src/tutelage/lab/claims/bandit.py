@@ -5,7 +5,8 @@ A policy is a table of logits. Its completions are all sequences of a few tokens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import permutations, product
 from typing import Any
 
@@ -85,7 +86,7 @@ class Bandit:
         episodes = Episodes(none, group, none, none, mask, old, mask.any(1))
         now = values[at] if algorithm.value_loss else None
         advantages, returns = algorithm.credit(episodes, rewards, now)
-        made = {"rewards": rewards, "advantages": advantages, "returns": returns, "values": now}
+        made: dict[str, Any] = {"rewards": rewards, "advantages": advantages, "returns": returns, "values": now}
         return tokens, at, Rollout(**vars(episodes), scores=scores, ref_logprobs=ref, **made)
 
     def learn(self, settings: PolicyGradient) -> float:
@@ -125,6 +126,12 @@ class Bandit:
         return self.distance(logits)
 
 
+def distances(fresh: Callable[[], Bandit]) -> dict[str, float]:
+    """KL from a bandit's optimum by algorithm, each trained from the reference; `start` is the reference's own."""
+    start = {"start": fresh().distance(fresh().ref), "dpo": fresh().learn_from_pairs()}
+    return start | {name: fresh().learn(settings) for name, settings in ALGORITHMS.items()}
+
+
 def run(config: BanditConfig) -> None:
     """Write bandits.jsonl: of each bandit its shape, and by algorithm the KL from the optimum, in nats; `start` is the
     reference's."""
@@ -134,18 +141,12 @@ def run(config: BanditConfig) -> None:
     cases = [(shape, number) for shape in SHAPES for number in range(config.bandits)]
     opened.begin(f"{len(cases)} bandits, {len(ALGORITHMS) + 1} algorithms")
 
-    def distances(vocabulary: int, steps: int, number: int) -> dict[str, float]:
-        def fresh() -> Bandit:
-            return Bandit(vocabulary, steps, config.seed * 1_000 + number)
-
-        start = {"start": fresh().distance(fresh().ref), "dpo": fresh().learn_from_pairs()}
-        return start | {name: fresh().learn(settings) for name, settings in ALGORITHMS.items()}
-
     rows = []
     opened.forget_after(-1)  # what is kept is logged again
     for index in opened.track(range(len(cases))):
         (vocabulary, steps), number = cases[index]
-        own = opened.once(f"bandit-{index}", lambda v=vocabulary, s=steps, n=number: distances(v, s, n))
+        fresh = partial(Bandit, vocabulary, steps, config.seed * 1_000 + number)
+        own = opened.once(f"bandit-{index}", partial(distances, fresh))
         opened.log(index, own)
         rows.append({"vocabulary": vocabulary, "steps": steps, "bandit": number, **own})
     write_jsonl(opened.folder / "bandits.jsonl", rows)

@@ -21,6 +21,7 @@ from tutelage.stats.intervals import between, estimate
 Array = NDArray[np.float64]
 Region = tuple[float, float]  # an open interval
 DRAWS = 1000
+MOST_UNDEFINED = 0.05  # share of resamples
 
 
 def above(bound: float = 0.0) -> Region:
@@ -128,7 +129,8 @@ def resampled(
         tables: by seed one or more tables (units, columns); the units of different tables are drawn by themselves.
         statistic: of the tables' mean rows; nan where it is not defined.
 
-    A seed in which it is not defined is left out of the mean, and keeps the part from being shown.
+    A seed in which it is not defined is left out of the mean, and keeps the part from being shown; so does a statistic
+    that is not defined in a twentieth of the resamples, which has no interval.
     """
     generator = np.random.default_rng(0)
     by_seed: dict[int, float | None] = {}
@@ -136,17 +138,17 @@ def resampled(
     for seed, of in tables.items():
         own = statistic([table.mean(0) for table in of])
         by_seed[seed] = own if math.isfinite(own) else None
-        if math.isfinite(own):
+        if by_seed[seed] is not None:
             picks = [generator.integers(len(table), size=(DRAWS, len(table))) for table in of]
             means = [table[pick].mean(1) for table, pick in zip(of, picks, strict=True)]
             drawn.append([statistic([mean[i] for mean in means]) for i in range(DRAWS)])
     units = sum(min(map(len, of)) for of in tables.values())
-    if not drawn:
-        return Part(name, region, None, None, None, units, by_seed, counts)
     defined = [value for value in by_seed.values() if value is not None]
-    mean = sum(defined) / len(defined)
-    with np.errstate(invalid="ignore"):
-        values = np.nanmean(np.array(drawn), axis=0)
+    if not defined:
+        return Part(name, region, None, None, None, units, by_seed, counts)
+    mean, values = sum(defined) / len(defined), np.array(drawn).mean(0)  # nan where some seed's is
+    if np.isnan(values).mean() > MOST_UNDEFINED:
+        return Part(name, region, mean, None, None, units, by_seed, counts)
     low, high = between(mean, values, units, units, None)
     return Part(name, region, mean, low, high, units, by_seed, counts)
 

@@ -125,9 +125,9 @@ def policies(scale: Scale) -> Stages:
 
     for beta in scale.betas:
         optimise(beta_name(beta), kl_coef=beta)
-    mixture = {"pretraining_texts": "{run}/world/corpus.jsonl", "ptx_per_episode": 0.25}
     for gamma in scale.gammas:
-        optimise(gamma_name(gamma), ptx_coef=gamma, **mixture)
+        texts = "{run}/world/corpus.jsonl"
+        optimise(gamma_name(gamma), ptx_coef=gamma, pretraining_texts=texts, ptx_per_episode=0.25)
     for size in (scale.proxies[0], scale.sizes[-1]):
         for episodes in scale.stops:
             name = stop_name(scale, size, episodes)
@@ -183,8 +183,8 @@ def of_a_seed(scale: Scale) -> Stages:
 
 
 def large_base(scale: Scale) -> Stages:
-    """A base of ten times the shipped one's parameters (9.24M), pretrained on the same world's text at seed 0, which all
-    seeds share; for fewer tokens, as two cores allow."""
+    """A base of 9.24M parameters, ten times the shipped one's, that all seeds share: pretrained on the world's text at
+    seed 0, on fewer tokens than the shipped one, as two cores allow."""
     return {
         "corpus": {"stage": "world", "documents": max(100, scale.large_tokens // 90), "valid_documents": 400},
         "base": {

@@ -58,7 +58,7 @@ def document_rows(writer: Writer, texts: list[str]) -> list[dict[str, Any]]:
 
 
 def run(config: GaugeConfig) -> None:
-    """Write answers.jsonl, a row for each prompt, and documents.jsonl, a row for each document; means into done.json."""
+    """Write answers.jsonl, a row for each prompt, and documents.jsonl, one for each document; means into done.json."""
     opened = open_run("gauge", config, inputs_of(config, *config.INPUTS))
     if opened is None:
         return
@@ -72,7 +72,7 @@ def run(config: GaugeConfig) -> None:
     write_jsonl(opened.folder / "answers.jsonl", answers)
     write_jsonl(opened.folder / "documents.jsonl", documents)
     keys = [key for key in ("gold", "score", "kl") if answers and key in answers[0]]
-    means = {key: sum(row[key] for row in answers) / len(answers) for key in keys}
+    means: dict[str, float] = {key: sum(row[key] for row in answers) / len(answers) for key in keys}
     if documents:
         means["loss"] = sum(d["nats"] for d in documents) / sum(d["tokens"] for d in documents)
     opened.finish(prompts=len(prompts), documents=len(documents), **means)

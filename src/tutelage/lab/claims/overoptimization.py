@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tutelage.data.draws import fraction
 from tutelage.lab.claims import experiments as runs
@@ -19,18 +20,18 @@ Seeds = Mapping[int, Path]
 ALIKE = 0.1  # standard deviations of SFT's gold scores: curves that are no further apart overlap
 
 
-def halves(prompts: Sequence[str]) -> Array:
+def halves(prompts: Sequence[str]) -> NDArray[np.bool_]:
     """True for the prompts that a best point is chosen on; the others measure it. A prompt's half never changes."""
     return np.array([fraction(f"half/{prompt}") < 0.5 for prompt in prompts])
 
 
-def chosen_best(curve: Mapping[float, Array], choosing: Array) -> float:
+def chosen_best(curve: Mapping[float, Array], choosing: NDArray[np.bool_]) -> float:
     """The point of a curve with the highest mean over the choosing prompts, the first of equals."""
     return max(curve, key=lambda x: float(curve[x][choosing].mean()))
 
 
 def interior_beta(seeds: Seeds, scale: Scale) -> Outcome:
-    """Gold at the best beta less that at either end; the best is chosen, of all but the ends, on half of the prompts."""
+    """Gold at the best beta less that at either end. The best of all but the ends is chosen on half of the prompts."""
     gauges = {s: {b: read_gauge(f, runs.beta_name(b)) for b in scale.betas} for s, f in seeds.items()}
     inner, ends = scale.betas[1:-1], (scale.betas[0], scale.betas[-1])
     prompts = {s: of[scale.betas[0]].prompts for s, of in gauges.items()}
@@ -156,9 +157,9 @@ def _gap(
         d[0] = 0.0  # SFT is where KL is measured from
         along = np.argsort(d[:first], kind="stable")
         on = d[first:] <= d[:first].max()
-        if not on.any():
+        deviation = float(np.sqrt(max(0.0, squares[0] - golds[0] ** 2)))
+        if not (on.any() and deviation):
             return float("nan")
-        deviation = float(np.sqrt(squares[0] - golds[0] ** 2))
         stopped = np.interp(d[first:], d[:first][along], golds[:first][along])
         return float((golds[first:] - stopped)[on].mean()) / deviation
 
@@ -171,7 +172,7 @@ def _gap(
 
 def kl_spent(seeds: Seeds, scale: Scale) -> Outcome:
     """The KL of PPO over the KL of the best of n that scores as much by the main reward model: the geometric mean over
-    the policies that best of n can match. Best of n's KL is the bound log n − (n − 1)/n, so the ratio is a lower one."""
+    the policies that best of n can match. Best of n's KL is the bound log n − (n − 1)/n: the ratio is no less."""
     names = list(
         dict.fromkeys(
             [runs.beta_name(b) for b in scale.betas] + [runs.stop_name(scale, scale.sizes[-1], e) for e in scale.stops]

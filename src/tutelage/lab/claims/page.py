@@ -12,11 +12,12 @@ INTRODUCTION = """\
 Made by `{command}`; do not edit it by hand. {runs}
 
 Each row is a claim of [Ouyang et al. 2022](https://arxiv.org/abs/2203.02155) or of the work around it, checked by an
-experiment in [the miniature world](../src/tutelage/lab/world), whose models have about 0.9M parameters and whose people are
-simulated. **Shown** means that the 95 % interval of every number that counts lies where it was expected, and so does each
-seed's own value. The unit of an interval is the prompt (of losses on text the document, of bandits the bandit), pooled over
-seeds: it says how well the prompts measure these models, not how another seed would train, which is what the seeds' own values
-are for. Sizes, rates and regions were fixed before the first full run; no claim was tuned. Not shown does not mean refuted.
+experiment in [the miniature world](../src/tutelage/lab/world), whose models have about 0.9M parameters and whose people
+are simulated. **Shown** means that the 95 % interval of every number that counts lies where it was expected, and so
+does each seed's own value. The unit of an interval is the prompt (of losses on text the document, of bandits the
+bandit), pooled over seeds. It says how well the prompts measure these models, not how another seed would train: that is
+what the seeds' own values are for. Sizes, rates and regions were fixed before the first full run; no claim was tuned.
+Not shown does not mean refuted.
 """
 
 
@@ -33,11 +34,12 @@ def runs_in_words(content: Mapping[str, Any]) -> str:
     """What the page was made from."""
     seeds = content["seeds"]
     listed = ", ".join(map(str, seeds))
-    whole = f"Seed{'s' if len(seeds) > 1 else ''} {listed}; the runs took {content['run_seconds'] / 60:,.0f} minutes in all."
+    minutes = f"{content['run_seconds'] / 60:,.0f} minutes"
+    whole = f"Seed{'s' if len(seeds) > 1 else ''} {listed}; the runs took {minutes} in all."
     if content["fast"]:
         return (
-            f"**This is the `--fast` subset: one seed, and everything smaller.** It shows that the experiments work; most "
-            f"claims need the whole. {whole}"
+            "**This is the `--fast` subset: one seed, and everything smaller.** It shows that the experiments work; "
+            f"most claims need the whole. {whole}"
         )
     return whole
 
@@ -77,6 +79,8 @@ def interval(part: Mapping[str, Any]) -> str:
     """Mean and interval."""
     if part["mean"] is None:
         return "not defined"
+    if part["low"] is None:
+        return f"{number(part['mean'])}, without an interval"
     return f"{number(part['mean'])} [{number(part['low'])}, {number(part['high'])}]"
 
 

@@ -83,7 +83,7 @@ def data(seeds: Seeds, scale: Scale) -> Outcome:
 
 
 def heldout_labelers(seeds: Seeds, scale: Scale) -> Outcome:
-    """Accuracy on rankings by labelers whose group was trained on, less that on rankings by the group that was left out.
+    """Accuracy on labelers whose group was trained on, less that on the labelers whose group was left out.
 
     Each held-out ranking is marked by the models of all folds: one of them never met its labeler.
     """
