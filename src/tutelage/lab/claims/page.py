@@ -18,6 +18,10 @@ does each seed's own value. The unit of an interval is the prompt (of losses on 
 bandit), pooled over seeds. It says how well the prompts measure these models, not how another seed would train: that is
 what the seeds' own values are for. Sizes, rates and regions were fixed before the first full run; no claim was tuned.
 Not shown does not mean refuted.
+
+`tutelage claims --output runs/claims` makes it all again: it goes on where it was interrupted, and skips what is done.
+`--claims tax,epochs` checks some claims alone, `--seeds 0,1` fewer seeds, and `--fast` one seed of everything smaller, in
+about ten minutes. The figures' points are in `verdict/points.csv`.
 """
 
 

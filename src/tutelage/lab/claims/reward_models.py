@@ -11,7 +11,7 @@ import numpy as np
 from tutelage.lab.claims import experiments as runs
 from tutelage.lab.claims.evidence import Column, Outcome, above, average, point, resampled, within
 from tutelage.lab.claims.reading import Marks, read_marks
-from tutelage.lab.claims.subsets import group_of
+from tutelage.runs import done
 from tutelage.settings.claims import Scale
 
 Seeds = Mapping[int, Path]
@@ -90,7 +90,8 @@ def heldout_labelers(seeds: Seeds, scale: Scale) -> Outcome:
     columns, arms, points = {}, {}, []
     for s, folder in seeds.items():
         folds = [read_marks(folder, f"fold_{k}", runs.TRAINING) for k in range(scale.folds)]
-        group = group_of(sorted(set(folds[0].labelers)), scale.folds)
+        group = (done(folder / "subsets") or {})["group"]  # of those who ranked for training; others count in no fold
+        folds = [Marks([row for row in m.rows if row["labeler"] in group]) for m in folds]
         right, pairs = np.stack([m.column("right") for m in folds]), folds[0].column("pairs")
         strange = np.array([[group[name] == k for name in folds[0].labelers] for k in range(scale.folds)])
         own = (right * ~strange).sum(0) / (~strange).sum(0)

@@ -52,8 +52,8 @@ def _taken_back(means: Sequence[Array]) -> float:
 def ptx_not_kl(seeds: Seeds, scale: Scale) -> Outcome:
     """How much more loss on text the sweep of beta has where it earns PPO-ptx's score, in nats per token.
 
-    The sweep's loss at that score is interpolated along the line through its policies in order of beta; outside, the
-    nearest end counts, which is in beta's favour.
+    The sweep's loss at that score is interpolated along the line through its policies in order of score. Beyond its
+    highest score that policy's loss counts, which is in beta's favour.
     """
     betas = [beta for beta in scale.betas if beta > 0]
     names = [runs.beta_name(beta) for beta in betas]
