@@ -282,11 +282,27 @@ def test_gold_at_equal_kl(tmp_path: Path) -> None:
 
 
 def test_the_kl_of_ppo_over_that_of_best_of_n() -> None:
-    """A score that the best of two has, at KL log 2 − ½; a policy outside the range does not count."""
+    """A gain that the best of two has, at KL log 2 − ½; policies below or above what n can match do not count."""
     ratio = overoptimization.ratio_of([1, 2, 4])
-    best, policies = np.array([0.0, 1.0, 2.0]), np.array([1.0, 5.0, 1.158883, 9.0])
+    best, policies = np.array([0.0, 1.0, 2.0]), np.array([1.0, 5.0, 0.9, 1.158883, 9.0, 7.0])
     assert ratio([best, policies]) == pytest.approx(1.158883 / (math.log(2) - 0.5) - 1)
     assert math.isnan(ratio([best, np.array([5.0, 9.0])]))
+
+
+def test_gains_are_over_one_sample_of_sft(tmp_path: Path) -> None:
+    """By the main reward model the best of two of (0, 2) gains 1; PPO gains that at three times its KL."""
+    scale = SMALL.model_copy(update={"betas": (0.06,), "stops": (200,), "best_of": 2})
+    (tmp_path / "samples").mkdir()
+    rows = [{"prompt": f"p{i}", "gold": [0, 0], "scores": {"10": [7, 7], "20": [i, i + 2]}} for i in range(4)]
+    write_jsonl(tmp_path / "samples" / "samples.jsonl", rows)
+    bound = math.log(2) - 0.5
+    for name, gain, kl in (("sft", 0.0, 0.0), ("ppo", 1.0, 3 * bound), ("beta_0", 4.0, 9.0)):
+        write_gauge(tmp_path, name, score=[5.0 + i + gain for i in range(6)], kl=[kl] * 6)
+    outcome = overoptimization.kl_spent({0: tmp_path}, scale)
+    assert outcome.parts[0].mean == pytest.approx(2.0)
+    assert {(p["series"], p["y"]) for p in outcome.points} == {
+        ("PPO", 1.0), ("PPO", 4.0), ("best of n", 0.0), ("best of n", 1.0),
+    }  # fmt: skip
 
 
 def test_the_optimal_policy(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class Scale(Settings):
     """Episodes after which PPO without a KL penalty is stopped."""
     proxies: tuple[Count, ...] = (100, 800, 3200)
     """Rankings of the reward models that are optimised too far; each one of `sizes`."""
-    best_of_prompts: Count = 100
+    best_of_prompts: Count = 64
     best_of: Count = 1000
     bandits: Count = 5
     large_tokens: Whole = 4_000_000

@@ -171,46 +171,45 @@ def _gap(
 
 
 def kl_spent(seeds: Seeds, scale: Scale) -> Outcome:
-    """The KL of PPO over the KL of the best of n that scores as much by the main reward model: the geometric mean over
-    the policies that best of n can match. Best of n's KL is the bound log n − (n − 1)/n: the ratio is no less."""
-    names = list(
-        dict.fromkeys(
-            [runs.beta_name(b) for b in scale.betas] + [runs.stop_name(scale, scale.sizes[-1], e) for e in scale.stops]
-        )
-    )
+    """The KL of PPO over the KL of the best of n that gains as much by the main reward model: the geometric mean over
+    the policies that the best of 2 or more can match. Gains are over a single sample of SFT on the same prompts. Best
+    of n's KL is the bound log n − (n − 1)/n: the ratio is no less."""
+    stops = [runs.stop_name(scale, scale.sizes[-1], e) for e in scale.stops]
+    names = list(dict.fromkeys([*(runs.beta_name(b) for b in scale.betas), *stops]))
     ns = grid(scale.best_of)
-    samples = {s: read_samples(f) for s, f in seeds.items()}
-    gauges = {s: {n: read_gauge(f, n) for n in names} for s, f in seeds.items()}
-    tables = {s: [_by_n(samples[s], scale, ns), _by_policy(gauges[s], names)] for s in seeds}
+    gauges = {s: {n: read_gauge(f, n) for n in ("sft", *names)} for s, f in seeds.items()}
+    tables = {
+        s: [_gains_by_n(read_samples(f), scale, ns), _gains_by_policy(gauges[s], names)] for s, f in seeds.items()
+    }
     part = resampled("KL of PPO over that of best of n at the same score, less one", tables, ratio_of(ns), above())
-    points = [point("PPO", s, max(0.0, g.mean("kl")), g.mean("score")) for s, of in gauges.items() for g in of.values()]
-    points += [
-        point("best of n", s, kl_bound(n), mean)
-        for s in seeds
-        for n, mean in zip(ns, tables[s][0].mean(0).tolist(), strict=True)
-    ]
+    points = []
+    for s, (best, of) in tables.items():
+        gains, kls = np.split(of.mean(0), 2)
+        points += [point("PPO", s, kl, gain) for kl, gain in zip(kls, gains, strict=True)]
+        points += [point("best of n", s, kl_bound(n), gain) for n, gain in zip(ns, best.mean(0), strict=True)]
     return Outcome([part], points)
 
 
-def _by_n(samples: Samples, scale: Scale, ns: Sequence[int]) -> Array:
+def _gains_by_n(samples: Samples, scale: Scale, ns: Sequence[int]) -> Array:
     scores = samples.scores[str(scale.proxies[-1])]
-    return np.stack([best_of_n(scores, scores, n) for n in ns], axis=1)
+    return np.stack([best_of_n(scores, scores, n) - scores.mean(1) for n in ns], axis=1)
 
 
-def _by_policy(gauges: Mapping[str, Gauge], names: Sequence[str]) -> Array:
-    return np.stack([*(gauges[n].column("score") for n in names), *(gauges[n].column("kl") for n in names)], axis=1)
+def _gains_by_policy(gauges: Mapping[str, Gauge], names: Sequence[str]) -> Array:
+    gains = [gauges[n].column("score") - gauges["sft"].column("score") for n in names]
+    return np.stack([*gains, *(gauges[n].column("kl") for n in names)], axis=1)
 
 
 def ratio_of(ns: Sequence[int]) -> Callable[[Sequence[Array]], float]:
-    """The statistic of `kl_spent`: of mean scores of the best of each n, and of policies' mean scores and KL."""
+    """The statistic of `kl_spent`: of mean gains of the best of each n (1, 2, …); of policies' mean gains and KL."""
     logs = np.log(ns)
 
     def ratio(means: Sequence[Array]) -> float:
-        best, (scores, kls) = means[0], np.split(means[1], 2)
-        inside = (scores > best[0]) & (scores < best[-1]) & (kls > 0)
+        best, (gains, kls) = means[0], np.split(means[1], 2)
+        inside = (gains >= best[1]) & (gains <= best[-1]) & (kls > 0)
         if not inside.any():
             return float("nan")
-        n = np.exp(np.interp(scores[inside], best, logs))
+        n = np.exp(np.interp(gains[inside], best, logs))
         return float(np.exp(np.mean(np.log(kls[inside] / (np.log(n) - (n - 1) / n))))) - 1
 
     return ratio

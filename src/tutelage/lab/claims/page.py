@@ -20,8 +20,8 @@ what the seeds' own values are for. Sizes, rates and regions were fixed before t
 Not shown does not mean refuted.
 
 `tutelage claims --output runs/claims` makes it all again: it goes on where it was interrupted, and skips what is done.
-`--claims tax,epochs` checks some claims alone, `--seeds 0,1` fewer seeds, and `--fast` one seed of everything smaller, in
-about ten minutes. The figures' points are in `verdict/points.csv`.
+`--claims tax,epochs` checks some claims alone, `--seeds 0,1` fewer seeds, and `--fast` one seed of everything smaller,
+in about ten minutes. The figures' points are in `verdict/points.csv`.
 """
 
 

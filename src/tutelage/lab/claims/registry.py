@@ -151,9 +151,9 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "kl_spent", "Reinforcement learning spends far more KL than best of n for the same score.",
         "several times", "Gao 2022",
-        "PPO's policies beside the best of n that has the same score by the main reward model.",
-        "The ratio of KLs is above one.", "the reward model", ("KL from SFT, nats", "score"),
-        lambda scale: ["samples", *_gauges([*_betas(scale), *_stops(scale, scale.sizes[-1])])],
+        "PPO's policies beside the best of n, from 2 up, that gains as much over SFT by the main reward model.",
+        "The ratio of KLs is above one.", "the reward model", ("KL from SFT, nats", "score gained"),
+        lambda scale: ["samples", *_gauges(["sft", *_betas(scale), *_stops(scale, scale.sizes[-1])])],
         overoptimization.kl_spent,
     ),
     Claim(

@@ -83,11 +83,12 @@ def ptx_not_kl(seeds: Seeds, scale: Scale) -> Outcome:
             f"score at beta {betas[-1]:g}, less that at {BETA:g}",
             {s: column(of, largest, main) for s, of in gauges.items()}, below(),
         ),
-        average(
+    ]  # fmt: skip
+    if len(ptx) > 1:
+        parts.append(average(
             f"score at gamma {scale.gammas[-1]:g}, less that at {scale.gammas[0]:g}",
             {s: column(of, ptx[-1], ptx[0]) for s, of in gauges.items()}, below(), counts=False,
-        ),
-    ]  # fmt: skip
+        ))  # fmt: skip
     points = [
         point("beta" if n in names else "gamma" if n in ptx else "sft", s, g.mean("score"), g.loss)
         for s, of in gauges.items()

@@ -51,9 +51,10 @@ def run(config: VerdictConfig) -> None:
     opened = open_run("verdict", config, read)
     if opened is None:
         return
-    opened.begin(f"{len(config.claims)} claims at {len(seeds)} seeds")
+    opened.begin(f"claims: {', '.join(config.claims)}; seeds: {', '.join(map(str, config.seeds))}")
     claims = [measured(BY_NAME[name], seeds, config.scale) for name in config.claims]
-    seconds = sum((done(path.parent) or {}).get("seconds", 0.0) for path in read.values())
+    shared = [config.runs / "large" / name / "done.json" for name in ("corpus", "base")]
+    seconds = sum((done(path.parent) or {}).get("seconds", 0.0) for path in (*read.values(), *shared))
     content = {
         "fast": config.fast, "seeds": list(config.seeds), "scale": config.scale.model_dump(mode="json"),
         "run_seconds": round(seconds), "claims": claims,
