@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,20 +13,25 @@ import numpy as np
 import pytest
 
 from tutelage.cli import main
-from tutelage.data.datasets import read_rankings, write_jsonl
+from tutelage.data.datasets import read_prompts, read_rankings, write_jsonl
 from tutelage.data.records import Completion, Prompt, Ranking
-from tutelage.lab.claims import experiments, overoptimization, preference, reward_models, subsets, tax
+from tutelage.evaluation import answer
+from tutelage.lab.claims import experiments, overoptimization, preference, reading, reward_models, subsets, tax
 from tutelage.lab.claims.evidence import Column, Part, above, average, below, resampled, within
 from tutelage.lab.claims.optimum import optimal_policy
 from tutelage.lab.claims.page import number, page
 from tutelage.lab.claims.registry import BY_NAME, CLAIMS, stages_for
+from tutelage.lab.world import gold
 from tutelage.recipe import steps_of
 from tutelage.settings import claims as settings
 from tutelage.settings.claims import FAST, FULL, NAMES, ClaimsConfig, Scale, SubsetsConfig
+from tutelage.settings.evaluation import AnswerConfig
+from tutelage.settings.reward import MeasureConfig
+from tutelage.stages import measure
 
 SMALL = FULL.model_copy(
     update={
-        "sizes": (10, 20), "overfit": 20, "epochs": (1, 4), "folds": 2, "betas": (0.0, 0.06, 2.0), "gammas": (0.5,),
+        "sizes": (10, 20), "overfit": 20, "epochs": (1, 4), "folds": 3, "betas": (0.0, 0.06, 2.0), "gammas": (0.5,),
         "stops": (100, 200), "episodes": 200, "proxies": (10, 20), "best_of": 4,
     }
 )  # fmt: skip
@@ -146,7 +151,7 @@ def test_accuracy_per_doubling(tmp_path: Path) -> None:
 
 
 def test_a_labeler_is_met_by_all_folds_but_one(tmp_path: Path) -> None:
-    """Of groups {x} and {y}, fold 0 left out x: it is a stranger to the first ranking, fold 1 to the second.
+    """Of groups {x}, {y} and {}, fold 0 left out x: it is a stranger to the first ranking, fold 1 to the second.
 
     z ranked nothing for training, so every fold is a stranger to the third, which does not count.
     """
@@ -154,10 +159,11 @@ def test_a_labeler_is_met_by_all_folds_but_one(tmp_path: Path) -> None:
     (tmp_path / "subsets" / "done.json").write_text('{"group": {"x": 0, "y": 1}}')
     write_marks(tmp_path, "fold_0", [("a", "x", 0, 2.0, 4), ("b", "y", 0, 3.0, 4), ("c", "z", 0, 0.0, 4)])
     write_marks(tmp_path, "fold_1", [("a", "x", 0, 4.0, 4), ("b", "y", 0, 2.0, 4), ("c", "z", 0, 4.0, 4)])
+    write_marks(tmp_path, "fold_2", [("a", "x", 0, 3.0, 4), ("b", "y", 0, 1.0, 4), ("c", "z", 0, 4.0, 4)])
     write_marks(tmp_path, "reward_20", [("a", "x", 0, 3.0, 4), ("b", "x", 0, 3.0, 4)])
     write_marks(tmp_path, "reward_20", [("a", "z", 0, 2.0, 4), ("a", "w", 0, 2.0, 4)], "heldout")
     outcome = reward_models.heldout_labelers({0: tmp_path}, SMALL)
-    assert part(outcome, "accuracy on labelers").mean == pytest.approx((4 + 3) / 8 - (2 + 2) / 8)
+    assert part(outcome, "accuracy on labelers").mean == pytest.approx((3.5 + 2) / 8 - (2 + 2) / 8)
     assert part(outcome, "main reward model").mean == pytest.approx(0.75 - 0.5)
 
 
@@ -410,40 +416,91 @@ TINY = Scale(
 )  # fmt: skip
 
 
-def test_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is made twice, claims may be added later, and a file that was lost is made again."""
-    monkeypatch.setattr(settings, "FAST", TINY)
-    command = ["claims", "--output", str(tmp_path), "--fast", "--claims"]
-    assert main([*command, "one_element", "--dry-run"]) == 0
-    assert not list(tmp_path.iterdir())
-    assert main([*command, "one_element"]) == 0
-    first = {p: p.stat().st_mtime_ns for p in (tmp_path / "seed-0").rglob("*") if p.is_file()}
-    capsys.readouterr()
-    assert main([*command, "one_element,ordering,kl_spent,tax,small_beats_large"]) == 0
-    assert capsys.readouterr().out.endswith(f"{tmp_path}\n")
-    assert {p: p.stat().st_mtime_ns for p in first} == first
-    content = json.loads((tmp_path / "verdict" / "claims.json").read_text())
-    assert [claim["name"] for claim in content["claims"]] == [
-        "one_element", "ordering", "small_beats_large", "tax", "kl_spent",
-    ]  # fmt: skip
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of two claims, to which others were added later."""
+    folder = tmp_path_factory.mktemp("claims")
+    command = ["claims", "--output", str(folder), "--fast", "--claims"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "FAST", TINY)
+        assert main([*command, "one_element", "--dry-run"]) == 0
+        assert not list(folder.iterdir())
+        assert main([*command, "one_element"]) == 0
+        first = {p: p.stat().st_mtime_ns for p in (folder / "seed-0").rglob("*") if p.is_file()}
+        assert main([*command, "one_element,kl_spent,tax,small_beats_large"]) == 0
+        assert {p: p.stat().st_mtime_ns for p in first} == first  # nothing is made twice
+        yield folder
+
+
+def test_from_end_to_end(tiny: Path) -> None:
+    content = json.loads((tiny / "verdict" / "claims.json").read_text())
+    assert [c["name"] for c in content["claims"]] == ["one_element", "small_beats_large", "tax", "kl_spent"]
     assert (content["fast"], content["seeds"], content["scale"]["best_of"]) == (True, [0], 8)
     by_name = {claim["name"]: claim for claim in content["claims"]}
     assert by_name["small_beats_large"]["shown"] is None
     assert "too long" in by_name["small_beats_large"]["left_out"]
-    for name in ("one_element", "ordering", "tax"):
-        for each in by_name[name]["parts"]:
-            if each["mean"] is not None:
-                assert each["low"] <= each["mean"] <= each["high"]
-                assert each["by_seed"] == {"0": pytest.approx(each["mean"])}
-    lines = (tmp_path / "verdict" / "points.csv").read_text().splitlines()
+    for each in by_name["one_element"]["parts"]:
+        assert each["low"] <= each["mean"] <= each["high"]
+        assert each["by_seed"] == {"0": pytest.approx(each["mean"])}
+    lines = (tiny / "verdict" / "points.csv").read_text().splitlines()
     assert lines[0] == "claim,series,seed,x,y"
     assert len(lines) == 1 + sum(len(claim["points"]) for claim in content["claims"])
-    text = (tmp_path / "verdict" / "claims.md").read_text()
+    text = (tiny / "verdict" / "claims.md").read_text()
     assert text == page(content)
     assert "`--fast` subset: one seed" in text
-    (tmp_path / "seed-0" / "gauge_ppo" / "answers.jsonl").unlink()
-    assert main([*command, "tax"]) == 0
-    assert (tmp_path / "seed-0" / "gauge_ppo" / "answers.jsonl").exists()
+    done = json.loads((tiny / "verdict" / "done.json").read_text())
+    assert done["shown"] == {name: claim["shown"] for name, claim in by_name.items()}
+
+
+def test_a_file_that_was_lost_is_made_again(tiny: Path) -> None:
+    lost = tiny / "seed-0" / "gauge_ppo" / "answers.jsonl"
+    before = lost.read_text()
+    lost.unlink()
+    assert main(["claims", "--output", str(tiny), "--fast", "--claims", "tax"]) == 0
+    assert lost.read_text() == before
+
+
+def test_marks_are_what_the_reward_stage_measures(tiny: Path, tmp_path: Path) -> None:
+    seed = tiny / "seed-0"
+    rankings = seed / "rankings" / "rankings_training_labelers.jsonl"
+    measure.run(
+        MeasureConfig(output=tmp_path / "m", reward_model=str(seed / "reward_20" / "model"), rankings=str(rankings))
+    )
+    measured = json.loads((tmp_path / "m" / "done.json").read_text())
+    marks = reading.read_marks(seed, "reward_20", "training_labelers")
+    assert marks.rate("right") == pytest.approx(measured["accuracy"])
+    assert np.mean(marks.column("loss") / marks.column("pairs")) == pytest.approx(measured["loss"], abs=1e-6)
+    assert marks.column("pairs").sum() == measured["pairs"]
+
+
+def test_a_policy_is_gauged_as_answers_are_measured(tiny: Path, tmp_path: Path) -> None:
+    """The same samples, so the same score, KL, and loss on text; and sample 0 of many is the one that is gauged."""
+    seed = tiny / "seed-0"
+    models = {name: str(seed / name / "model") for name in ("sft", "ppo")}
+    answer.run(
+        AnswerConfig(
+            output=tmp_path / "a", prompts=str(seed / "world" / "prompts_test.jsonl"), models=models, reference="sft",
+            reward_model=str(seed / "reward_40" / "model"), texts=str(seed / "world" / "corpus_valid.jsonl"),
+            sampler={"max_new_tokens": 40},
+        )
+    )  # fmt: skip
+    answered = json.loads((tmp_path / "a" / "done.json").read_text())
+    gauged = {name: reading.read_gauge(seed, name) for name in models}
+    for name, own in gauged.items():
+        assert own.mean("score") == pytest.approx(answered["scores"][name], abs=1e-4)
+        assert own.loss == pytest.approx(answered["pretraining_loss"][name], abs=1e-5)
+    assert gauged["ppo"].mean("kl") == pytest.approx(answered["kl"]["ppo"], abs=1e-4)
+    assert not gauged["sft"].column("kl").any()
+    rows = [json.loads(line) for line in (tmp_path / "a" / "answers.jsonl").read_text().splitlines()]
+    prompts = read_prompts(tmp_path / "a" / "answers.jsonl").records
+    for name, own in gauged.items():
+        golden = [gold.value(gold.parts(p, row["answers"][name])) for p, row in zip(prompts, rows, strict=True)]
+        assert own.column("gold").tolist() == pytest.approx(golden)
+    samples = reading.read_samples(seed)
+    assert samples.gold.shape == (4, 8)
+    assert samples.gold[:, 0].tolist() == gauged["sft"].column("gold")[:4].tolist()
+    assert samples.scores["40"][:, 0] == pytest.approx(gauged["sft"].column("score")[:4], abs=1e-4)
+    assert samples.scores["10"][:, 0] != pytest.approx(samples.scores["40"][:, 0])
 
 
 def test_numbers_are_short() -> None:
