@@ -21,6 +21,7 @@ from tutelage.lab.claims.evidence import Column, Part, above, average, below, re
 from tutelage.lab.claims.optimum import optimal_policy
 from tutelage.lab.claims.page import number, page
 from tutelage.lab.claims.registry import BY_NAME, CLAIMS, stages_for
+from tutelage.lab.claims.verdict import measured
 from tutelage.lab.world import gold
 from tutelage.recipe import steps_of
 from tutelage.settings import claims as settings
@@ -128,7 +129,7 @@ def test_shuffled_pairs_against_whole_rankings(tmp_path: Path) -> None:
     outcome = reward_models.one_element({0: tmp_path}, SMALL)
     assert part(outcome, "loss").mean == pytest.approx(2.5 / 5)
     assert part(outcome, "accuracy").mean == pytest.approx(-1 / 5)
-    assert [(p["series"], p["y"]) for p in outcome.points] == [("shuffled pairs", 1.0), ("whole rankings", 0.5)]
+    assert [(p["x"], p["y"]) for p in outcome.points] == [(0, 1.0), (1, 0.5)]
 
 
 def test_epochs_against_one(tmp_path: Path) -> None:
@@ -233,9 +234,10 @@ def test_the_halves_share_no_prompt_and_stay() -> None:
 def test_the_best_beta_is_measured_on_the_other_half(tmp_path: Path) -> None:
     choosing = overoptimization.halves([f"p{i}" for i in range(40)])
     scale = SMALL.model_copy(update={"betas": (0.0, 0.06, 0.2, 2.0)})
-    # 0.06 looks better on the half that chooses, and is worth 3 on the other; 0.2 would be worth 9 there.
+    # 0.06 looks better on the half that chooses, and is worth 3 on the other; 0.2 would be worth 9 there. An end, as 2,
+    # is not chosen.
     for name, here, there, score in (
-        ("beta_0", 0.0, 1.0, 4.0), ("ppo", 5.0, 3.0, 3.0), ("beta_0.2", 4.0, 9.0, 2.0), ("beta_2", 0.0, 2.0, 1.0),
+        ("beta_0", 0.0, 1.0, 4.0), ("ppo", 5.0, 3.0, 3.0), ("beta_0.2", 4.0, 9.0, 2.0), ("beta_2", 9.0, 2.0, 1.0),
     ):  # fmt: skip
         write_gauge(tmp_path, name, gold=np.where(choosing, here, there).tolist(), score=[score] * 40)
     outcome = overoptimization.interior_beta({0: tmp_path}, scale)
@@ -412,7 +414,7 @@ TINY = Scale(
     demonstrations=64, rankings=40, valid_prompts=16, prompts=32, test_prompts=16, documents=100, valid_documents=8,
     sft_epochs=1, sizes=(10, 20, 40), overfit=20, epochs=(1, 2), folds=2, fold_rankings=20, episodes=128,
     betas=(0.06,), gammas=(0.5,), stops=(128,), proxies=(10, 40), best_of_prompts=4, best_of=8, bandits=1,
-    large_tokens=0,
+    large_tokens=1024,
 )  # fmt: skip
 
 
@@ -437,8 +439,10 @@ def test_from_end_to_end(tiny: Path) -> None:
     assert [c["name"] for c in content["claims"]] == ["one_element", "small_beats_large", "tax", "kl_spent"]
     assert (content["fast"], content["seeds"], content["scale"]["best_of"]) == (True, [0], 8)
     by_name = {claim["name"]: claim for claim in content["claims"]}
-    assert by_name["small_beats_large"]["shown"] is None
-    assert "too long" in by_name["small_beats_large"]["left_out"]
+    base = json.loads((tiny / "large" / "base" / "done.json").read_text())
+    assert (base["parameters"], base["tokens"]) == (pytest.approx(9.24e6, rel=0.05), 1024)
+    assert [len(claim["parts"]) for claim in content["claims"]] == [2, 5, 4, 1]
+    assert content["run_seconds"] > 0
     for each in by_name["one_element"]["parts"]:
         assert each["low"] <= each["mean"] <= each["high"]
         assert each["by_seed"] == {"0": pytest.approx(each["mean"])}
@@ -501,6 +505,17 @@ def test_a_policy_is_gauged_as_answers_are_measured(tiny: Path, tmp_path: Path) 
     assert samples.gold[:, 0].tolist() == gauged["sft"].column("gold")[:4].tolist()
     assert samples.scores["40"][:, 0] == pytest.approx(gauged["sft"].column("score")[:4], abs=1e-4)
     assert samples.scores["10"][:, 0] != pytest.approx(samples.scores["40"][:, 0])
+
+
+def test_what_was_left_out_is_said_and_not_shown() -> None:
+    claim = BY_NAME["small_beats_large"]
+    assert claim.left_out(FULL) is None
+    row = measured(claim, {}, FAST)
+    assert (row["shown"], row["parts"]) == (None, [])
+    text = page({"claims": [row], "seeds": [0], "fast": True, "run_seconds": 61}, figure="claims.svg")
+    assert "| a large base takes too long to pretrain for `--fast` | left out |" in text
+    assert "Seed 0; the runs took 1.0 minutes in all." in text
+    assert "](claims.svg)" in text
 
 
 def test_numbers_are_short() -> None:

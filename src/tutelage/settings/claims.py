@@ -73,7 +73,7 @@ class ClaimsConfig(StageConfig):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     """Seeds, each with a world, people, SFT policy and reward models of its own."""
     claims: list[str] = []
-    """Claims to check by name; without any, all of them."""
+    """Claims to check by name; without any, all of them. The verdict is of these alone, and what is done stays done."""
     fast: bool = False
     """About ten minutes in place of hours: the first seed alone, and everything smaller. It shows that all of it works;
     most claims need the whole."""

@@ -28,7 +28,7 @@ def optimal_policy(seeds: Seeds, scale: Scale) -> Outcome:
 
     parts = [part(name, below(REACHED)) for name in ("ppo", "rloo", "dpo")]
     parts += [part("grpo", above(ELSEWHERE)), part("start", above(REACHED), counts=False)]
-    names = ("start", "ppo", "rloo", "dpo", "grpo")
+    names = ("ppo", "rloo", "dpo", "grpo")
     return Outcome(
-        parts, [point(name, s, i, row[name]) for s, of in rows.items() for i, row in enumerate(of) for name in names]
+        parts, [point("bandits", s, x, row[n]) for s, of in rows.items() for row in of for x, n in enumerate(names)]
     )

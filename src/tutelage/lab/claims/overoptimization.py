@@ -50,7 +50,10 @@ def interior_beta(seeds: Seeds, scale: Scale) -> Outcome:
     fall = gain("score", ends[1], ends[0], measuring=False)
     parts.append(average(f"reward model's score at beta {ends[1]:g}, less that at {ends[0]:g}", fall, below()))
     points = [
-        point(key, s, b, g.mean(key)) for s, of in gauges.items() for b, g in of.items() for key in ("gold", "score")
+        point(key, s, b, g.mean(key) - of[ends[0]].mean(key))
+        for s, of in gauges.items()
+        for b, g in of.items()
+        for key in ("gold", "score")
     ]
     return Outcome(parts, points)
 

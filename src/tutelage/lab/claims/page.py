@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+COMMAND = "tutelage claims --output runs/claims"
 VERDICTS = {True: "**shown**", False: "not shown", None: "left out"}
 INTRODUCTION = """\
 # The paper's claims in the miniature world
@@ -25,10 +26,12 @@ in about ten minutes. The figures' points are in `verdict/points.csv`.
 """
 
 
-def page(content: Mapping[str, Any], command: str = "tutelage claims --output runs/claims") -> str:
-    """A table of all claims, and under it each claim's numbers by seed."""
-    made = f"{command} --fast" if content["fast"] else command
+def page(content: Mapping[str, Any], figure: str | None = None) -> str:
+    """A table of all claims, the figure if its address is given, and each claim's numbers by seed."""
+    made = COMMAND + " --fast" * content["fast"]
     lines = [INTRODUCTION.format(command=made, runs=runs_in_words(content)), *table(content)]
+    if figure is not None:
+        lines += ["", f"![Each claim's points, a colour for each series and a line for each seed]({figure})"]
     for claim in content["claims"]:
         lines += ["", *section(claim, content["seeds"])]
     return "\n".join(lines) + "\n"
@@ -38,7 +41,7 @@ def runs_in_words(content: Mapping[str, Any]) -> str:
     """What the page was made from."""
     seeds = content["seeds"]
     listed = ", ".join(map(str, seeds))
-    minutes = f"{content['run_seconds'] / 60:,.0f} minutes"
+    minutes = f"{content['run_seconds'] / 60:,.1f} minutes"
     whole = f"Seed{'s' if len(seeds) > 1 else ''} {listed}; the runs took {minutes} in all."
     if content["fast"]:
         return (

@@ -31,11 +31,7 @@ def one_element(seeds: Seeds, scale: Scale) -> Outcome:
             average("loss of shuffled pairs, less that of whole rankings (nats per pair)", loss, above()),
             average("accuracy of shuffled pairs, less that of whole rankings", right, above(), counts=False),
         ],
-        [
-            point(name, s, 0, m.rate("loss"))
-            for s, of in marks.items()
-            for name, m in zip(("shuffled pairs", "whole rankings"), of, strict=True)
-        ],
+        [point("loss", s, x, m.rate("loss")) for s, of in marks.items() for x, m in enumerate(of)],
     )
 
 
@@ -97,8 +93,8 @@ def heldout_labelers(seeds: Seeds, scale: Scale) -> Outcome:
         own = (right * ~strange).sum(0) / (~strange).sum(0)
         columns[s] = Column(folds[0].prompts, own - (right * strange).sum(0), pairs)
         points += [
-            point("groups trained on", s, 0, own.sum() / pairs.sum()),
-            point("group left out", s, 0, (right * strange).sum() / pairs.sum()),
+            point("accuracy", s, 0, own.sum() / pairs.sum()),
+            point("accuracy", s, 1, (right * strange).sum() / pairs.sum()),
         ]
         main = [read_marks(folder, runs.main_reward(scale), name) for name in (runs.TRAINING, runs.HELDOUT)]
         arms[s] = [np.array([_sums(m, prompt) for prompt in sorted(set(m.prompts))]) for m in main]

@@ -35,7 +35,7 @@ def tax(seeds: Seeds, scale: Scale) -> Outcome:
             average("loss of PPO-ptx, less SFT's", rises["ppo_ptx"], below(), counts=False),
             average("loss of the base, less SFT's", rises["base"], below(), counts=False),
         ],
-        [point(name, s, x, g.loss) for s, of in gauges.items() for x, (name, g) in enumerate(of.items())],
+        [point("loss", s, x, g.loss) for s, of in gauges.items() for x, g in enumerate(of.values())],
     )
 
 
