@@ -172,7 +172,8 @@ def dispatch(arguments: argparse.Namespace) -> None:
             if config.dry_run:
                 print("dry run: nothing was written" + ("; it is done already" if whole else ""))
             else:
-                print(f"{printable(str(config.output))}{' (done already)' if done(config.output) == before else ''}")
+                already = before is not None and done(config.output) == before
+                print(f"{printable(str(config.output))}{' (done already)' if already else ''}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 
 from tutelage.data.datasets import read_demonstrations, read_prompts, read_rankings, read_texts
 from tutelage.runs import DryRun, done, inputs_of
+from tutelage.settings.claims import ClaimsConfig
 from tutelage.settings.common import StageConfig, flat, make, named, nearest
 from tutelage.settings.judging import JudgeConfig
 from tutelage.settings.strict_yaml import parse_yaml, read_yaml
@@ -116,6 +117,17 @@ STAGES = {
     "world": Stage("settings.world:WorldConfig", "lab.world.build:run", "write the miniature world's data"),
     "rank": Stage("settings.world:RankConfig", "lab.world.rank:run_rank", "let the world's labelers rank candidates"),
     "judge": Stage("settings.judging:JudgeConfig", "recipe:judge", "let judges compare models' answers"),
+    "claims": Stage(
+        "settings.claims:ClaimsConfig", "recipe:run_claims", "check the paper's claims in the miniature world"
+    ),
+}
+STUDIES = {  # what `claims` runs beside them; no commands of their own
+    "subsets": Stage("settings.claims:SubsetsConfig", "lab.claims.subsets:run", "write subsets of rankings"),
+    "marks": Stage("settings.claims:MarksConfig", "lab.claims.marks:run", "measure a reward model by ranking"),
+    "gauge": Stage("settings.claims:GaugeConfig", "lab.claims.gauge:run", "measure a policy by prompt and document"),
+    "samples": Stage("settings.claims:SamplesConfig", "lab.claims.samples:run", "sample a policy many times"),
+    "bandit": Stage("settings.claims:BanditConfig", "lab.claims.bandit:run", "train on bandits"),
+    "verdict": Stage("settings.claims:VerdictConfig", "lab.claims.verdict:run", "say whether claims show"),
 }
 
 
@@ -229,25 +241,44 @@ def plan(
     inputs, changes = _given(recipe, content, given or {})
     for name, value in inputs.items():  # a default may name an input above it
         names[name] = str(fill(value, names, f"{recipe}: inputs: {name}"))
+    return steps_of(recipe, content["stages"], folder, names, {"seed": seed, "overwrite": overwrite}, changes)
+
+
+def steps_of(
+    recipe: Path | str, stages: Mapping[str, Any], folder: Path, names: dict[str, str], common: Mapping[str, Any],
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Steps:  # fmt: skip
+    """Stages by run name, as a recipe has them, with validated settings.
+
+    Args:
+        recipe: what errors call them.
+        names: what `{run}` and the like stand for.
+        common: settings of all stages that set none.
+        changes: by run name, settings that win.
+
+    Raises:
+        ValueError: naming recipe, stage, key and remedy.
+    """
     steps = []
-    for name, settings in content["stages"].items():
+    for name, settings in stages.items():
         if not isinstance(settings, dict):
             raise ValueError(
                 f"{recipe}: {name}: expected a mapping of settings, found {short(settings)}; `{{}}` is none"
             )
         if not RUN_NAME.fullmatch(name):
             raise ValueError(f"{recipe}: {short(name)} names a folder; use letters, digits, `-`, `_` and `.`")
-        changed = changes.get(name, {})
+        changed = (changes or {}).get(name, {})
         settings = dict(settings)
         verb = settings.pop("stage", name)
-        if not isinstance(verb, str) or verb not in STAGES:
+        stage = (STAGES | STUDIES).get(verb) if isinstance(verb, str) else None
+        if stage is None:
             raise ValueError(f"{recipe}: {name}: unknown stage {short(verb)}; {nearest(str(verb), list(STAGES))}")
         if "output" in {*settings, *changed}:
             raise ValueError(f"{recipe}: {name}: output is the run's name in the recipe's folder; leave it out")
         place = f"{recipe}: {name}"
-        values = {"seed": seed, "overwrite": overwrite} | fill(settings, names, place) | {"output": folder / name}
-        config = make(STAGES[verb].config_class(), values, place, fill(changed, names, place))
-        steps.append((name, STAGES[verb], config))
+        values = {**common, **fill(settings, names, place), "output": folder / name}
+        config = make(stage.config_class(), values, place, fill(changed, names, place))
+        steps.append((name, stage, config))
     return steps
 
 
@@ -306,6 +337,40 @@ def run_recipe(steps: Steps, folder: Path, dry_run: bool = False) -> None:
         tell(f"[{number}/{len(steps)}] {name}: {took}")
     reports = [config.output / "report.html" for _, stage, config in steps if stage is STAGES["report"]]
     print(printable(str(reports[-1] if reports else folder)))
+
+
+def run_claims(config: ClaimsConfig) -> None:
+    """Run the experiments of the claims that are wanted: a folder `seed-N` for each seed, `large` for the base that all
+    share, and `verdict` with what came of it. A run that is done is skipped, so claims and seeds may be added later.
+
+    Raises:
+        ValueError: as the stages do.
+    """
+    from tutelage.lab.claims.experiments import large_base
+    from tutelage.lab.claims.registry import stages_for
+
+    claims, scale, large = config.wanted, config.scale, config.output / "large"
+    stages = stages_for(claims, scale)
+    common = {"overwrite": config.overwrite}
+    names = {"base": str(BASE), "large": str(large)}
+    plans = [(config.output / f"seed-{seed}", seed, stages) for seed in config.used_seeds]
+    if any("{large}" in str(settings) for settings in stages.values()):
+        plans.insert(0, (large, 0, large_base(scale)))
+    for folder, seed, of in plans:
+        tell(f"claims: {folder}: {len(of)} runs")
+        steps = steps_of("claims", of, folder, {**names, "run": str(folder)}, {**common, "seed": seed})
+        run_recipe(steps, folder, config.dry_run)
+    if config.dry_run:
+        raise DryRun
+    verdict = {
+        "runs": str(config.output),
+        "seeds": config.used_seeds,
+        "claims": claims,
+        "fast": config.fast,
+        "scale": scale,
+    }
+    ((_, stage, last),) = steps_of("claims", {"verdict": verdict}, config.output, {}, {"overwrite": True})
+    stage.run(last)
 
 
 def check_recipe(steps: Steps, folder: Path) -> None:
