@@ -107,7 +107,7 @@ class StageConfig(Settings):
 
 # Settings that say where and how to run, and change no result: one may resume with others. (What lies in `runs` is an
 # input.)
-NO_RESULT = {"output", "overwrite", "dry_run", "checkpoint_seconds", "micro_batch_tokens", "runs"}
+NO_RESULT = {"output", "overwrite", "dry_run", "checkpoint_seconds", "micro_batch_tokens", "runs", "jobs"}
 C = TypeVar("C", bound=BaseModel)
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")  # each also with .gz
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^/]+)?")  # org/name, or org/name:split
