@@ -263,6 +263,8 @@ def test_annotations_of_others_are_read(here: Path) -> None:
         ({"preference": "1"}, "preference is '1'"),
         ({"output_2": None}, "output_2 are .*; expected strings"),
         ({"generator_2": "b"}, "generator_1 and generator_2 are both 'b'"),
+        ({"generator_2": ["m"]}, "generator_1, generator_2 and annotator are .*; expected names"),
+        ({"generator_1": ""}, "expected names"),
     ):
         (here / "annotations.json").write_text(json.dumps([*rows, row | {"preference": 1} | wrong]))
         with pytest.raises(DataError, match=rf"annotations\.json, row 7: .*{words}"):

@@ -212,11 +212,12 @@ def test_what_other_labelers_would_say_comes_with_five_labelers(tmp_path: Path) 
     for i in range(60):
         votes = [{"labeler": f"l{k}", "share": float(rng.random() < 0.6)} for k in rng.permutation(6)[:3]]
         rows.append({"id": str(i), "baseline": "sft", "use_case": None, "models": {"ppo": {"votes": votes}}})
+    rows.append({"id": "tie", "baseline": "sft", "use_case": None, "models": {"ppo": {"wins": 0.5, "votes": []}}})
     done = rated(tmp_path, rows)
     wide, plain = done["win_rate_for_other_labelers"]["ppo"], done["win_rate"]["ppo"]
     assert wide["mean"] == pytest.approx(plain["mean"])
     assert wide["high"] - wide["low"] > plain["high"] - plain["low"]
-    assert (wide["labelers"], wide["prompts"], wide["n"]) == (6, 60, 180)
+    assert (wide["labelers"], wide["prompts"], wide["n"]) == (6, 61, 181)
 
 
 def ranking(
@@ -278,7 +279,7 @@ def test_equal_texts_and_several_of_one_policy(tmp_path: Path) -> None:
     [
         ({"ranks": [1, 2]}, r"ranks is \[1, 2\]; expected a rank from 1 for each of 3 completions"),
         ({"ranks": [0, 1, 2]}, "expected a rank from 1"),
-        ({"ratings": [{}]}, "expected one for each of 3 completions"),
+        ({"ratings": [{}]}, r"ratings is \[{}\]; expected {quality, flags} for each of 3"),
         ({"completions": ["a", "b", "c"]}, r"completions\[0\] does not say which policy wrote it"),
         ({"ratings": [{"quality": 9}] * 3}, r"models\.\w+\.ratings\.0\.quality: .*less than or equal to 7"),
     ],
