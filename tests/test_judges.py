@@ -419,6 +419,7 @@ def test_failures_are_tried_again_then_counted_and_never_scored(server: Server, 
     wins = {row["id"]: row["models"]["ppo"]["wins"].get("llm") for row in rows}
     assert wins == {**dict.fromkeys(["mute", "slow", "long"]), "odd": 1.0, **dict.fromkeys("defghijk", 1.0)}
     assert (done["judged"], done["failed"]) == ({"llm": 9}, {"llm": 3})
+    assert done["warnings"] == ["judges.llm: has no verdict on 3 of 12 pairs of answers"]
     assert tries["mute", "sft"] == tries["slow", "sft"] == 3  # asked four times
     assert tries["long", "sft"] == 0  # what is refused for good is not asked again
     preference.run(EvaluateConfig(judgments=str(here / "out" / "judgments.jsonl"), output=here / "rates"))
