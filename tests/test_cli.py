@@ -174,7 +174,9 @@ def test_every_mapping_is_given_so(monkeypatch: pytest.MonkeyPatch) -> None:
             if typing.get_origin(field.annotation) is dict and not field.is_required():
                 mapping = [f"--{name.replace('_', '-')}", "a=1,b=2"]
                 assert main([verb, *required, *mapping, *besides.get(name, [])]) == 0
-                values = [getattr(value, "model", value) for value in getattr(ran[-1], name).values()]
+                values = [
+                    getattr(value, getattr(value, "INPUT", ""), value) for value in getattr(ran[-1], name).values()
+                ]
                 assert list(map(float, values)) == [1, 2]
                 number += 1
     assert number >= 4  # policies, weights, valid, prompted

@@ -123,6 +123,12 @@ def test_two_ways_by_hand() -> None:
         "mean": pytest.approx(0.2), "low": 0, "high": pytest.approx(0.2 + reach), "n": 150, "prompts": 30, "labelers": 5
     }  # fmt: skip
     assert for_other_labelers(votes[:145], [p for p, _ in of[:145]], [w for _, w in of[:145]]) == {}  # 29 prompts
+    # A tie of equal answers on 30 other prompts is nobody's: it adds prompts alone.
+    ties = for_other_labelers(
+        [*votes, *[0.2] * 30], [*(p for p, _ in of), *range(30, 60)], [*(w for _, w in of), *[None] * 30]
+    )
+    assert (ties["mean"], ties["prompts"], ties["labelers"]) == (pytest.approx(0.2), 60, 5)
+    assert ties["high"] - 0.2 == pytest.approx(reach / 2)
     assert for_other_labelers([1.0] * 40, range(40), [i % 4 for i in range(40)]) == {}  # four labelers
 
 

@@ -263,6 +263,8 @@ def test_annotations_of_others_are_read(here: Path) -> None:
         ({"preference": "1"}, "preference is '1'"),
         ({"output_2": None}, "output_2 are .*; expected strings"),
         ({"generator_2": "b"}, "generator_1 and generator_2 are both 'b'"),
+        ({"generator_2": ["m"]}, "generator_1, generator_2 and annotator are .*; expected names"),
+        ({"generator_1": ""}, "expected names"),
     ):
         (here / "annotations.json").write_text(json.dumps([*rows, row | {"preference": 1} | wrong]))
         with pytest.raises(DataError, match=rf"annotations\.json, row 7: .*{words}"):
@@ -417,6 +419,7 @@ def test_failures_are_tried_again_then_counted_and_never_scored(server: Server, 
     wins = {row["id"]: row["models"]["ppo"]["wins"].get("llm") for row in rows}
     assert wins == {**dict.fromkeys(["mute", "slow", "long"]), "odd": 1.0, **dict.fromkeys("defghijk", 1.0)}
     assert (done["judged"], done["failed"]) == ({"llm": 9}, {"llm": 3})
+    assert done["warnings"] == ["judges.llm: has no verdict on 3 of 12 pairs of answers"]
     assert tries["mute", "sft"] == tries["slow", "sft"] == 3  # asked four times
     assert tries["long", "sft"] == 0  # what is refused for good is not asked again
     preference.run(EvaluateConfig(judgments=str(here / "out" / "judgments.jsonl"), output=here / "rates"))

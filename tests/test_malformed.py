@@ -79,7 +79,14 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "prompt": "q", "completion": "x", "id": 3, "user": "u", "split": "train", "use_case": "chat",
         "meta": {"a": [1, {"b": None}]}, "labeler": "l", "system": "s", "history": [["h", "i"]],
     },
-    "judgment": {"id": 1, "baseline": "sft", "use_case": None, "models": {"sft": {"wins": 0.5, "parts": {"a": 1.0}}}},
+    "judgment": {"id": 1, "baseline": "sft", "use_case": None, "models": {
+        "sft": {"wins": 0.5, "parts": {"a": 1.0}, "votes": [{"labeler": 1, "share": 1, "arm": "heldout"}], "length": 3},
+    }},
+    "annotation": {"instruction": "q", "output_1": "a", "output_2": "b", "generator_1": "sft", "generator_2": "ppo",
+                   "annotator": "llm", "preference": 1.5},
+    "rated ranking": {"prompt": "q", "completions": [{"text": "a", "policy": "x"}, {"text": "b", "policy": "y, z"}],
+                      "ranks": [1, 2], "ratings": [{"quality": 7, "flags": []}, {"quality": 1, "flags": ["f"]}],
+                      "labeler": "l", "arm": "heldout"},
 }  # fmt: skip
 GOOD = [row for row, *_ in ROWS.values()] + list(LAYOUTS.values())
 JUNK: list[Any] = [
@@ -89,7 +96,7 @@ JUNK: list[Any] = [
     {"role": 1, "content": "x"}, {"from": [], "value": {}}, {"text": None}, [1, "a", None], json.loads(deep(60)),
     json.loads(deep(300)), ["x"] * 300, {str(i): i for i in range(300)},
 ]  # fmt: skip
-READ = {**READERS, "judgments": read_judgments}
+READ = {**READERS, "judgments": lambda path: read_judgments(path, several=True)}
 TELLS = [LAYOUTS[name] for name in ("ShareGPT", "Dolly", "carried")]
 RANKS = [row for name, row in LAYOUTS.items() if name.startswith(("ShareGPT, pair", "NeMo", "Label", "Argilla"))]
 FITTING = {  # what each reads, unless it is broken
@@ -97,7 +104,7 @@ FITTING = {  # what each reads, unless it is broken
     "demonstrations": [row for row, _, completion, _ in ROWS.values() if completion] + TELLS,
     "rankings": [row for row, _, _, ranked in ROWS.values() if ranked] + RANKS,
     "prompts": [row for row, *_ in ROWS.values()] + TELLS + RANKS,
-    "judgments": [LAYOUTS["judgment"]],
+    "judgments": [LAYOUTS["judgment"], LAYOUTS["annotation"], LAYOUTS["rated ranking"]],
 }
 
 

@@ -146,13 +146,17 @@ def _annotation(row: dict[str, Any]) -> dict[str, Any]:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"instruction, input, output_1 and output_2 are {short(texts)}; expected strings")
     baseline, model, preference = row["generator_1"], row["generator_2"], row["preference"]
+    judge = row.get("annotator") or "annotator"
+    if not all(isinstance(name, str) and name for name in (baseline, model, judge)):
+        raise ValueError(
+            f"generator_1, generator_2 and annotator are {short([baseline, model, judge])}; expected names"
+        )
     if baseline == model:
         raise ValueError(f"generator_1 and generator_2 are both {short(model)}; a model is not compared with itself")
     known = isinstance(preference, int | float) and not isinstance(preference, bool)
     if preference is not None and not (known and (preference == 0 or 1 <= preference <= 2)):
         raise ValueError(f"preference is {short(preference)}; expected a number from 1 to 2, 0 for a tie, or null")
     share = None if preference is None else 0.5 if preference == 0 else preference - 1.0
-    judge = row.get("annotator") or "annotator"
     return {
         "prompt": "\n\n".join(text for text in texts[:2] if text), "baseline": baseline,
         "use_case": row.get("use_case") or row.get("dataset") or None,
@@ -169,8 +173,9 @@ def _ranking(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     sound = isinstance(ranks, list) and all(type(rank) is int and 1 <= rank <= LARGEST_RANK for rank in ranks)
     if not sound or len(ranks) != len(completions):
         raise ValueError(f"ranks is {short(ranks)}; expected a rank from 1 for each of {len(completions)} completions")
-    if not isinstance(ratings, list) or len(ratings) not in (0, len(completions)):
-        raise ValueError(f"ratings is {short(ratings)}; expected one for each of {len(completions)} completions")
+    rated = isinstance(ratings, list) and all(isinstance(rating, dict) for rating in ratings)
+    if not rated or len(ratings) not in (0, len(completions)):
+        raise ValueError(f"ratings is {short(ratings)}; expected {{quality, flags}} for each of {len(completions)}")
     by = {name: row[name] for name in ("labeler", "arm") if row.get(name) is not None}
     written: dict[str, list[int]] = defaultdict(list)
     for i, completion in enumerate(completions):
@@ -182,7 +187,7 @@ def _ranking(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     alone = {
         policy: {
             "length": sum(len(completions[i].text) for i in places) / len(places),
-            "ratings": [{**ratings[i], **by} for i in places if ratings and isinstance(ratings[i], dict)],
+            "ratings": [{**ratings[i], **by} for i in places if ratings],
         }
         for policy, places in written.items()
     }

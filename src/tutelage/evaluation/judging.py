@@ -181,6 +181,8 @@ def run(config: JudgeConfig, open_world: OpenWorld | None = None) -> None:
     for name, number in judged.items():
         if pairs and not number:
             raise ValueError(f"judges.{name}: has no verdict on any of {len(pairs):,} pairs of answers")
+        if number < len(pairs):
+            opened.warn(f"judges.{name}: has no verdict on {len(pairs) - number:,} of {len(pairs):,} pairs of answers")
     raters = [judge for judge in judges.values() if isinstance(judge, Rater)]
     opened.require_folder()
     write_jsonl(opened.folder / "judgments.jsonl", rows_of(matches, verdicts, raters))

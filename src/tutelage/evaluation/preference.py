@@ -76,13 +76,14 @@ class Judged:
         return self._estimate(judged, (0, 1))
 
     def for_other_labelers(self, judge: str, name: str) -> dict[str, float]:
-        """The win rate with an interval for other labelers, too, by the votes that name theirs."""
-        votes = [
-            (vote["share"], row["id"], vote["labeler"])
-            for row in self.rows
-            for vote in row["models"].get(name, {}).get("votes", ())
-            if vote["judge"] == judge and vote["labeler"] is not None
-        ]
+        """The win rate with an interval for other labelers, too, by the votes that name theirs. What has no votes, as
+        equal answers, is nobody's."""
+        votes: list[tuple[float, Any, str | None]] = []
+        for row in self.rows:
+            share = _value(row, name, WINS + judge)
+            own = [v for v in row["models"].get(name, {}).get("votes", ()) if v["judge"] == judge]
+            if share is not None and name != self.baseline:
+                votes += [(v["share"], row["id"], v["labeler"]) for v in own] or [(share, row["id"], None)]
         return for_other_labelers(*zip(*votes, strict=True)) if votes else {}
 
     def quality(self, name: str) -> dict[str, float]:

@@ -109,7 +109,10 @@ def students_t(degrees: int) -> float:
 
 
 def for_other_labelers(
-    votes: ArrayLike, prompts: Sequence[Hashable], labelers: Sequence[Hashable], scale: tuple[float, float] = (0.0, 1.0)
+    votes: ArrayLike,
+    prompts: Sequence[Hashable],
+    labelers: Sequence[Hashable | None],
+    scale: tuple[float, float] = (0.0, 1.0),
 ) -> dict[str, float]:
     """A mean over prompts of their votes, with a 95 % interval for other prompts and other labelers of the same kind.
 
@@ -119,7 +122,7 @@ def for_other_labelers(
 
     Args:
         votes: (m,) a number per vote.
-        prompts, labelers: (m,) whose vote on which prompt each is.
+        prompts, labelers: (m,) whose vote on which prompt each is; None is nobody's, as the tie of equal answers.
 
     Returns:
         `mean`, `low`, `high`, `n`, `prompts` and `labelers`. Empty with fewer than 5 labelers or `FEW` prompts, as the
@@ -127,14 +130,16 @@ def for_other_labelers(
     """
     value = np.asarray(votes, dtype=float)
     first, second = (_numbered(names) for names in (prompts, labelers))
-    people, number = len(set(labelers)), len(set(prompts))
+    people, number = len(set(labelers) - {None}), len(set(prompts))
     if people < RARE or number < FEW:
         return {}
     weights = 1 / (number * np.bincount(first)[first])
     mean = float(weights @ value)
     error = weights * (value - mean)
-    by_prompt, by_labeler = np.bincount(first, error), np.bincount(second, error)
-    both = np.bincount(_numbered(zip(first, second, strict=True)), error)
+    by_prompt = np.bincount(first, error)
+    voted = np.array([labeler is not None for labeler in labelers])
+    by_labeler = np.bincount(second, error * voted)
+    both = np.bincount(_numbered(zip(first, second, strict=True)), error * voted)
     variance = (by_prompt**2).sum() + people / (people - 1) * (by_labeler**2).sum() - (both**2).sum()
     reach = students_t(people - 1) * math.sqrt(max(variance, (by_prompt**2).sum()))
     low, high = max(scale[0], mean - reach), min(scale[1], mean + reach)

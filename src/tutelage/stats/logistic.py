@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 STEPS = 100  # of Newton; ten are usual
+HALVINGS = 60
 
 
 def fit_logistic(x: Array, wins: Array, totals: Array, prior_sd: float) -> Array:
@@ -23,15 +24,26 @@ def fit_logistic(x: Array, wins: Array, totals: Array, prior_sd: float) -> Array
     products = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)
     prior = np.eye(x.shape[1]) / prior_sd**2
     theta = np.zeros((len(wins), x.shape[1]))
+
+    def objective(at: Array) -> Array:
+        u = at @ x.T
+        likelihood = -(wins * np.logaddexp(0, -u) + (totals - wins) * np.logaddexp(0, u)).sum(1)
+        return likelihood - (at**2).sum(1) / (2 * prior_sd**2)
+
     for _ in range(STEPS):
         p = logistic(theta @ x.T)
         gradient = (wins - totals * p) @ x - theta @ prior
         hessian = (totals * p * (1 - p) @ products).reshape(-1, *prior.shape) + prior
         step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
-        # From far away a full step would overshoot, and never come back.
-        theta += step / np.maximum(1.0, np.abs(step).max(1, keepdims=True))
         if np.abs(step).max() < 1e-9:
             break
+        before = objective(theta)
+        for _ in range(HALVINGS):  # a full step may overshoot where data are nearly separable, and never come back
+            worse = objective(theta + step) < before - 1e-12 * np.abs(before)
+            if not worse.any():
+                break
+            step[worse] /= 2
+        theta += step
     return theta
 
 
