@@ -96,6 +96,16 @@ def test_a_part_is_shown_only_inside_its_region_at_every_seed() -> None:
     assert not Part("", above(), None, None, None, 0, {}).shown
 
 
+def test_a_part_may_be_clearly_otherwise() -> None:
+    assert Part("", above(), -0.2, -0.3, -0.1, 9, {0: -0.2, 1: None}).otherwise
+    assert not Part("", above(), -0.2, -0.3, 0.1, 9, {0: -0.2}).otherwise
+    assert not Part("", above(), -0.2, -0.3, -0.1, 9, {0: -0.5, 1: 0.1}).otherwise
+    assert Part("", within(0.05), 0.2, 0.1, 0.3, 9, {0: 0.2}).otherwise
+    assert not Part("", within(0.05), 0.0, -0.1, 0.1, 9, {0: 0.1, 1: -0.1}).otherwise
+    assert not Part("", above(), 0.2, 0.1, 0.3, 9, {0: 0.2}).otherwise
+    assert not Part("", above(), None, None, None, 0, {}).otherwise
+
+
 def test_an_average_pools_a_prompt_that_two_seeds_share() -> None:
     columns = {
         0: Column(["a", "b"], np.array([1.0, 0.0]), np.array([2.0, 1.0])),

@@ -67,7 +67,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "epochs", "A reward model overfits after about one epoch.",
         "“multiple epochs quickly overfit the model to the training data”",
-        "Ouyang 2022, section C.2", "The same rankings for 1, 2, 4 and 8 epochs, each with a schedule of its own.",
+        "Ouyang 2022, section C.2", "The same rankings for one epoch, and for 2 to 8, each with a schedule of its own.",
         "The validation loss after the most epochs is above that after one.", LABELERS,
         ("epochs", "validation loss, nats per pair"),
         lambda scale: [f"marks_{n}" for n in (runs.reward_name(scale.overfit),
