@@ -102,7 +102,8 @@ CLAIMS: tuple[Claim, ...] = (
         "1.3B PPO-ptx is preferred to 175B GPT-3 (no figure stated)", "Ouyang 2022, sections 1 and 4.1",
         "PPO of the shipped base (0.89M parameters, 12M tokens) against a base of 9.24M of the same world, a factor of "
         "10.4, pretrained on 6M tokens; plain, and after worked examples.",
-        "PPO wins more than half, though the large base predicts text better than the small one.", "simulated held-out labelers; gold beside them",
+        "PPO wins more than half, though the large base predicts text better than the small one.",
+        "simulated held-out labelers; gold beside them",
         ("plainly, worked examples", "win rate of the small PPO"),
         lambda _: ["judgments_large", "judgments_large_prompted", "gauge_large", "gauge_base"],
         preference.small_beats_large,
