@@ -85,7 +85,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "heldout_labelers", "A reward model predicts labelers whom it never met 1 to 4 points worse.",
         "72.4 ± 0.4 % against 69.6 ± 0.9 %", "Ouyang 2022, section 4.1",
-        "Five folds by labeler; the fold that left a held-out ranking's labeler out marks it, and so do the others.",
+        "Five folds by labeler. The model that never met a held-out ranking's labeler scores it, and so do the four "
+        "that did.",
         "Accuracy on labelers trained on is higher.", LABELERS, ("trained on, left out", "accuracy"),
         lambda scale: [*(f"marks_fold_{k}" for k in range(scale.folds)), f"marks_{runs.main_reward(scale)}"],
         reward_models.heldout_labelers,
