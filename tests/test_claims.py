@@ -16,7 +16,8 @@ from tutelage.cli import main
 from tutelage.data.datasets import read_prompts, read_rankings, write_jsonl
 from tutelage.data.records import Completion, Prompt, Ranking
 from tutelage.evaluation import answer
-from tutelage.lab.claims import experiments, overoptimization, preference, reading, reward_models, subsets, tax
+from tutelage.lab.claims import bandit, experiments, overoptimization, preference, reading, reward_models, subsets, tax
+from tutelage.lab.claims.bandit import Bandit
 from tutelage.lab.claims.evidence import Column, Part, above, average, below, resampled, within
 from tutelage.lab.claims.optimum import optimal_policy
 from tutelage.lab.claims.page import number, page
@@ -25,7 +26,7 @@ from tutelage.lab.claims.verdict import measured
 from tutelage.lab.world import gold
 from tutelage.recipe import steps_of
 from tutelage.settings import claims as settings
-from tutelage.settings.claims import FAST, FULL, NAMES, ClaimsConfig, Scale, SubsetsConfig
+from tutelage.settings.claims import FAST, FULL, NAMES, BanditConfig, ClaimsConfig, Scale, SubsetsConfig
 from tutelage.settings.evaluation import AnswerConfig
 from tutelage.settings.reward import MeasureConfig
 from tutelage.stages import measure
@@ -94,6 +95,16 @@ def test_a_part_is_shown_only_inside_its_region_at_every_seed() -> None:
     assert Part("", within(0.05), 0.0, -0.04, 0.04, 9, {0: 0.01}).shown
     assert not Part("", within(0.05), 0.0, -0.06, 0.04, 9, {0: 0.01}).shown
     assert not Part("", above(), None, None, None, 0, {}).shown
+
+
+def test_a_part_may_be_clearly_otherwise() -> None:
+    assert Part("", above(), -0.2, -0.3, -0.1, 9, {0: -0.2, 1: None}).otherwise
+    assert not Part("", above(), -0.2, -0.3, 0.1, 9, {0: -0.2}).otherwise
+    assert not Part("", above(), -0.2, -0.3, -0.1, 9, {0: -0.5, 1: 0.1}).otherwise
+    assert Part("", within(0.05), 0.2, 0.1, 0.3, 9, {0: 0.2}).otherwise
+    assert not Part("", within(0.05), 0.0, -0.1, 0.1, 9, {0: 0.1, 1: -0.1}).otherwise
+    assert not Part("", above(), 0.2, 0.1, 0.3, 9, {0: 0.2}).otherwise
+    assert not Part("", above(), None, None, None, 0, {}).otherwise
 
 
 def test_an_average_pools_a_prompt_that_two_seeds_share() -> None:
@@ -366,6 +377,22 @@ def test_shuffling_pairs_keeps_every_one() -> None:
     pairs = subsets.shuffled_pairs([ranking(i, "x") for i in range(5)], Random(0))
     assert len(pairs) == 10
     assert all(r.ranks == (1, 2) for r in pairs)
+
+
+def test_a_resume_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two bandits fails at first; what was made of the first is kept."""
+    monkeypatch.setattr(bandit, "ITERATIONS", 2)
+    monkeypatch.setattr(bandit, "DPO_STEPS", 2)
+    monkeypatch.setattr(bandit, "SHAPES", ((4, 1), (3, 1)))
+    once, again = (BanditConfig(output=tmp_path / name, bandits=1) for name in ("once", "again"))
+    bandit.run(once)
+    learn = Bandit.learn
+    with monkeypatch.context() as broken:
+        broken.setattr(Bandit, "learn", lambda self, own: learn(self, own) if len(self.every) == 4 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            bandit.run(again)
+    bandit.run(again)
+    assert (tmp_path / "once" / "bandits.jsonl").read_bytes() == (tmp_path / "again" / "bandits.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("scale", [FULL, FAST], ids=["full", "fast"])

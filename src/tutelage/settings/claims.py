@@ -53,7 +53,7 @@ class Scale(Settings):
     best_of_prompts: Count = 64
     best_of: Count = 1000
     bandits: Count = 5
-    large_tokens: Whole = 4_000_000
+    large_tokens: Whole = 6_000_000
     """Tokens that the large base is pretrained on; 0 leaves it out, and with it the claim."""
 
 

@@ -148,6 +148,7 @@ def run(config: BanditConfig) -> None:
         fresh = partial(Bandit, vocabulary, steps, config.seed * 1_000 + number)
         own = opened.once(f"bandit-{index}", partial(distances, fresh))
         opened.log(index, own)
-        rows.append({"vocabulary": vocabulary, "steps": steps, "bandit": number, **own})
+        made = dict(sorted(own.items()))  # as a resume finds them
+        rows.append({"vocabulary": vocabulary, "steps": steps, "bandit": number, **made})
     write_jsonl(opened.folder / "bandits.jsonl", rows)
     opened.finish(bandits=len(rows))

@@ -61,13 +61,22 @@ class Part:
         values = [self.low, self.high, *self.by_seed.values()]
         return all(value is not None and least < value < most for value in values)
 
+    @property
+    def otherwise(self) -> bool:
+        """Whether the interval, and every seed's own value, lies outside the region, all on one side."""
+        if self.mean is None or self.low is None or self.high is None:
+            return False
+        least, most = self.region
+        values = [self.low, self.high, *(value for value in self.by_seed.values() if value is not None)]
+        return max(values) < least or min(values) > most
+
     def as_json(self) -> dict[str, Any]:
         """The part as claims.json has it: an open end of the region is null."""
         least, most = (bound if math.isfinite(bound) else None for bound in self.region)
         return {
             "name": self.name, "above": least, "below": most, "mean": self.mean, "low": self.low, "high": self.high,
             "units": self.units, "by_seed": {str(s): v for s, v in self.by_seed.items()}, "counts": self.counts,
-            "shown": self.shown,
+            "shown": self.shown, "otherwise": self.otherwise,
         }  # fmt: skip
 
 

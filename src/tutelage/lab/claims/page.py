@@ -18,7 +18,7 @@ are simulated. **Shown** means that the 95 % interval of every number that count
 does each seed's own value. The unit of an interval is the prompt (of losses on text the document, of bandits the
 bandit), pooled over seeds. It says how well the prompts measure these models, not how another seed would train: that is
 what the seeds' own values are for. Sizes, rates and regions were fixed before the first full run; no claim was tuned.
-Not shown does not mean refuted.
+Not shown does not mean refuted; *clearly otherwise* means that interval and seeds all lie on the other side.
 
 `tutelage claims --output runs/claims` makes it all again: it goes on where it was interrupted, and skips what is done.
 `--claims tax,epochs` checks some claims alone, `--seeds 0,1` fewer seeds, and `--fast` one seed of everything smaller,
@@ -58,7 +58,8 @@ def table(content: Mapping[str, Any]) -> list[str]:
         counting = [part for part in claim["parts"] if part["counts"]]
         ours = "<br>".join(f"{part['name']}: {interval(part)}" for part in counting) or claim["left_out"]
         paper = f"{claim['figure']} ({claim['place']})"
-        row = [f"[{claim['sentence']}](#{claim['name']})", claim["experiment"], paper, ours, VERDICTS[claim["shown"]]]
+        verdict = words(claim["shown"], any(part["otherwise"] for part in counting))
+        row = [f"[{claim['sentence']}](#{claim['name']})", claim["experiment"], paper, ours, verdict]
         lines.append("| " + " | ".join(cell(text) for text in row) + " |")
     return lines
 
@@ -75,11 +76,16 @@ def section(claim: Mapping[str, Any], seeds: list[int]) -> list[str]:
     lines += ["", "| | expected | 95 % interval | units | " + " | ".join(f"seed {s}" for s in seeds) + " | |"]
     lines.append("|---|---|---|---|" + "---|" * len(seeds) + "---|")
     for part in claim["parts"]:
-        verdict = VERDICTS[part["shown"]] if part["counts"] else ""
+        verdict = words(part["shown"], part["otherwise"]) if part["counts"] else ""
         own = [number(part["by_seed"][str(s)]) for s in seeds]
         row = [part["name"], region(part), interval(part), f"{part['units']:,}", *own, verdict]
         lines.append("| " + " | ".join(cell(text) for text in row) + " |")
     return lines
+
+
+def words(shown: bool | None, otherwise: bool) -> str:
+    """The verdict, and whether something is clearly not as expected."""
+    return VERDICTS[shown] + (": clearly otherwise" if otherwise else "")
 
 
 def interval(part: Mapping[str, Any]) -> str:

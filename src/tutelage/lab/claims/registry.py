@@ -67,7 +67,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "epochs", "A reward model overfits after about one epoch.",
         "“multiple epochs quickly overfit the model to the training data”",
-        "Ouyang 2022, section C.2", "The same rankings for 1, 2, 4 and 8 epochs, each with a schedule of its own.",
+        "Ouyang 2022, section C.2", "The same rankings for one epoch, and for 2 to 8, each with a schedule of its own.",
         "The validation loss after the most epochs is above that after one.", LABELERS,
         ("epochs", "validation loss, nats per pair"),
         lambda scale: [f"marks_{n}" for n in (runs.reward_name(scale.overfit),
@@ -85,7 +85,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "heldout_labelers", "A reward model predicts labelers whom it never met 1 to 4 points worse.",
         "72.4 ± 0.4 % against 69.6 ± 0.9 %", "Ouyang 2022, section 4.1",
-        "Five folds by labeler; the fold that left a held-out ranking's labeler out marks it, and so do the others.",
+        "Five folds by labeler. The model that never met a held-out ranking's labeler scores it, and so do the four "
+        "that did.",
         "Accuracy on labelers trained on is higher.", LABELERS, ("trained on, left out", "accuracy"),
         lambda scale: [*(f"marks_fold_{k}" for k in range(scale.folds)), f"marks_{runs.main_reward(scale)}"],
         reward_models.heldout_labelers,
@@ -101,8 +102,9 @@ CLAIMS: tuple[Claim, ...] = (
         "small_beats_large", "A small aligned model is preferred to a much larger base.",
         "1.3B PPO-ptx is preferred to 175B GPT-3 (no figure stated)", "Ouyang 2022, sections 1 and 4.1",
         "PPO of the shipped base (0.89M parameters, 12M tokens) against a base of 9.24M of the same world, a factor of "
-        "10.4, pretrained on 4M tokens; plain, and after worked examples.",
-        "PPO wins more than half.", "simulated held-out labelers; gold beside them",
+        "10.4, pretrained on 6M tokens; plain, and after worked examples.",
+        "PPO wins more than half, though the large base predicts text better than the small one.",
+        "simulated held-out labelers; gold beside them",
         ("plainly, worked examples", "win rate of the small PPO"),
         lambda _: ["judgments_large", "judgments_large_prompted", "gauge_large", "gauge_base"],
         preference.small_beats_large,

@@ -54,12 +54,13 @@ def run(config: SamplesConfig) -> None:
     rewards = {name: RewardModel(folder) for name, folder in config.reward_models.items()}
     prompts = list(read_prompts(config.prompts).records[: config.first])
     opened.begin(f"{len(prompts):,} prompts, {config.n:,} samples of each, {len(rewards)} reward models")
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []  # names in order, as a resume finds them
     starts = range(0, len(prompts), PART)
     opened.forget_after(-1)  # what is kept is logged again
     for index in opened.track(range(len(starts))):
         part = prompts[starts[index] : starts[index] + PART]
-        rows += opened.once(f"part-{index}", partial(rows_of, config, writer, rewards, part))
+        made = opened.once(f"part-{index}", partial(rows_of, config, writer, rewards, part))
+        rows += [{k: dict(sorted(v.items())) if k == "scores" else v for k, v in sorted(row.items())} for row in made]
         opened.log(index, {"samples": float(len(part) * config.n)})
     write_jsonl(opened.folder / "samples.jsonl", rows)
     opened.finish(prompts=len(prompts), n=config.n)
