@@ -501,6 +501,7 @@ def test_a_limit_is_drawn_by_the_seed(files: dict[str, str], folders: Callable[[
         ({"tasks": {"realtoxicityprompts": "f"}}, "realtoxicityprompts needs a `classifier`"),
         ({"tasks": {}}, "tasks names none"),
         ({"models": {}}, "models names none"),
+        ({"sampler.temperature": 0.7}, "sampler.temperature is each benchmark's own"),
     ],
 )
 def test_settings_that_do_not_go_together(values: dict[str, Any], message: str) -> None:
