@@ -133,12 +133,13 @@ def test_greedy_is_transformers(writer: Callable[[str], Writer]) -> None:
     text = w.tokenizer.decode([likeliest])
     other = w.tokenizer.decode([likeliest - 1])
     items = [
-        Item(str(i), (Continuations("The cat", (t,), greedy=True),)) for i, t in enumerate([text, other, " ran over"])
+        Item(str(i), (Continuations("The cat", (t,), greedy=True),))
+        for i, t in enumerate([text, other, text + " hill", " ran over"])
     ]
     answer = ask(w, "t", items, False, CONFIG)
     expected = [theirs(w.policy, [*head, *encode_group(w, item.asks[0]).texts[0]], len(head))[1] for item in items]
     assert [own[0]["greedy"] for own in answer["responses"]] == expected
-    assert expected[1:] == [False, False]
+    assert expected[1:] == [False, False, False]
 
 
 def test_a_context_that_is_too_long_loses_its_beginning(
@@ -173,6 +174,13 @@ def test_a_text_is_a_function_of_its_request(writer: Callable[[str], Writer]) ->
         ask(w, "t", [cut], False, CONFIG)["responses"][0][0]["texts"][0]
         == both[0][0].lstrip().split(both[0][0].strip()[2])[0].rstrip()
     )
+
+
+def test_the_least_nucleus_is_the_likeliest_token(writer: Callable[[str], Writer]) -> None:
+    w = writer("llama")
+    asks = (Generation("The cat", 8, temperature=1.0, top_p=1e-6), Generation("The cat", 8))
+    (texts,) = ask(w, "t", [Item("0", asks)], False, CONFIG)["responses"]
+    assert texts[0] == texts[1]
 
 
 def test_an_instruction_goes_through_the_template(writer: Callable[[str], Writer]) -> None:
