@@ -353,10 +353,20 @@ def test_a_ratio_is_of_sums_and_a_perplexity_of_its_mean() -> None:
     items = [Item("0", ()), Item("1", ())]
     rows: list[Scores] = [{"kept": (1.0, 1.0), "nats": 1.0}, {"kept": (0.0, 3.0), "nats": 3.0}]
     measures = {"kept": Measure(), "nats": Measure(scale=None, perplexity=True)}
-    means = results_of(measures, items, {"m": rows}, "m")["means"]
+    others: list[Scores] = [{"kept": (0.0, 1.0), "nats": 1.0}, {"kept": (3.0, 3.0), "nats": 3.0}]
+    results = results_of(measures, items, {"m": rows, "o": others}, "m")
+    means = results["means"]
+    assert results["differences"]["kept"]["o"]["mean"] == (-1 + 3) / 4
     assert means["kept"]["m"]["mean"] == 0.25
     assert means["perplexity"]["m"]["mean"] == pytest.approx(math.exp(2))
     assert means["perplexity"]["m"]["high"] == pytest.approx(math.exp(means["nats"]["m"]["high"]))
+
+
+def test_items_of_a_unit_are_one() -> None:
+    items = [Item(str(i), (), unit=unit) for i, unit in enumerate(("cook", "cook", "maid"))]
+    rows: list[Scores] = [{"x": 1.0}, {"x": 1.0}, {"x": 0.0}]
+    own = results_of({"x": Measure()}, items, {"m": rows}, "m")["means"]["x"]["m"]
+    assert (own["mean"], own["n"], own["prompts"]) == (pytest.approx(2 / 3), 3, 2)
 
 
 # --- the stage ---
