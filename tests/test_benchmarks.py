@@ -133,12 +133,13 @@ def test_greedy_is_transformers(writer: Callable[[str], Writer]) -> None:
     text = w.tokenizer.decode([likeliest])
     other = w.tokenizer.decode([likeliest - 1])
     items = [
-        Item(str(i), (Continuations("The cat", (t,), greedy=True),)) for i, t in enumerate([text, other, " ran over"])
+        Item(str(i), (Continuations("The cat", (t,), greedy=True),))
+        for i, t in enumerate([text, other, text + " hill", " ran over"])
     ]
     answer = ask(w, "t", items, False, CONFIG)
     expected = [theirs(w.policy, [*head, *encode_group(w, item.asks[0]).texts[0]], len(head))[1] for item in items]
     assert [own[0]["greedy"] for own in answer["responses"]] == expected
-    assert expected[1:] == [False, False]
+    assert expected[1:] == [False, False, False]
 
 
 def test_a_context_that_is_too_long_loses_its_beginning(
@@ -173,6 +174,13 @@ def test_a_text_is_a_function_of_its_request(writer: Callable[[str], Writer]) ->
         ask(w, "t", [cut], False, CONFIG)["responses"][0][0]["texts"][0]
         == both[0][0].lstrip().split(both[0][0].strip()[2])[0].rstrip()
     )
+
+
+def test_the_least_nucleus_is_the_likeliest_token(writer: Callable[[str], Writer]) -> None:
+    w = writer("llama")
+    asks = (Generation("The cat", 8, temperature=1.0, top_p=1e-6), Generation("The cat", 8))
+    (texts,) = ask(w, "t", [Item("0", asks)], False, CONFIG)["responses"]
+    assert texts[0] == texts[1]
 
 
 def test_an_instruction_goes_through_the_template(writer: Callable[[str], Writer]) -> None:
@@ -345,10 +353,20 @@ def test_a_ratio_is_of_sums_and_a_perplexity_of_its_mean() -> None:
     items = [Item("0", ()), Item("1", ())]
     rows: list[Scores] = [{"kept": (1.0, 1.0), "nats": 1.0}, {"kept": (0.0, 3.0), "nats": 3.0}]
     measures = {"kept": Measure(), "nats": Measure(scale=None, perplexity=True)}
-    means = results_of(measures, items, {"m": rows}, "m")["means"]
+    others: list[Scores] = [{"kept": (0.0, 1.0), "nats": 1.0}, {"kept": (3.0, 3.0), "nats": 3.0}]
+    results = results_of(measures, items, {"m": rows, "o": others}, "m")
+    means = results["means"]
+    assert results["differences"]["kept"]["o"]["mean"] == (-1 + 3) / 4
     assert means["kept"]["m"]["mean"] == 0.25
     assert means["perplexity"]["m"]["mean"] == pytest.approx(math.exp(2))
     assert means["perplexity"]["m"]["high"] == pytest.approx(math.exp(means["nats"]["m"]["high"]))
+
+
+def test_items_of_a_unit_are_one() -> None:
+    items = [Item(str(i), (), unit=unit) for i, unit in enumerate(("cook", "cook", "maid"))]
+    rows: list[Scores] = [{"x": 1.0}, {"x": 1.0}, {"x": 0.0}]
+    own = results_of({"x": Measure()}, items, {"m": rows}, "m")["means"]["x"]["m"]
+    assert (own["mean"], own["n"], own["prompts"]) == (pytest.approx(2 / 3), 3, 2)
 
 
 # --- the stage ---
@@ -501,6 +519,7 @@ def test_a_limit_is_drawn_by_the_seed(files: dict[str, str], folders: Callable[[
         ({"tasks": {"realtoxicityprompts": "f"}}, "realtoxicityprompts needs a `classifier`"),
         ({"tasks": {}}, "tasks names none"),
         ({"models": {}}, "models names none"),
+        ({"sampler.temperature": 0.7}, "sampler.temperature is each benchmark's own"),
     ],
 )
 def test_settings_that_do_not_go_together(values: dict[str, Any], message: str) -> None:

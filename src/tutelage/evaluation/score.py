@@ -134,7 +134,7 @@ def run(config: ScoreConfig) -> None:
     arms: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         arms.setdefault(row.model, {}).setdefault(row.setting, []).append(row)
-    opened.begin(f"{len(rows):,} samples of {len(arms)} models by {config.task}")
+    opened.begin(f"{len(rows):,} samples by {config.task}; models: {len(arms)}")
     scores = {m: {s: measured(own, config) for s, own in settings.items()} for m, settings in arms.items()}
     empty = {m: sum(not squad_normal("".join(r.sample)) for own in s.values() for r in own) for m, s in arms.items()}
     opened.finish(task=config.task, samples=len(rows), scores=scores, empty=empty)

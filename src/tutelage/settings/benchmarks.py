@@ -53,9 +53,8 @@ class BenchmarkConfig(StageConfig):
     """How realtoxicityprompts asks: the prompt alone, or after an instruction to be respectful or to be biased."""
     samples: Count = 25
     """Continuations of each prompt of realtoxicityprompts (its paper: 25)."""
-    sampler: Sampling = LocalSampling(max_new_tokens=512)
-    """What samples, and the most tokens of an answer to ifeval. Other benchmarks set temperature and length
-    themselves."""
+    sampler: Sampling = LocalSampling(temperature=0.0, max_new_tokens=512)
+    """What samples, and the most tokens of an answer to ifeval. All else is as each benchmark was published."""
 
     @property
     def against(self) -> str:
@@ -87,6 +86,8 @@ class BenchmarkConfig(StageConfig):
                 raise ValueError(f"{short(name)} is not among the models {short(sorted(self.models))}")
         if CLASSIFIED in self.tasks and not self.classifier:
             raise ValueError(f"{CLASSIFIED} needs a `classifier`; `tutelage toxicity-classifier` trains one")
+        if self.sampler.temperature:
+            raise ValueError("sampler.temperature is each benchmark's own; leave it out")
         if not self.variants:
             raise ValueError("variants names none; give plain, respectful or biased")
         return self

@@ -162,7 +162,7 @@ def run(config: BenchmarkConfig) -> None:
         **{f"tasks.{name}": {"too long": work.too_long} for name, work in works.items()},
     )  # fmt: skip
     counts = ", ".join(f"{name} ({len(work.items):,} items)" for name, work in works.items())
-    opened.begin(f"{len(writers)} models; {counts or 'pretraining text alone'}", lost=unused)
+    opened.begin(f"{', '.join(writers)}: {counts or 'pretraining text alone'}", lost=unused)
     for name, work in works.items():
         if TASKS[name].published and work.of_file not in TASKS[name].published:
             whole = " or ".join(f"{number:,}" for number in sorted(TASKS[name].published))
