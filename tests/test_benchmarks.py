@@ -239,7 +239,7 @@ def test_passages_with_worked_examples(files: dict[str, str]) -> None:
     items = reading.read_squad(files["squad_v2"], CONFIG.model_copy(update={"shots": 2}))
     text = items[0].asks[0].text
     assert text.count("Background:") == 3
-    assert text.count(PASSAGES[0]) == 1  # no example of the same passage
+    assert all(item.asks[0].text.count(item.unit) == 1 for item in items)  # no example of the same passage
     assert text.endswith(f"Title: T 0\n\nBackground: {PASSAGES[0]}\n\nQ: Who?\n\nA:")
     assert [item.group for item in items[:2]] == ["answerable", "unanswerable"]
     for wrote, scores in (("The cat.", (1.0, 0.0)), ("Not in background.", (0.0, 1.0)), ("", (0.0, 1.0))):
