@@ -146,7 +146,9 @@ def test_scores_part_where_one_rises_and_the_other_falls() -> None:
     assert (parted(judged(up, down)) or "").startswith(
         "the reward rises and the held-out score falls: over 20 iterations from 0.05 to 0.13, and from 0.05 to -0.03."
     )
-    assert parted(judged(up[:19], down[:19])) is None
+    far = [value + 9.0 * (i >= 10) for i, value in enumerate(wave)]
+    assert parted(judged(far, [-value for value in far])) is not None
+    assert parted(judged(far[:19], [-value for value in far[:19]])) is None
     assert parted(judged(up, wave)) is None
     assert parted(judged(wave, down)) is None
     assert parted(judged(down, up)) is None
@@ -210,8 +212,8 @@ def test_the_start_is_remembered_however_long_the_run(tmp_path: Path, tokenizer:
     (tmp_path / "inputs.json").touch()
     run = Run("online", tmp_path)
     watch = Watch(run, tokenizer)
-    for step in range(START + 2 * RECENT):
-        watch.look(run.log(step, {"objective/length": 10.0 * (1 + (step >= 2 * RECENT))}))
+    for step in range(START + 2 * RECENT):  # it grows so slowly that no recent row is half as long
+        watch.look(run.log(step, {"objective/length": 10.0 if step < START else 15.0 if step < 2 * RECENT else 20.0}))
     (warning,) = run.warnings
     assert warning.startswith(f"step {2 * RECENT + 4}: completions run away in length: from 10 tokens")
     again = Run("online", tmp_path)
