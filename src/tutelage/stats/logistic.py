@@ -37,7 +37,7 @@ def fit_logistic(x: Array, wins: Array, totals: Array, prior_sd: float) -> Array
         p = logistic(theta @ x.T)
         gradient = (wins - totals * p) @ x - theta @ prior
         hessian = (totals * p * (1 - p) @ products).reshape(-1, *prior.shape) + prior
-        step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        step = np.asarray(np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], dtype=np.float64)
         largest = np.abs(step).max()
         if largest < 1e-7:  # the next would be of its square
             return theta + step
