@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 STEPS = 100  # of Newton; ten are usual
-HALVINGS = 60
+SMALL, HALVINGS = 0.5, 60  # a longer step may overshoot where data are nearly separable, and never come back
 
 
 def fit_logistic(x: Array, wins: Array, totals: Array, prior_sd: float) -> Array:
@@ -24,27 +26,36 @@ def fit_logistic(x: Array, wins: Array, totals: Array, prior_sd: float) -> Array
     products = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)
     prior = np.eye(x.shape[1]) / prior_sd**2
     theta = np.zeros((len(wins), x.shape[1]))
+    if len(wins) > 1:  # the others are not far from the first
+        theta += fit_logistic(x, wins[:1], totals[:1], prior_sd)
 
     def objective(at: Array) -> Array:
-        u = at @ x.T
-        likelihood = -(wins * np.logaddexp(0, -u) + (totals - wins) * np.logaddexp(0, u)).sum(1)
-        return likelihood - (at**2).sum(1) / (2 * prior_sd**2)
+        u = at @ x.T  # ln σ(u) = u − ln(1 + e^u), and ln σ(−u) is the latter alone
+        return (wins * u - totals * np.logaddexp(0, u)).sum(1) - (at**2).sum(1) / (2 * prior_sd**2)
 
     for _ in range(STEPS):
         p = logistic(theta @ x.T)
         gradient = (wins - totals * p) @ x - theta @ prior
         hessian = (totals * p * (1 - p) @ products).reshape(-1, *prior.shape) + prior
-        step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
-        if np.abs(step).max() < 1e-9:
-            break
-        before = objective(theta)
-        for _ in range(HALVINGS):  # a full step may overshoot where data are nearly separable, and never come back
-            worse = objective(theta + step) < before - 1e-12 * np.abs(before)
-            if not worse.any():
-                break
-            step[worse] /= 2
-        theta += step
+        step = np.asarray(np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], dtype=np.float64)
+        largest = np.abs(step).max()
+        if largest < 1e-7:  # the next would be of its square
+            return theta + step
+        if largest > SMALL:
+            step = _shortened(step, theta, objective)
+        theta = theta + step
     return theta
+
+
+def _shortened(step: Array, theta: Array, objective: Callable[[Array], Array]) -> Array:
+    """The steps, those halved that do not lead upwards."""
+    reached = objective(theta)
+    for _ in range(HALVINGS):
+        worse = objective(theta + step) < reached - 1e-12 * np.abs(reached)
+        if not worse.any():
+            break
+        step[worse] /= 2
+    return step
 
 
 def logistic(x: Array) -> Array:
