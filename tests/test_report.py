@@ -369,15 +369,17 @@ def test_ratings_arms_and_flags_of_an_evaluation(runs: Path) -> None:
     done["ratings"] = {"sft": {"mean": 0.0, "low": 0.0, "high": 0.0}, "ppo": {"mean": 0.5, "low": None, "high": None}}
     done["likert"] = {"ppo": {"mean": 5.25, "low": 5.0, "high": 5.5}}
     done["length_controlled_win_rate"] = {"ppo": rate(0.55)}
+    done["win_rate_for_other_labelers"] = {"ppo": rate(0.6)}
     done["win_rate_by_arm"] = {"heldout": {"ppo": rate(0.62)}}
     done["flags"] = {"harmful": {"ppo": rate(0.1)}}
     (runs / "evaluation" / "done.json").write_text(json.dumps(done))
     html = report(runs)
     preferred = cells(html, "preferred")
-    assert preferred[preferred.index("rating, nats") :][:12] == [
-        "rating, nats", "quality, 1–7", "wins at equal length", "sft", "0.00 (0.00 to 0.00)", "–", "–",
-        "ppo", "0.50", "5.25 (5.00 to 5.50)", "55 % (50–60)",
-    ][:12]  # fmt: skip
+    assert preferred[preferred.index("rating, nats") :] == [
+        "rating, nats", "quality, 1–7", "wins at equal length", "wins, had others judged",
+        "sft", "0.00 (0.00 to 0.00)", "–", "–", "–",
+        "ppo", "0.50", "5.25 (5.00 to 5.50)", "55 % (50–60)", "60 % (55–65)",
+    ]  # fmt: skip
     assert cells(html, "cases")[:4] == ["model", "heldout, n = 100", "ppo", "62 % (57–67)"]
     assert "10 % (5–15)" in cells(html, "faults")
 

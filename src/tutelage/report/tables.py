@@ -80,6 +80,7 @@ def ratings_table(evaluated: Mapping[str, Any]) -> Columns:
         "rating, nats": evaluated.get("ratings", {}),
         "quality, 1–7": evaluated.get("likert", {}),
         "wins at equal length": evaluated.get("length_controlled_win_rate", {}),
+        "wins, had others judged": evaluated.get("win_rate_for_other_labelers", {}),
     }
     columns = {
         title: {name: interval(v) if "wins" in title else spread(v) for name, v in column.items() if v}
