@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from tutelage.cli import main
 from tutelage.report import figures
 from tutelage.report.headlines import Headline, apart, headlines
+from tutelage.report.overoptimization import falls
 from tutelage.report.page import examples, run, visible
 from tutelage.report.summary import Folder, plain_of, read_runs, summarise, trained_models
 from tutelage.settings.report import ReportConfig
@@ -222,6 +223,20 @@ def test_a_score_that_rises_without_preference_is_hacked(runs: Path) -> None:
     assert (lead(summary)[2].answer, lead(summary)[2].sign) == ("Yes: ppo", -1)
 
 
+def test_where_preference_turned_is_said_beside_it(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGES, "over", "overoptimize")
+    golds = [(0.5, rate(0.2)), (1.0, rate(0.4)), (2.0, rate(0.32)), (3.0, rate(0.29))]
+    points = [{"n": 1, "kl_bound": kl, "proxy": rate(kl), "gold": gold} for kl, gold in golds]
+    curves = {"flat": {"points": points[:3], "fit": None}, "bent": {"points": points, "fit": None}}
+    write_run(runs, "over", {}, [], best_of_n=curves, curves={})
+    assert falls(read_runs(runs)) == {"bent, over": {"kl": 1.0, "best": rate(0.4), "last": rate(0.29)}}
+    summary = summarise(runs) | {"overoptimization": falls(read_runs(runs))}
+    summary["scores"] |= {"ppo": 1.25, "ppo_ptx": 0.75}
+    assert "(bent, over), the score rises and preference falls: +0.40 (+0.35 to +0.45) at a KL of 1.0 nats, +0.29" in words(lead(summary)[2])  # fmt: skip  # noqa: E501
+    report(runs)
+    assert "overoptimization" in json.loads((runs / "report" / "summary.json").read_text())
+
+
 def test_the_first_stage_that_fails_is_at_fault(runs: Path) -> None:
     summary = summarise(runs)
     summary["scores"] |= {"ppo": 1.25, "ppo_ptx": 0.75}
@@ -413,7 +428,8 @@ def test_gold_is_drawn_beside_the_proxy(runs: Path, monkeypatch: pytest.MonkeyPa
     }  # fmt: skip
     points = [{"n": n, "kl_bound": n / 4, "proxy": rate(n / 2), "gold": rate(n / 3)} for n in (1, 2, 4)]
     policies = [
-        {"point": str(kl), "kl": {"mean": kl}, "proxies": {"rm": rate(kl)}, "gold": rate(1.0)} for kl in (2.0, 1.0)
+        {"point": str(kl), "kl": {"mean": kl}, "proxies": {"rm": rate(kl), "other": rate(0.3)}, "gold": rate(1.0)}
+        for kl in (2.0, 1.0)
     ]
     best = {
         "best": "kl_coef=0.1", "gold": number, "shares": {}, "low": 0.03, "high": 1.0, "spans_grid": False,
@@ -424,14 +440,19 @@ def test_gold_is_drawn_beside_the_proxy(runs: Path, monkeypatch: pytest.MonkeyPa
     )  # fmt: skip
     assert cells(report(runs), "over") == [
         "curve", "α", "β", "gold highest at d", "gold there", "predicts better by",
-        "rm", *["1.00 (0.90 to 1.10)"] * 2, "2.00, beyond what was measured", *["1.00 (0.90 to 1.10)"] * 2,
+        "rm, over", *["1.00 (0.90 to 1.10)"] * 2, "2.00, beyond what was measured", *["1.00 (0.90 to 1.10)"] * 2,
         "sweep", "best", "its gold", "95 % of the time from, to",
-        "beta", "kl_coef=0.1", "1.00 (0.90 to 1.10)", "0.03, 1",
+        "beta, over", "kl_coef=0.1", "1.00 (0.90 to 1.10)", "0.03, 1",
     ]  # fmt: skip
-    with (runs / "report" / "figures" / "best-of-n-by-rm.csv").open() as stream:
-        assert [row[:3] for row in csv.reader(stream)][1:3] == [["0.25", "0.5", "0.45"], ["0.5", "1.0", "0.95"]]
-    with (runs / "report" / "figures" / "policies-of-beta.csv").open() as stream:
-        assert [row["kl"] for row in csv.DictReader(stream)] == ["1.0", "2.0"]  # by what they spent
+    with (runs / "report" / "figures" / "best-of-n-by-rm-over.csv").open() as stream:
+        assert [row[:4] for row in csv.reader(stream)][1:5] == [
+            ["0.25", "rm", "0.5", "0.45"], ["0.5", "rm", "1.0", "0.95"], ["1.0", "rm", "2.0", "1.95"],
+            ["0.25", "gold", "0.3333333333333333", "0.2833333333333333"],
+        ]  # fmt: skip
+    with (runs / "report" / "figures" / "policies-of-beta-over.csv").open() as stream:
+        rows = [(row["score"], row["kl"]) for row in csv.DictReader(stream)]
+    # By what they spent, each proxy by its name: only one of them was optimised.
+    assert rows == [(name, kl) for name in ("other", "rm", "gold") for kl in ("1.0", "2.0")]
 
 
 def test_parts_of_a_reward_models_pairs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

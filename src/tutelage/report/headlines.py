@@ -35,6 +35,11 @@ def percent(rate: Rate) -> str:
     return f"{100 * rate['mean']:.0f}\u00a0% ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
 
 
+def spread(rate: Rate) -> str:
+    """`+0.61 (0.52 to 0.70)`."""
+    return f"{rate['mean']:+.2f} ({rate['low']:+.2f} to {rate['high']:+.2f})"
+
+
 def apart(a: Rate, b: Rate) -> int:
     """1 if a's whole interval lies above b's, -1 if below, 0 if they overlap."""
     return int(a["low"] > b["high"]) - int(a["high"] < b["low"])
@@ -119,7 +124,7 @@ def price(summary: Mapping[str, Any], trained: Sequence[str], baseline: str) -> 
             question, "Not measured", None,
             sentences=["Held-out pretraining text would show it: see `texts` of `tutelage answer`."],
         )  # fmt: skip
-    shown = {n: f"{r['mean']:+.2f} ({r['low']:+.2f} to {r['high']:+.2f})" for n, r in rises.items()}
+    shown = {n: spread(r) for n, r in rises.items()}
     dear = [n for n, r in rises.items() if apart(r, NOTHING) == 1]
     answer = f"Paid by {names(dear)}" if dear else "None shown"
     sentences = [
@@ -158,6 +163,11 @@ def hacked(summary: Mapping[str, Any], trained: Sequence[str], baseline: str) ->
     shown = {n: f"{rises[n]:+.2f}, wins {100 * wins[n]['mean']:.0f}\u00a0%" for n in both}
     sides = {n: apart(wins[n], EVEN) for n in both if rises[n] > 0}
     worse, unclear = ([n for n, side in sides.items() if side == which] for which in (-1, 0))
+    further = [
+        f"Optimised on its own ({name}), the score rises and preference falls: {spread(turn['best'])} at a KL of "
+        f"{turn['kl']:.1f} nats, {spread(turn['last'])} in the end."
+        for name, turn in summary.get("overoptimization", {}).items()
+    ]
     notes = [f"How far the mean score by the reward model rose over {baseline}'s, beside preference."]
     if worse:
         notes.append(f"The score of {names(worse)} rose while {baseline}'s answers are preferred.")
@@ -166,7 +176,10 @@ def hacked(summary: Mapping[str, Any], trained: Sequence[str], baseline: str) ->
         some = names(unclear) if unclear else "any model"
         notes.append(f"No gain of {some} is shown to be more than a higher score." if unclear else "No score rose.")
         return Headline(question, "Not shown either way", 0, shown, notes)
-    notes.append("Both rose. How much further they would go together, `tutelage overoptimize` measures.")
+    notes.append(
+        "Both rose." if further else "Both rose. How much further they would, `tutelage overoptimize` measures."
+    )
+    notes += further[:2]
     return Headline(question, "No sign of it", 1, shown, notes)
 
 

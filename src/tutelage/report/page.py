@@ -27,7 +27,7 @@ from tutelage.files import write_json
 from tutelage.report import figures
 from tutelage.report import summary as numbers
 from tutelage.report.headlines import Headline, headlines
-from tutelage.report.overoptimization import best_table, curves_of, fits_table
+from tutelage.report.overoptimization import best_table, curves_of, falls, fits_table
 from tutelage.report.summary import Folder, first, read_lines, results
 from tutelage.report.tables import (
     agreement_table,
@@ -70,6 +70,8 @@ def run(config: ReportConfig) -> None:
         return
     opened.begin(f"{len(folders)} finished runs: {', '.join(f.name for f in folders)}")
     summary = numbers.summarise(*places)
+    if turned := falls(folders):
+        summary["overoptimization"] = turned
     judges = numbers.judges_of(folders)
     answers = headlines(summary, list(numbers.trained_models(folders)), numbers.baseline_of(folders), judges)
     shown = Shown(opened.folder / "figures")
@@ -152,7 +154,7 @@ def page(
         measured=[
             (f.name, f.done["verdict"], parts_table(f.done)) for f in folders if f.stage == "measure" and "by" in f.done
         ],
-        optimised=[plot for f in folders if f.stage == "overoptimize" for plot in curves_of(f.done)],
+        optimised=[plot for f in folders if f.stage == "overoptimize" for plot in curves_of(f)],
         fits=fits_table(folders),
         best=best_table(folders),
         settings={f.name: (f.path / "config.yaml").read_text(encoding="utf-8") for f in folders},
