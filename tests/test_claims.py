@@ -376,6 +376,7 @@ def test_rankings_without_a_labeler_are_refused(tmp_path: Path) -> None:
 def test_shuffling_pairs_keeps_every_one() -> None:
     pairs = subsets.shuffled_pairs([ranking(i, "x") for i in range(5)], Random(0))
     assert len(pairs) == 10
+    assert [r.prompt.id for r in pairs] != sorted(r.prompt.id for r in pairs)
     assert all(r.ranks == (1, 2) for r in pairs)
 
 
@@ -543,6 +544,7 @@ def test_what_was_left_out_is_said_and_not_shown() -> None:
     assert "| a large base takes too long to pretrain for `--fast` | left out |" in text
     assert "Seed 0; the runs took 1.0 minutes in all." in text
     assert "](claims.svg)" in text
+    assert "`--fast` subset: one seed, and everything smaller" in text
 
 
 def test_numbers_are_short() -> None:
