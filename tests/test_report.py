@@ -256,6 +256,19 @@ def test_a_reward_model_that_agrees_less_than_labelers_do(runs: Path) -> None:
     assert (lead(summary)[3].answer, lead(summary)[3].sign) == ("Less than a labeler", 0)
 
 
+def test_faults_of_the_reward_model_stand_in_the_lead(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGES, "measured", "measure")
+    write_run(runs, "measured", {}, [], by={}, verdict="", faults={})
+    assert lead(summarise(runs))[3].answer == "Yes"
+    assert "No fault is shown" in words(lead(summarise(runs))[3])
+    done = json.loads((runs / "measured" / "done.json").read_text())
+    done["faults"] = {"prefers length": "It expects the longer answer to win too often."}
+    (runs / "measured" / "done.json").write_text(json.dumps(done))
+    sound = lead(summarise(runs))[3]
+    assert (sound.answer, sound.sign) == ("Yes, but prefers length", 0)
+    assert "It expects the longer answer" in words(sound)
+
+
 def test_without_figures_the_lead_says_what_to_run(tmp_path: Path) -> None:
     write_run(tmp_path, "world", {}, [])
     answers = headlines(summarise(tmp_path), [], "baseline", {"labelers": ""})

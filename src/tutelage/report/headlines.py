@@ -212,8 +212,15 @@ def sound(summary: Mapping[str, Any]) -> Headline:
     below = shared and apart(shared["model"], shared["labelers"]) == -1
     if side < 1:
         return Headline(question, "No: not shown to beat chance" if side == 0 else "No", -1, figures, sentences)
+    faults = numbers.get("faults")
+    if faults is not None:
+        sentences += faults.values() or [
+            "No fault is shown in its confidence, or in what it makes of length and repetition."
+        ]
     if below:
         return Headline(question, "Less than a labeler", 0, figures, sentences)
+    if faults:
+        return Headline(question, f"Yes, but {names(list(faults))}", 0, figures, sentences)
     return Headline(question, "Yes", 1, figures, sentences)
 
 

@@ -238,6 +238,8 @@ def summarise(*runs: Path) -> dict[str, Any]:
         reward |= {f"{name}_ceiling": share for name, share in arms["heldout_labelers"].get("readers", {}).items()}
     if shared := same_pairs(folders):
         reward["same_pairs"] = shared
+    if "faults" in (measured := results(folders, "measure")):
+        reward["faults"] = measured["faults"]
     of_answers = ("pretraining_loss", "kl", "kl_standard_error", "scores")
     of_judgments = {f"{key}_vs_{baseline_of(folders)}": key for key in win_rates(folders).values()}
     return {
