@@ -163,5 +163,5 @@ def scenario(name: str, data: Path, output: Path) -> Scenario:
 
 
 ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "ptx", "adaptive", "ema", "function", "lora")
-RESUMED = ("pretrain", "sft", "reward", "dpo", *ONLINE, "collect", "select", "prioritize", "measure", "answer")
-NAMES = (*RESUMED, "world", "rank", "judge")  # the last begin again
+RESUMED = ("pretrain", "sft", "reward", "dpo", *ONLINE, "collect", "select", "prioritize", "measure", "answer", "judge")
+NAMES = (*RESUMED, "world", "rank")  # the last begin again

@@ -299,6 +299,7 @@ def every_setting() -> dict[str, str]:
         "lm-eval": "models: {a: m}\ntasks: [t]\noutput: o\n",
         "toxicity-classifier": "model: m\ntexts: t\noutput: o\n",
         "prioritize": "candidates: c\nreward_models: [a, b]\noutput: o\n",
+        "claims": "seeds: [0, 1]\nclaims: [tax]\nfast: true\noutput: o\n",
     }
     return {verb: files.get(verb) or rest[verb] for verb in STAGES}
 
@@ -328,7 +329,18 @@ def judge(path: Path, parse: Callable[[], object]) -> None:
 
 # Dry runs of such settings
 
-OTHERS = ("measure", "merge", "agreement", "evaluate", "report", "benchmark", "score", "toxicity-classifier")
+OTHERS = (
+    "measure",
+    "merge",
+    "agreement",
+    "evaluate",
+    "report",
+    "benchmark",
+    "score",
+    "toxicity-classifier",
+    "overoptimize",
+    "claims",
+)  # not sweep, which starts processes
 
 RECIPE = """\
 stages:
@@ -384,6 +396,7 @@ def runnable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     for verb, settings_ in {
         "overoptimize": lab | {"samples": 2, "sampler": {"max_new_tokens": 8}},
         "sweep": {"command": "world", "over": {"documents": [5]}},
+        "claims": {"fast": True, "claims": ["tax"]},
     }.items():
         config = make(STAGES[verb].config_class(), settings_ | {"output": str(data / "out")}, verb)
         files[verb] = verb, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -493,6 +493,16 @@ def test_score_and_preference_stand_over_the_kl_spent(runs: Path) -> None:
     ]  # fmt: skip
 
 
+def test_score_stands_over_kl_without_a_judge(runs: Path) -> None:
+    shutil.rmtree(runs / "evaluation")
+    settings = yaml.safe_load((runs / "answers" / "config.yaml").read_text()) | {"reference": "sft"}
+    (runs / "answers" / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert "Without a judge it says nothing of preference" in report(runs)
+    with (runs / "report" / "figures" / "mean-score-against-kl.csv").open() as stream:
+        rows = [(row["model"], row["kl"], row["judge"], row["mean"]) for row in csv.DictReader(stream)]
+    assert rows == [("sft", "0.0", "", ""), ("ppo", "4.0", "", "")]
+
+
 def test_names_of_points_keep_apart() -> None:
     """Four points at one height, at the top of the axes."""
     axes = Figure().add_subplot()

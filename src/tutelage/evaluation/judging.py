@@ -85,6 +85,11 @@ def pairs_of(matches: Sequence[Match]) -> dict[Key, Pair]:
     return pairs
 
 
+def in_order(share: Share) -> Share:
+    """With its voters sorted, as what is kept does not keep their order."""
+    return dict(sorted(share.items())) if isinstance(share, dict) else share
+
+
 def mean_share(share: Share) -> float | None:
     """The share of votes that a verdict comes to."""
     return sum(share.values()) / len(share) if isinstance(share, dict) else share
@@ -175,7 +180,8 @@ def run(config: JudgeConfig, open_world: OpenWorld | None = None) -> None:
     shares: dict[str, list[Share]] = {name: [] for name in judges}
     for place in opened.track(range(len(parts))):
         name, start = parts[place]
-        shares[name] += opened.once(f"{name}-{start}", partial(judges[name].compare, asked[start : start + BATCH]))
+        compared = opened.once(f"{name}-{start}", partial(judges[name].compare, asked[start : start + BATCH]))
+        shares[name] += [in_order(share) for share in compared]
     verdicts = {name: dict(zip(pairs, own, strict=True)) for name, own in shares.items()}
     judged = {name: sum(share is not None for share in own) for name, own in shares.items()}
     for name, number in judged.items():

@@ -98,36 +98,42 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: 
 
 
 def against_kl(models: Mapping[str, Mapping[str, Any]], scored: str, judged: str) -> Plot:
-    """Mean score, and below it preference, of finished models against their KL from the reference.
+    """Mean score, and below it preference if anybody judged, of finished models against their KL from the reference.
 
     `models` are {name: {kl, score, wins: {judge: {mean, low, high}}}}; the axes are called `scored` and `judged`.
     """
     judges = list(dict.fromkeys(judge for model in models.values() for judge in model["wins"]))
     with rc_context(STYLE | {"svg.hashsalt": repr((scored, judged, models))}):
-        figure = Figure(figsize=(5.0, 4.6), layout="constrained")
-        above, below = figure.subplots(2, 1, sharex=True)
+        figure = Figure(figsize=(5.0, 4.6 if judges else 2.6), layout="constrained")
+        above, *below = figure.subplots(2 if judges else 1, 1, sharex=True, squeeze=False)[:, 0]
         for k, model in enumerate(models.values()):
             above.plot(model["kl"], model["score"], MARKERS[k % 6], color=colour(k), ms=5)
-        for k, judge in enumerate(judges):
-            rates = {name: model["wins"][judge] for name, model in models.items() if judge in model["wins"]}
-            at, means = [models[name]["kl"] for name in rates], [r["mean"] for r in rates.values()]
-            below.errorbar(
-                at, means, _reach(rates), None, MARKERS[k % 6], color=INK, mfc="none" if k else INK, ms=4.5, label=judge
-            )
-        below.axhline(0.5, color=INK, lw=0.8, ls=EVEN)
         above.set(ylabel=scored)
-        below.set(ylabel=judged, xlabel="KL from the reference, nats per answer")
         _name_points(above, {name: (model["kl"], model["score"]) for name, model in models.items()})
-        for axes in (above, below):
+        for axes in below:
+            _preference(axes, models, judges)
+            axes.set(ylabel=judged)
+        for axes in (above, *below):
             axes.grid()
-        below.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, handletextpad=0.3)
+        (above, *below)[-1].set(xlabel="KL from the reference, nats per answer")
         rows = [
-            (name, model["kl"], model["score"], judge, *(rate[key] for key in ("mean", "low", "high")))
+            (name, model["kl"], model["score"], judge, *(rate.get(key) for key in ("mean", "low", "high")))
             for name, model in models.items()
-            for judge, rate in model["wins"].items()
+            for judge, rate in (model["wins"] or {"": {}}).items()
         ]
-        label = f"{scored} and {judged} against KL"
+        label = f"{scored} and {judged} against KL" if judges else f"{scored} against KL"
         return Plot(label, svg(figure, label), ("model", "kl", "score", "judge", "mean", "low", "high"), rows)
+
+
+def _preference(axes: Axes, models: Mapping[str, Mapping[str, Any]], judges: Sequence[str]) -> None:
+    """Win rates with their whiskers over KL, filled marks for the first judge."""
+    for k, judge in enumerate(judges):
+        rates = {name: model["wins"][judge] for name, model in models.items() if judge in model["wins"]}
+        at, means = [models[name]["kl"] for name in rates], [r["mean"] for r in rates.values()]
+        face = "none" if k else INK
+        axes.errorbar(at, means, _reach(rates), None, MARKERS[k % 6], color=INK, mfc=face, ms=4.5, label=judge)
+    axes.axhline(0.5, color=INK, lw=0.8, ls=EVEN)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, handletextpad=0.3)
 
 
 def calibration(bins: Sequence[Sequence[float]], title: str) -> Plot:

@@ -7,11 +7,11 @@ which all seeds share.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tutelage.data.strict_json import dumps
 from tutelage.settings.claims import BETA, GAMMA, Scale
 
 Stages = dict[str, dict[str, Any]]
@@ -202,5 +202,5 @@ def needed(stages: Mapping[str, dict[str, Any]], wanted: Iterable[str]) -> Stage
         name = waiting.pop()
         if name not in kept:
             kept.add(name)
-            waiting += re.findall(r"\{run\}/([\w.-]+)/", json.dumps(stages[name]))
+            waiting += re.findall(r"\{run\}/([\w.-]+)/", dumps(stages[name]))
     return {name: settings for name, settings in stages.items() if name in kept}
