@@ -18,6 +18,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from byhand import assert_run_of
 from conftest import tiny_model
 from tutelage.algorithms import make_algorithm
 from tutelage.data.datasets import write_jsonl
@@ -39,7 +40,7 @@ from tutelage.models.forward import all_scores, completion_logprobs
 from tutelage.models.frozen import FrozenLinear, freeze
 from tutelage.models.loading import load_policy, load_scalar, new_scalar, save_model
 from tutelage.models.tokens import load_tokenizer
-from tutelage.runs import done
+from tutelage.runs import DryRun, done
 from tutelage.sampling.local import LocalSampler
 from tutelage.settings.dpo import DpoConfig
 from tutelage.settings.merge import MergeConfig
@@ -588,6 +589,24 @@ def test_a_value_model_starts_as_the_reward_model_or_the_policy(
         scores = all_scores(models.rewards.models["reward_model"].model, IDS)
         stir(models.value_model)
         assert torch.equal(all_scores(models.rewards.models["reward_model"].model, IDS), scores)
+
+
+def test_merging_is_a_run_that_is_done_once(
+    adapted: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    config = MergeConfig(model=str(adapted), output=out)
+    with pytest.raises(DryRun):
+        merge.run(config.model_copy(update={"dry_run": True}))
+    assert capsys.readouterr().err == f"merge: {adapted} into {adapted.parent / 'base'}\n"
+    assert not out.exists()
+    merge.run(config)
+    assert_run_of(out, "merge", "model")
+    weights = out / "model" / "model.safetensors"
+    once = weights.stat()
+    merge.run(config)
+    assert (weights.stat().st_ino, weights.stat().st_mtime_ns) == (once.st_ino, once.st_mtime_ns)
+    assert load_tokenizer(out / "model").get_vocab() == tokenizer.get_vocab()
 
 
 def test_folders_that_people_mix_up_are_named(adapted: Path, tokenizer: PreTrainedTokenizerBase) -> None:

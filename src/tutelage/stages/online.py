@@ -108,9 +108,9 @@ def run(config: OnlineConfig) -> None:
 
     # 9. Both sets of weights, measured on the same prompts.
     fixed = shuffled(prompts, config.seed, -1)[:FINAL_PROMPTS]
-    weights = {"model": models.average if decay else models.policy, "last": models.policy}
+    weights = {"model": models.average, "last": models.policy}
     final = {name: save_and_measure(opened, name, weights[name], models, fixed, iterations, config) for name in weights}
-    way = moved(models.average, models.policy, models.reference) if decay else 1.0
+    way = moved(models.average, models.policy, models.reference)
     for warning in warnings_of(way, config, decay, iterations, final["last"]["kl"]):
         opened.warn(warning)
     opened.finish(
