@@ -498,7 +498,7 @@ def test_a_text_stands_for_the_reward_that_it_looks_like(tmp_path: Path) -> None
     faults = [
         ({}, "nothing scores completions; give a reward_model"),
         ({"reward_model": "x", "rewards": {"reward_model": "m:f"}}, "call one of them by another name"),
-        ({"rewards": {"a": "m:f"}, "combination": "mean_less_std"}, "give two rewards at least"),
+        ({"rewards": {"a": "m:f"}, "combination": "mean_less_std"}, "give at least two rewards"),
         ({"rewards": {"a": typo}}, "rewards.a.wait is no setting of function; did you mean 'weight'"),
         ({"rewards": {"a": {"name": "functon"}}}, "rewards.a.name='functon': expected one of 'reward_"),
         ({"rewards": {"a/b": "m:f"}}, "rewards"),
