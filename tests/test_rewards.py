@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,7 @@ from tutelage.rewards.endpoint import endpoint_reward
 from tutelage.rewards.function import function_reward, sources_of
 from tutelage.rewards.opening import Rewards, open_rewards
 from tutelage.rewards.reward import Answers, checked_scores, joined_scores, score_all
+from tutelage.rewards.reward_model import covered_kl
 from tutelage.runs import done, inputs_of
 from tutelage.settings.common import make
 from tutelage.settings.online import OnlineConfig
@@ -380,6 +383,23 @@ def test_an_endpoint_that_fails_is_named(server: Server) -> None:
         endpoint_reward(EndpointReward(url="http://[::1/"), "r")
     with pytest.raises(ValueError, match=r"^rewards\.r: .*: the prompts' columns cannot be sent"):
         asking(server)(replace(ANSWERS, prompts=[with_column(math.nan)] * 2))
+
+
+def test_an_endpoint_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 s, then twice as long each time, a minute at most; so many at once, and so long each, as the settings say."""
+    waits: list[float] = []
+    pools: list[int] = []
+    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 60.0)
+    monkeypatch.setattr(endpoint, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(endpoint, "ThreadPoolExecutor", lambda n: pools.append(n) or ThreadPoolExecutor(n))
+    server.faults = [500, 429, 503, 599, 500, 500, 500, 500]
+    assert asking(server, retries=8, concurrency=3)(ANSWERS) == [3.0, 2.0]
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert pools == [3]
+    client = endpoint.open_client("http://h/x", None, 12.5, "it")
+    assert client.timeout == httpx.Timeout(12.5)
+    assert client.headers["Content-Type"] == "application/json"
+    assert "Authorization" not in client.headers
 
 
 def with_column(value: Any) -> Prompt:
@@ -832,6 +852,25 @@ def test_scores_of_several_rewards_by_hand() -> None:
     spread = score_all(rewards, Combination(name="mean_less_std", pessimism=0.5), ANSWERS)
     assert_close(spread.total, torch.tensor([-1 - 0.5 * 18**0.5, 6, 0]))  # 2 and -4: variance 9 + 9
     assert score_all({"a": rewards["a"]}, Combination(), ANSWERS).metrics() == {"reward/left_out": pytest.approx(1 / 3)}
+
+
+def test_how_far_rankings_cover_by_hand(tmp_path: Path) -> None:
+    """log n − (n − 1)/n of n completions; other runs' models, and folders without a run, say nothing."""
+    runs: dict[str, Any] = {
+        "four": {"stage": "reward", "completions": 4}, "nine": {"stage": "reward", "completions": 9},
+        "none": {"stage": "reward", "completions": 0}, "old": {"stage": "reward"},
+        "policy": {"stage": "sft", "completions": 2}, "unknown": None,
+    }  # fmt: skip
+    models: dict[str, Any] = {name: SimpleNamespace(folder=str(tmp_path / name / "model")) for name in runs}
+    for name, results in runs.items():
+        (tmp_path / name).mkdir()
+        if results is not None:
+            (tmp_path / name / "done.json").write_text(json.dumps(results))
+    four = math.log(4) - 3 / 4
+    assert covered_kl([models["nine"]]) == pytest.approx(math.log(9) - 8 / 9)
+    assert covered_kl([models["nine"], models["four"]]) == pytest.approx(four)
+    assert covered_kl(models.values()) == pytest.approx(four)
+    assert covered_kl([models[name] for name in ("none", "old", "policy", "unknown")]) is None
 
 
 def test_sources_of_functions_are_inputs(module: Any, tmp_path: Path) -> None:
