@@ -95,6 +95,37 @@ def test_groups_must_divide_an_iteration() -> None:
         make_algorithm(RLOO(), 6)
 
 
+def test_credit_without_a_value_model_by_hand() -> None:
+    """Two completions of two prompts, with returns of 3 and 1, 4 and 0."""
+    samples = [Sample((5,) * n, (-1.0,) * n, "stop") for n in (2, 1, 1, 2)]
+    episodes = episodes_of([Prompt(id="p", text="a")] * 4, [Request((5,), 0, 9, ())] * 4, samples, 2)
+    rewards = torch.tensor([[1.0, 2], [1, 0], [4, 0], [-1, 1]])
+
+    def credit(settings: Any) -> torch.Tensor:
+        advantages, returns = make_algorithm(settings, 12).credit(episodes, rewards, None)
+        assert returns is None
+        return advantages
+
+    assert credit(RLOO()).tolist() == [[2, 2], [-2, 0], [4, 0], [-4, -4]]
+    assert credit(GRPO(num_generations=2, scale_rewards=False)).tolist() == [[1, 1], [-1, 0], [2, 0], [-2, -2]]
+    one = 0.5**0.5  # two numbers lie this many standard deviations from their mean, with n - 1
+    expected = torch.tensor([[one, one], [-one, 0], [one, 0], [-one, -one]])
+    assert_close(credit(GRPO(num_generations=2)), expected, rtol=0, atol=1e-4)
+    # Still to come are 3, 2; 1; 4; 0, 1: their mean is 11/6, their variance 65/36.
+    expected = torch.tensor([[7.0, 1], [-5, 0], [13, 0], [-11, -5]]) / 65**0.5
+    assert_close(credit(ReinforcePP()), expected)
+
+
+def test_an_algorithm_takes_its_samples_and_rounds_from_its_settings() -> None:
+    for settings, samples, refill in (
+        (RLOO(num_generations=3, refill=2), 3, 2), (GRPO(num_generations=6, refill=1), 6, 1),
+        (ReinforcePP(num_generations=2), 2, 0), (ReinforcePP(), 1, 0), (PPO(), 1, 0),
+    ):  # fmt: skip
+        algorithm = make_algorithm(settings, 12)
+        assert (algorithm.settings, algorithm.samples_per_prompt, algorithm.refill) == (settings, samples, refill)
+        assert (algorithm.value_loss is None) == (settings != PPO())
+
+
 @pytest.mark.parametrize("settings", [RLOO(), GRPO(), GRPO(scale_rewards=False, aggregation="constant"), ReinforcePP()])
 def test_every_algorithm_learns_in_the_loop(settings: Any, files: dict[str, Any], tmp_path: Path) -> None:
     more = {"total_episodes": 16, "mini_batch_size": 8, "kl_coef": 0.1}
