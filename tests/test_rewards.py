@@ -26,6 +26,7 @@ from torch.testing import assert_close
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    BloomConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerBase,
@@ -247,6 +248,12 @@ def test_a_function_that_is_not_there_or_lacks_a_column_is_named(module: Any) ->
     Path("needy.py").write_text("import not_installed")
     with pytest.raises(ValueError, match="needy needs not_installed, which is missing"):
         function_reward(FunctionReward(function="needy:f"), "r")
+    with pytest.raises(ValueError, match=r"no module 'nowhere\.at'; .* in the folder that holds nowhere\.py \(now "):
+        function_reward(FunctionReward(function="nowhere.at:f"), "r")
+    Path("parent").mkdir()
+    Path("parent/__init__.py").touch()
+    with pytest.raises(ValueError, match=r"no module 'parent\.child'; install it"):
+        function_reward(FunctionReward(function="parent.child:f"), "r")
     Path("broken.py").write_text("1 / 0")
     with pytest.raises(ValueError, match="importing broken fails: ZeroDivisionError"):
         function_reward(FunctionReward(function="broken:f"), "r")
@@ -476,6 +483,43 @@ def test_independent_labels_have_probabilities_of_their_own(classifier: Path) ->
         for output in ("logit", "probability")
     )
     assert probability == pytest.approx(1 / (1 + 2.718281828**-logit), abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_one_label_has_a_probability_of_its_own_and_two_share_it(
+    labels: int, classifier: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The turns of a conversation are read with an empty line between them."""
+    config = BertConfig.from_pretrained(classifier, num_labels=labels)
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(classifier)
+    turns = (Message(role="user", content="who"), Message(role="assistant", content="me"))
+    answers = Answers([Prompt(id="1", text=turns)], ["yes"], [True], [[1]])
+    settings = ClassifierReward(model=str(classifier), label="LABEL_0", reads="both")
+    (score,) = classifier_reward(settings, "r")(answers)
+    with torch.no_grad():
+        logits = model(**tokenizer("who\n\nme", "yes", return_tensors="pt")).logits[0].double()
+    wanted = logits.sigmoid()[0] if labels == 1 else logits.softmax(0)[0]
+    assert score == pytest.approx(float(wanted), abs=1e-6)
+
+
+def test_a_classifier_without_positions_reads_all(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = BloomConfig(
+        vocab_size=len(tokenizer), hidden_size=32, n_layer=1, n_head=2, num_labels=2, pad_token_id=0,
+        initializer_range=0.5,
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts = ["no, " * 60 + "yes", "yes"]
+    answers = Answers([ANSWERS.prompts[0]] * 2, texts, [True] * 2, [[1]] * 2)
+    scores = classifier_reward(ClassifierReward(model=str(tmp_path), label="LABEL_1", output="logit"), "r")(answers)
+    for text, score in zip(texts, scores, strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits
+        assert score == pytest.approx(float(logits[0, 1]), abs=1e-5)
 
 
 def test_a_language_model_is_no_classifier(folders: Callable[[str], Path]) -> None:
@@ -876,7 +920,33 @@ def test_how_far_rankings_cover_by_hand(tmp_path: Path) -> None:
 def test_sources_of_functions_are_inputs(module: Any, tmp_path: Path) -> None:
     rewards = {"a": FunctionReward(function="my_rewards:length"), "b": EndpointReward(url="http://h")}
     assert sources_of(rewards) == {"rewards.a.source": tmp_path / "my_rewards.py"}
-    assert sources_of({"a": FunctionReward(function="nowhere.at.all:f")}) == {}
+    Path("bare").mkdir()
+    for function in ("nowhere.at.all:f", "builtins:dict", "bare:f"):  # no module; none in a file; a folder
+        assert sources_of({"a": FunctionReward(function=function)}) == {}, function
+
+
+def test_the_working_folder_comes_first_and_goes_again(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two modules of a name it is the user's own that counts."""
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "my_rewards.py").write_text("def one(prompts, completions):\n    return [7.0, 7.0]\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "else"), *sys.path])
+    before = list(sys.path)
+    assert module("one")(ANSWERS) == [1.0, 1.0]
+    assert sys.path == before
+    with pytest.raises(ValueError, match="KeyError"):
+        module("fails")(ANSWERS)
+    assert sys.path == before
+
+
+def test_a_function_is_called_from_any_thread(module: Any) -> None:
+    """Only the main thread can be interrupted; in another one a plain function has no limit, and an async one has."""
+    reward, never = module("one"), module("never", timeout_seconds=0.2)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(reward, ANSWERS).result() == [1.0, 1.0]
+        with pytest.raises(ValueError, match=r"took more than 0\.2 s"):
+            pool.submit(never, ANSWERS).result()
 
 
 def test_kl_coef_0_and_a_policy_that_is_far_away_is_said() -> None:
