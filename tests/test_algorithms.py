@@ -172,6 +172,30 @@ def test_losses_are_aggregated_as_documented() -> None:
         assert float(loss) / divisor(settings, mask, 5) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("aggregation", "kl"), [("token", "k2"), ("sequence", "k2"), ("sequence", "k3")])
+def test_the_clipped_loss_and_its_penalty_by_hand(aggregation: Any, kl: Any) -> None:
+    """Ratios 1.5 of one token, and 5 and 1 of two, with advantages 1, -1 and 2; their clips are at 1.4, 3 and nowhere.
+    log π is 1, 2 and 0 above the reference's."""
+    mask = torch.tensor([[True, False], [True, True]])
+    old, none = torch.full((2, 2), -1.0), torch.zeros(2)
+    logprobs = old + torch.tensor([[1.5, 9.0], [5.0, 1.0]]).log()
+    rollout = Rollout(
+        prompts=[], group=none, sequences=[], prompt_lengths=[], mask=mask, logprobs=old, ended=mask[:, 0], scores=none,
+        ref_logprobs=logprobs - torch.tensor([[1.0, 9], [2, 0]]), values=None, rewards=old,
+        advantages=torch.tensor([[1.0, 9], [-1, 2]]), returns=None,
+    )  # fmt: skip
+    settings = PPO(cliprange=0.2, cliprange_high=0.4, dual_clip=3, aggregation=aggregation, kl=kl)
+    loss, metrics = clipped_loss(settings, logprobs, rollout, 0.1)
+    weight = 0.5 if aggregation == "sequence" else 1.0
+    first, second = (0.5, 2.0) if kl == "k2" else (math.exp(-1) - 1 + 1, math.exp(-2) - 1 + 2)
+    penalty = 1.5 * first + weight * 5 * second
+    assert float(loss) == pytest.approx(-1.4 + weight * (3 - 2) + 0.1 * penalty)
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        {"loss/kl": penalty, "policy/approxkl": (math.log(1.5) ** 2 + math.log(5) ** 2) / 2, "policy/clipfrac": 2,
+         "val/ratio": 7.5}
+    )  # fmt: skip
+
+
 def test_part_of_a_rollout_is_a_rollout() -> None:
     prompts = [Prompt(id=str(i), text="a") for i in range(3)]
     requests = [Request((5,) * (i + 1), i, 4, ()) for i in range(3)]
