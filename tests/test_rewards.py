@@ -217,6 +217,14 @@ def test_a_function_that_fails_is_named(name: str, module: Any) -> None:
         module(name, timeout_seconds=0.2)(ANSWERS)
 
 
+def test_the_line_that_fails_is_named(module: Any) -> None:
+    """Not the one that called it."""
+    Path("deep_inner.py").write_text("def inner():\n    raise KeyError('x')\n")
+    Path("deep.py").write_text("import deep_inner\n\n\ndef f(prompts, completions):\n    return deep_inner.inner()\n")
+    with pytest.raises(ValueError, match=r"raised KeyError: .* \([^ ]*/deep_inner\.py:2\); once its cause"):
+        function_reward(FunctionReward(function="deep:f"), "r")(ANSWERS)
+
+
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
 def test_a_slow_function_is_stopped_also_in_the_background(handler: Any, module: Any) -> None:
     """What a script starts with `&` ignores interruptions."""
