@@ -95,6 +95,37 @@ def test_groups_must_divide_an_iteration() -> None:
         make_algorithm(RLOO(), 6)
 
 
+def test_credit_without_a_value_model_by_hand() -> None:
+    """Two completions of two prompts, with returns of 3 and 1, 4 and 0."""
+    samples = [Sample((5,) * n, (-1.0,) * n, "stop") for n in (2, 1, 1, 2)]
+    episodes = episodes_of([Prompt(id="p", text="a")] * 4, [Request((5,), 0, 9, ())] * 4, samples, 2)
+    rewards = torch.tensor([[1.0, 2], [1, 0], [4, 0], [-1, 1]])
+
+    def credit(settings: Any) -> torch.Tensor:
+        advantages, returns = make_algorithm(settings, 12).credit(episodes, rewards, None)
+        assert returns is None
+        return advantages
+
+    assert credit(RLOO()).tolist() == [[2, 2], [-2, 0], [4, 0], [-4, -4]]
+    assert credit(GRPO(num_generations=2, scale_rewards=False)).tolist() == [[1, 1], [-1, 0], [2, 0], [-2, -2]]
+    one = 0.5**0.5  # two numbers lie this many standard deviations from their mean, with n - 1
+    expected = torch.tensor([[one, one], [-one, 0], [one, 0], [-one, -one]])
+    assert_close(credit(GRPO(num_generations=2)), expected, rtol=0, atol=1e-4)
+    # Still to come are 3, 2; 1; 4; 0, 1: their mean is 11/6, their variance 65/36.
+    expected = torch.tensor([[7.0, 1], [-5, 0], [13, 0], [-11, -5]]) / 65**0.5
+    assert_close(credit(ReinforcePP()), expected)
+
+
+def test_an_algorithm_takes_its_samples_and_rounds_from_its_settings() -> None:
+    for settings, samples, refill in (
+        (RLOO(num_generations=3, refill=2), 3, 2), (GRPO(num_generations=6, refill=1), 6, 1),
+        (ReinforcePP(num_generations=2), 2, 0), (ReinforcePP(), 1, 0), (PPO(), 1, 0),
+    ):  # fmt: skip
+        algorithm = make_algorithm(settings, 12)
+        assert (algorithm.settings, algorithm.samples_per_prompt, algorithm.refill) == (settings, samples, refill)
+        assert (algorithm.value_loss is None) == (settings != PPO())
+
+
 @pytest.mark.parametrize("settings", [RLOO(), GRPO(), GRPO(scale_rewards=False, aggregation="constant"), ReinforcePP()])
 def test_every_algorithm_learns_in_the_loop(settings: Any, files: dict[str, Any], tmp_path: Path) -> None:
     more = {"total_episodes": 16, "mini_batch_size": 8, "kl_coef": 0.1}
@@ -139,6 +170,30 @@ def test_losses_are_aggregated_as_documented() -> None:
         settings = PPO(aggregation=aggregation)  # type: ignore[arg-type]
         loss, _ = clipped_loss(settings, zero, rollout, 0.0)
         assert float(loss) / divisor(settings, mask, 5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("aggregation", "kl"), [("token", "k2"), ("sequence", "k2"), ("sequence", "k3")])
+def test_the_clipped_loss_and_its_penalty_by_hand(aggregation: Any, kl: Any) -> None:
+    """Ratios 1.5 of one token, and 5 and 1 of two, with advantages 1, -1 and 2; their clips are at 1.4, 3 and nowhere.
+    log π is 1, 2 and 0 above the reference's."""
+    mask = torch.tensor([[True, False], [True, True]])
+    old, none = torch.full((2, 2), -1.0), torch.zeros(2)
+    logprobs = old + torch.tensor([[1.5, 9.0], [5.0, 1.0]]).log()
+    rollout = Rollout(
+        prompts=[], group=none, sequences=[], prompt_lengths=[], mask=mask, logprobs=old, ended=mask[:, 0], scores=none,
+        ref_logprobs=logprobs - torch.tensor([[1.0, 9], [2, 0]]), values=None, rewards=old,
+        advantages=torch.tensor([[1.0, 9], [-1, 2]]), returns=None,
+    )  # fmt: skip
+    settings = PPO(cliprange=0.2, cliprange_high=0.4, dual_clip=3, aggregation=aggregation, kl=kl)
+    loss, metrics = clipped_loss(settings, logprobs, rollout, 0.1)
+    weight = 0.5 if aggregation == "sequence" else 1.0
+    first, second = (0.5, 2.0) if kl == "k2" else (math.exp(-1) - 1 + 1, math.exp(-2) - 1 + 2)
+    penalty = 1.5 * first + weight * 5 * second
+    assert float(loss) == pytest.approx(-1.4 + weight * (3 - 2) + 0.1 * penalty)
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        {"loss/kl": penalty, "policy/approxkl": (math.log(1.5) ** 2 + math.log(5) ** 2) / 2, "policy/clipfrac": 2,
+         "val/ratio": 7.5}
+    )  # fmt: skip
 
 
 def test_part_of_a_rollout_is_a_rollout() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import permutations
 from pathlib import Path
@@ -295,3 +296,40 @@ def test_a_ranking_is_read_as_one_tree(tmp_path: Path, monkeypatch: pytest.Monke
     dpo.run(config(byhand.make("llama", tmp_path / "policy"), tmp_path / "out", epochs=1))
     once = sum(len(ids(r["prompt"])) + sum(len(ids(f"{c} <end>")) for c in r["completions"]) for r in RANKINGS)
     assert sum(read) == 4 * once  # two of them are reference
+
+
+def test_a_gradient_that_is_no_number_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the second of three updates: the checkpoint before it stays, and the batch is kept as it was read."""
+    real = dpo.update
+
+    def update(optimizer: Any, model: Any, max_norm: float, rate: float, watch: Any) -> float:
+        if watch.step == 1:
+            next(model.parameters()).grad[0] = torch.nan
+        return real(optimizer, model, max_norm, rate, watch)
+
+    monkeypatch.setattr(dpo, "update", update)
+    folder, output = byhand.make("llama", tmp_path / "policy"), tmp_path / "out"
+    with pytest.raises(ValueError, match=r"^dpo: the gradient is nan at step 1; .*learning_rate"):
+        dpo.run(config(folder, output, checkpoint_seconds=1e-9))
+    assert json.loads((output / "state" / "counters.json").read_text())["step"] == 1
+    kept = [json.loads(line) for line in (output / "batch-1.jsonl").read_text().splitlines()]
+    wanted = [ids(f"{r['prompt']}{c} <end>") for r in RANKINGS for c in r["completions"]]
+    assert sorted(row["ids"] for row in kept) == sorted(wanted)
+    assert kept[0]["text"].split() == [byhand.WORDS[i] for i in kept[0]["ids"]]
+    assert done(output) is None
+
+
+def test_a_loss_that_jumps_is_warned_of_and_a_measure_that_is_no_number_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = byhand.make("llama", tmp_path / "policy"), dpo.backward
+    often = {"epochs": 22, "valid_rankings": None, "held_out": 0}
+    losses = iter([0.69] * 21 + [99.0])
+    monkeypatch.setattr(dpo, "backward", lambda *a: real(*a) | {"loss/train": next(losses)})
+    dpo.run(config(folder, tmp_path / "jump", **often))
+    assert "step 21: loss/train jumped to 99" in str((done(tmp_path / "jump") or {})["warnings"])
+    monkeypatch.setattr(dpo, "backward", real)
+    monkeypatch.setattr(dpo, "evaluate", lambda *_: {"loss": math.inf})
+    with pytest.raises(ValueError, match=r"^dpo: the loss on held-out rankings is inf, so training has diverged"):
+        dpo.run(config(folder, tmp_path / "inf", epochs=1))
+    assert done(tmp_path / "inf") is None

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from torch.testing import assert_close
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    BloomConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerBase,
@@ -43,6 +46,7 @@ from tutelage.rewards.endpoint import endpoint_reward
 from tutelage.rewards.function import function_reward, sources_of
 from tutelage.rewards.opening import Rewards, open_rewards
 from tutelage.rewards.reward import Answers, checked_scores, joined_scores, score_all
+from tutelage.rewards.reward_model import covered_kl
 from tutelage.runs import done, inputs_of
 from tutelage.settings.common import make
 from tutelage.settings.online import OnlineConfig
@@ -213,6 +217,14 @@ def test_a_function_that_fails_is_named(name: str, module: Any) -> None:
         module(name, timeout_seconds=0.2)(ANSWERS)
 
 
+def test_the_line_that_fails_is_named(module: Any) -> None:
+    """Not the one that called it."""
+    Path("deep_inner.py").write_text("def inner():\n    raise KeyError('x')\n")
+    Path("deep.py").write_text("import deep_inner\n\n\ndef f(prompts, completions):\n    return deep_inner.inner()\n")
+    with pytest.raises(ValueError, match=r"raised KeyError: .* \([^ ]*/deep_inner\.py:2\); once its cause"):
+        function_reward(FunctionReward(function="deep:f"), "r")(ANSWERS)
+
+
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
 def test_a_slow_function_is_stopped_also_in_the_background(handler: Any, module: Any) -> None:
     """What a script starts with `&` ignores interruptions."""
@@ -244,6 +256,12 @@ def test_a_function_that_is_not_there_or_lacks_a_column_is_named(module: Any) ->
     Path("needy.py").write_text("import not_installed")
     with pytest.raises(ValueError, match="needy needs not_installed, which is missing"):
         function_reward(FunctionReward(function="needy:f"), "r")
+    with pytest.raises(ValueError, match=r"no module 'nowhere\.at'; .* in the folder that holds nowhere\.py \(now "):
+        function_reward(FunctionReward(function="nowhere.at:f"), "r")
+    Path("parent").mkdir()
+    Path("parent/__init__.py").touch()
+    with pytest.raises(ValueError, match=r"no module 'parent\.child'; install it"):
+        function_reward(FunctionReward(function="parent.child:f"), "r")
     Path("broken.py").write_text("1 / 0")
     with pytest.raises(ValueError, match="importing broken fails: ZeroDivisionError"):
         function_reward(FunctionReward(function="broken:f"), "r")
@@ -382,6 +400,23 @@ def test_an_endpoint_that_fails_is_named(server: Server) -> None:
         asking(server)(replace(ANSWERS, prompts=[with_column(math.nan)] * 2))
 
 
+def test_an_endpoint_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 s, then twice as long each time, a minute at most; so many at once, and so long each, as the settings say."""
+    waits: list[float] = []
+    pools: list[int] = []
+    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 60.0)
+    monkeypatch.setattr(endpoint, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(endpoint, "ThreadPoolExecutor", lambda n: pools.append(n) or ThreadPoolExecutor(n))
+    server.faults = [500, 429, 503, 599, 500, 500, 500, 500]
+    assert asking(server, retries=8, concurrency=3)(ANSWERS) == [3.0, 2.0]
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert pools == [3]
+    client = endpoint.open_client("http://h/x", None, 12.5, "it")
+    assert client.timeout == httpx.Timeout(12.5)
+    assert client.headers["Content-Type"] == "application/json"
+    assert "Authorization" not in client.headers
+
+
 def with_column(value: Any) -> Prompt:
     """A prompt with a column as readers of Parquet give it."""
     return Prompt(id="1", text="p").model_copy(update={"meta": {"when": value}})
@@ -456,6 +491,43 @@ def test_independent_labels_have_probabilities_of_their_own(classifier: Path) ->
         for output in ("logit", "probability")
     )
     assert probability == pytest.approx(1 / (1 + 2.718281828**-logit), abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_one_label_has_a_probability_of_its_own_and_two_share_it(
+    labels: int, classifier: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The turns of a conversation are read with an empty line between them."""
+    config = BertConfig.from_pretrained(classifier, num_labels=labels)
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(classifier)
+    turns = (Message(role="user", content="who"), Message(role="assistant", content="me"))
+    answers = Answers([Prompt(id="1", text=turns)], ["yes"], [True], [[1]])
+    settings = ClassifierReward(model=str(classifier), label="LABEL_0", reads="both")
+    (score,) = classifier_reward(settings, "r")(answers)
+    with torch.no_grad():
+        logits = model(**tokenizer("who\n\nme", "yes", return_tensors="pt")).logits[0].double()
+    wanted = logits.sigmoid()[0] if labels == 1 else logits.softmax(0)[0]
+    assert score == pytest.approx(float(wanted), abs=1e-6)
+
+
+def test_a_classifier_without_positions_reads_all(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = BloomConfig(
+        vocab_size=len(tokenizer), hidden_size=32, n_layer=1, n_head=2, num_labels=2, pad_token_id=0,
+        initializer_range=0.5,
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts = ["no, " * 60 + "yes", "yes"]
+    answers = Answers([ANSWERS.prompts[0]] * 2, texts, [True] * 2, [[1]] * 2)
+    scores = classifier_reward(ClassifierReward(model=str(tmp_path), label="LABEL_1", output="logit"), "r")(answers)
+    for text, score in zip(texts, scores, strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits
+        assert score == pytest.approx(float(logits[0, 1]), abs=1e-5)
 
 
 def test_a_language_model_is_no_classifier(folders: Callable[[str], Path]) -> None:
@@ -834,10 +906,55 @@ def test_scores_of_several_rewards_by_hand() -> None:
     assert score_all({"a": rewards["a"]}, Combination(), ANSWERS).metrics() == {"reward/left_out": pytest.approx(1 / 3)}
 
 
+def test_how_far_rankings_cover_by_hand(tmp_path: Path) -> None:
+    """log n − (n − 1)/n of n completions; other runs' models, and folders without a run, say nothing."""
+    runs: dict[str, Any] = {
+        "four": {"stage": "reward", "completions": 4}, "nine": {"stage": "reward", "completions": 9},
+        "none": {"stage": "reward", "completions": 0}, "old": {"stage": "reward"},
+        "policy": {"stage": "sft", "completions": 2}, "unknown": None,
+    }  # fmt: skip
+    models: dict[str, Any] = {name: SimpleNamespace(folder=str(tmp_path / name / "model")) for name in runs}
+    for name, results in runs.items():
+        (tmp_path / name).mkdir()
+        if results is not None:
+            (tmp_path / name / "done.json").write_text(json.dumps(results))
+    four = math.log(4) - 3 / 4
+    assert covered_kl([models["nine"]]) == pytest.approx(math.log(9) - 8 / 9)
+    assert covered_kl([models["nine"], models["four"]]) == pytest.approx(four)
+    assert covered_kl(models.values()) == pytest.approx(four)
+    assert covered_kl([models[name] for name in ("none", "old", "policy", "unknown")]) is None
+
+
 def test_sources_of_functions_are_inputs(module: Any, tmp_path: Path) -> None:
     rewards = {"a": FunctionReward(function="my_rewards:length"), "b": EndpointReward(url="http://h")}
     assert sources_of(rewards) == {"rewards.a.source": tmp_path / "my_rewards.py"}
-    assert sources_of({"a": FunctionReward(function="nowhere.at.all:f")}) == {}
+    Path("bare").mkdir()
+    for function in ("nowhere.at.all:f", "builtins:dict", "bare:f"):  # no module; none in a file; a folder
+        assert sources_of({"a": FunctionReward(function=function)}) == {}, function
+
+
+def test_the_working_folder_comes_first_and_goes_again(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two modules of a name it is the user's own that counts."""
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "my_rewards.py").write_text("def one(prompts, completions):\n    return [7.0, 7.0]\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "else"), *sys.path])
+    before = list(sys.path)
+    assert module("one")(ANSWERS) == [1.0, 1.0]
+    assert sys.path == before
+    with pytest.raises(ValueError, match="KeyError"):
+        module("fails")(ANSWERS)
+    assert sys.path == before
+
+
+def test_a_function_is_called_from_any_thread(module: Any) -> None:
+    """Only the main thread can be interrupted; in another one a plain function has no limit, and an async one has."""
+    reward, never = module("one"), module("never", timeout_seconds=0.2)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(reward, ANSWERS).result() == [1.0, 1.0]
+        with pytest.raises(ValueError, match=r"took more than 0\.2 s"):
+            pool.submit(never, ANSWERS).result()
 
 
 def test_kl_coef_0_and_a_policy_that_is_far_away_is_said() -> None:

@@ -1260,16 +1260,24 @@ def test_a_reward_model_with_other_tokens_is_refused(
 def test_minibatches_come_in_another_order_each_pass(
     config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, asked = learner.shuffled, []
+    """And each update, of two iterations, two passes and two minibatches, has a draw of text of its own."""
+    real, real_draw, asked, drawn = learner.shuffled, learner.draw_rows, [], []
 
     def shuffled(items: Any, seed: int, epoch: int) -> Any:
         if items == range(16):
             asked.append((seed, epoch))
         return real(items, seed, epoch)
 
+    def draw_rows(rows: torch.Tensor, number: int, seed: int, draw: int) -> torch.Tensor:
+        drawn.append((number, seed, draw))
+        return real_draw(rows, number, seed, draw)
+
     monkeypatch.setattr(learner, "shuffled", shuffled)
-    online.run(config("online", total_episodes=32))
+    monkeypatch.setattr(learner, "draw_rows", draw_rows)
+    online.run(config("online", total_episodes=32, ptx_per_episode=1.5))
     assert asked == [(3, 0), (3, 1), (3, 2), (3, 3)]
+    first = [0, 8, 1_009, 1_017]
+    assert drawn == [(12, 3, draw) for draw in first + [10_007 + draw for draw in first]]
 
 
 def test_minibatches_divide_batches(config: Callable[..., Any]) -> None:

@@ -245,7 +245,6 @@ def _time_limit(seconds: float, late: ValueError) -> Iterator[None]:
 
 
 def _where(error: BaseException) -> str:
-    """An error in words, with the line that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {short(reason(error))}{place}"
+    """A caught error in words, with the line that raised it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {short(reason(error))} ({place.filename}:{place.lineno})"
