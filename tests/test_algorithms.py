@@ -214,6 +214,10 @@ def test_part_of_a_rollout_is_a_rollout() -> None:
     assert (part.group.tolist(), part.ended.tolist(), part.scores.tolist()) == ([2, 0], [True, True], [3, 1])
     assert part.advantages.tolist() == [[4, 5], [0, 1]]
     assert part.values is None
+    moved = vars(part.to(torch.device("meta")))
+    tensors = {name for name, value in vars(part).items() if isinstance(value, torch.Tensor)}
+    assert {name for name, value in moved.items() if getattr(value, "is_meta", False)} == tensors
+    assert moved["prompts"] == part.prompts
     with pytest.raises(AttributeError):
         part.scores = table  # type: ignore[misc]
 

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
+from conftest import tiny_model
 from tutelage.algorithms import make_algorithm
 from tutelage.data.datasets import write_jsonl
 from tutelage.models.adapters import add_adapter, own_parameters, scalar_beside
@@ -69,6 +70,30 @@ def test_the_disk_must_hold_checkpoints_the_average_and_the_policies_that_are_ke
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(2 * needed, needed, needed))
     with pytest.raises(DryRun):
         online.run(config)
+
+
+@pytest.mark.parametrize(
+    ("most", "new", "remedy"),
+    [
+        (2, 4, "raise max_prompt_tokens=2"),
+        (2, 126, "lower sampler.max_new_tokens=126"),  # raising the other would not help
+        (100, 126, "lower sampler.max_new_tokens=126"),
+    ],
+)
+def test_the_remedy_is_the_limit_that_binds(
+    most: int, new: int, remedy: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """The context is 128 tokens; the prompts have 2 and 3. A prompt keeps its columns, which a reward may ask for."""
+    models: Any = SimpleNamespace(policy=tiny_model("llama", len(tokenizer)), tokenizer=tokenizer, readers=[])
+    config = OnlineConfig(
+        **SIMPLE | {"prompts": str(tmp_path / "p.jsonl")}, max_prompt_tokens=most, sampler={"max_new_tokens": new}
+    )
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "qz", "answer": 5}, {"prompt": "qzq"}])
+    (((prompt, ids),), lost) = online.usable_prompts(config, models)
+    assert (len(ids), prompt.meta, lost) == (2, {"answer": 5}, {"too long": 1})
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "qzq"}])
+    with pytest.raises(ValueError, match=f"none of 1 prompts leaves room for a completion: {remedy} \\(the models'"):
+        online.usable_prompts(config, models)
 
 
 def test_warnings_by_hand() -> None:
