@@ -131,6 +131,7 @@ def test_whole_steps(kind: str, tokens: int, loss: str, smoothing: float, tmp_pa
         assert {name: rows[t][name] for name in wanted} == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     assert_same_steps(steps, expected)
     byhand.assert_saved(tmp_path / "out" / "model", policy)
+    byhand.assert_run_of(tmp_path / "out", "dpo", "model", "rankings", "valid_rankings")
     results = done(tmp_path / "out")
     assert results is not None
     assert results["rankings"] == results["valid"]["rankings"] == 3
@@ -272,6 +273,15 @@ def test_the_plan_says_what_will_be_done(tmp_path: Path, capsys: pytest.CaptureF
     assert "6 updates of 2 rankings, 3 passes" in plan
     dpo.run(config(folder, tmp_path / "out", batch_size=2))
     assert len(byhand.metrics(tmp_path / "out")) == 6
+
+
+def test_an_adapter_starts_as_its_seed_says(tmp_path: Path) -> None:
+    """Its first matrix is drawn at random and the second is 0, so a gradient's norm tells one seed from another."""
+    folder, norms = byhand.make("llama", tmp_path / "policy"), []
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        dpo.run(config(folder, tmp_path / name, epochs=1, seed=seed, adapter={"rank": 2}))
+        norms.append(byhand.metrics(tmp_path / name)[0]["grad_norm"])
+    assert norms[0] == norms[1] != pytest.approx(norms[2], rel=1e-3)
 
 
 @pytest.mark.parametrize("size", [1, 3])

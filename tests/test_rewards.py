@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import math
 import signal
@@ -41,7 +42,7 @@ from tutelage.models.loading import load_scalar, new_scalar, save_model
 from tutelage.models.tokens import encode_pairs
 from tutelage.objectives.reward import combined_scores
 from tutelage.rewards import endpoint
-from tutelage.rewards.classifier import classifier_reward
+from tutelage.rewards.classifier import _positions, classifier_reward
 from tutelage.rewards.endpoint import endpoint_reward
 from tutelage.rewards.function import function_reward, sources_of
 from tutelage.rewards.opening import Rewards, open_rewards
@@ -473,9 +474,13 @@ def test_classifiers_that_pad_otherwise_read_the_same(
     for config in (gpt2, roberta):
         model = AutoModelForSequenceClassification.from_config(config).eval()
         model.save_pretrained(tmp_path)
-        tokenizer.save_pretrained(tmp_path)
+        own = copy.deepcopy(tokenizer)
+        if pad is None:
+            own.pad_token = None  # it cannot pad at all
+        own.save_pretrained(tmp_path)
         scores = classifier_reward(ClassifierReward(model=str(tmp_path), label="LABEL_1", output="logit"), "r")(answers)
         longest = 40 if config is gpt2 else 46 - (pad or 1) - 1
+        assert _positions(model) == longest
         for text, score in zip(texts, scores, strict=True):
             logits = model(**tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")).logits
             assert score == pytest.approx(float(logits[0, 1].detach()), abs=1e-5)

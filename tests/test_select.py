@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from byhand import assert_run_of
 from tutelage.data.candidates import read_candidates, read_samples, write_candidates
 from tutelage.data.datasets import DataError, read_demonstrations, read_rankings
 from tutelage.data.records import Completion, Prompt
@@ -50,10 +51,16 @@ def chosen(tmp_path: Path, reward_folder: str, rows: list[dict[str, Any]], **set
     return json.loads((tmp_path / "out" / "done.json").read_text())
 
 
-def scoring(monkeypatch: pytest.MonkeyPatch, *scores: list[float]) -> None:
-    """The reward model gives these scores, by prompt."""
-    rest = iter(scores)
-    monkeypatch.setattr(select, "group_scores", lambda _, groups, __: [torch.tensor(next(rest)) for _ in groups])
+def scoring(monkeypatch: pytest.MonkeyPatch, *scores: list[float]) -> list[int]:
+    """The reward model gives these scores, by prompt; returns how many tokens at once it was asked to read."""
+    rest, limits = iter(scores), []
+
+    def group_scores(_: Any, groups: list[Any], max_tokens: int) -> list[torch.Tensor]:
+        limits.append(max_tokens)
+        return [torch.tensor(next(rest)) for _ in groups]
+
+    monkeypatch.setattr(select, "group_scores", group_scores)
+    return limits
 
 
 def test_the_best_by_the_reward_models_own_reading_is_kept(tmp_path: Path, reward_folder: str) -> None:
@@ -82,13 +89,16 @@ def test_the_best_by_the_reward_models_own_reading_is_kept(tmp_path: Path, rewar
     assert done["score"] == pytest.approx(sum(means) / 6, abs=1e-5)
     assert done["best"] == pytest.approx(sum(best) / 6, abs=1e-5)
     assert done["kl_bound"] == pytest.approx(math.log(8) - 7 / 8)
+    assert_run_of(tmp_path / "out", "select", "candidates", "reward_model")
 
 
 def test_equal_scores_are_ties_and_the_first_of_them_is_the_best(
     tmp_path: Path, reward_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scoring(monkeypatch, [0.5, 2.0, 2.0, -1.0])
-    done = chosen(tmp_path, reward_folder, [{"prompt": asked(0), "completions": list("abcd")}])
+    limits = scoring(monkeypatch, [0.5, 2.0, 2.0, -1.0])
+    rows = [{"prompt": asked(0), "completions": list("abcd")}]
+    done = chosen(tmp_path, reward_folder, rows, micro_batch_tokens=77)
+    assert limits == [77]
     (ranking,) = read_rankings(tmp_path / "out" / "rankings.jsonl").records
     (demonstration,) = read_demonstrations(tmp_path / "out" / "demonstrations.jsonl").records
     assert ranking.ranks == (2, 1, 1, 3)
@@ -135,9 +145,26 @@ def test_what_cannot_be_compared_is_dropped_and_counted(tmp_path: Path, reward_f
     assert (done["prompts"], done["completions"]) == (1, 2)
 
 
+def test_what_fills_the_context_still_fits(tmp_path: Path, reward_folder: str) -> None:
+    reward, prompt = RewardModel(reward_folder), Prompt(id="p", text="the cat")
+
+    def length(text: str) -> int:
+        return len(reward.encode([prompt], [text], [True])[0])
+
+    texts = [" a" * n for n in range(100, 130)]
+    (full,) = (text for text in texts if length(text) == reward.context)
+    (long,) = (text for text in texts if length(text) == reward.context + 1)
+    done = chosen(tmp_path, reward_folder, [{"prompt": "the cat", "completions": [" b", full, long]}])
+    (ranking,) = read_rankings(tmp_path / "out" / "rankings.jsonl").records
+    assert [c.text for c in ranking.completions] == [" b", full]
+    assert done["dropped"] == {"completion too long for the reward model": 1}
+
+
 def test_nothing_to_choose_from_is_an_error(tmp_path: Path, reward_folder: str) -> None:
     with pytest.raises(ValueError, match=r"candidates.jsonl: none of 1 prompts has two distinct completions .*--k"):
         chosen(tmp_path, reward_folder, [{"prompt": asked(0), "completions": ["red"]}])
+    with pytest.raises(ValueError, match=r"candidates.jsonl: none of 2 prompts has two distinct completions"):
+        chosen(tmp_path, reward_folder, [{"prompt": asked(i), "completions": [" "] * i} for i in range(2)])
 
 
 @pytest.mark.parametrize(
@@ -210,7 +237,9 @@ def test_a_dry_run_says_what_would_be_scored_and_writes_nothing(
     rows = [{"prompt": asked(0), "completions": ["red", "blue", "blue"]}]
     with pytest.raises(DryRun):
         chosen(tmp_path, reward_folder, rows, dry_run=True)
-    assert "select: 1 prompts, 2 completions to score" in capsys.readouterr().err
+    plan = capsys.readouterr().err
+    assert "select: 1 prompts, 2 completions to score" in plan
+    assert "rows dropped or changed: 1 duplicate completions merged" in plan
     assert not (tmp_path / "out").exists()
 
 
