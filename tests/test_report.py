@@ -233,6 +233,8 @@ def test_where_preference_turned_is_said_beside_it(runs: Path, monkeypatch: pyte
     summary = summarise(runs) | {"overoptimization": falls(read_runs(runs))}
     summary["scores"] |= {"ppo": 1.25, "ppo_ptx": 0.75}
     assert "(bent, over), the score rises and preference falls: +0.40 (+0.35 to +0.45) at a KL of 1.0 nats, +0.29" in words(lead(summary)[2])  # fmt: skip  # noqa: E501
+    summary["overoptimization"] = {}
+    assert "optimising it further is not shown to do harm" in words(lead(summary)[2])
     report(runs)
     assert "overoptimization" in json.loads((runs / "report" / "summary.json").read_text())
 
@@ -262,11 +264,11 @@ def test_faults_of_the_reward_model_stand_in_the_lead(runs: Path, monkeypatch: p
     assert lead(summarise(runs))[3].answer == "Yes"
     assert "No fault is shown" in words(lead(summarise(runs))[3])
     done = json.loads((runs / "measured" / "done.json").read_text())
-    done["faults"] = {"prefers length": "It expects the longer answer to win too often."}
+    done["faults"] = {"prefers length": "it expects the longer answer to win too often"}
     (runs / "measured" / "done.json").write_text(json.dumps(done))
     sound = lead(summarise(runs))[3]
     assert (sound.answer, sound.sign) == ("Yes, but prefers length", 0)
-    assert "It expects the longer answer" in words(sound)
+    assert "It expects the longer answer to win too often." in sound.sentences
 
 
 def test_without_figures_the_lead_says_what_to_run(tmp_path: Path) -> None:

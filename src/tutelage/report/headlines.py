@@ -176,9 +176,10 @@ def hacked(summary: Mapping[str, Any], trained: Sequence[str], baseline: str) ->
         some = names(unclear) if unclear else "any model"
         notes.append(f"No gain of {some} is shown to be more than a higher score." if unclear else "No score rose.")
         return Headline(question, "Not shown either way", 0, shown, notes)
-    notes.append(
-        "Both rose." if further else "Both rose. How much further they would, `tutelage overoptimize` measures."
-    )
+    if "overoptimization" not in summary:
+        notes.append("Both rose. How much further they would, `tutelage overoptimize` measures.")
+    else:
+        notes.append("Both rose." if further else "Both rose, and optimising it further is not shown to do harm.")
     notes += further[:2]
     return Headline(question, "No sign of it", 1, shown, notes)
 
@@ -214,7 +215,7 @@ def sound(summary: Mapping[str, Any]) -> Headline:
         return Headline(question, "No: not shown to beat chance" if side == 0 else "No", -1, figures, sentences)
     faults = numbers.get("faults")
     if faults is not None:
-        sentences += faults.values() or [
+        sentences += [f"{words[0].upper()}{words[1:]}." for words in faults.values()] or [
             "No fault is shown in its confidence, or in what it makes of length and repetition."
         ]
     if below:

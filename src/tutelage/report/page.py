@@ -70,8 +70,8 @@ def run(config: ReportConfig) -> None:
         return
     opened.begin(f"{len(folders)} finished runs: {', '.join(f.name for f in folders)}")
     summary = numbers.summarise(*places)
-    if turned := falls(folders):
-        summary["overoptimization"] = turned
+    if first(folders, "overoptimize"):
+        summary["overoptimization"] = falls(folders)
     judges = numbers.judges_of(folders)
     answers = headlines(summary, list(numbers.trained_models(folders)), numbers.baseline_of(folders), judges)
     shown = Shown(opened.folder / "figures")
