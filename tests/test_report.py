@@ -19,7 +19,7 @@ from tutelage.report import figures
 from tutelage.report.headlines import Headline, apart, headlines
 from tutelage.report.overoptimization import falls
 from tutelage.report.page import examples, run, visible
-from tutelage.report.summary import Folder, plain_of, read_runs, summarise, trained_models
+from tutelage.report.summary import Folder, plain_of, read_runs, start_of, summarise, trained_models
 from tutelage.settings.report import ReportConfig
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> \"' \u202egnp.exe \x07 \ud800"
@@ -177,7 +177,7 @@ def test_files_are_written_into_the_run_folder(runs: Path) -> None:
 
 
 def lead(summary: dict[str, Any], judges: dict[str, str] = JUDGES) -> list[Headline]:
-    return headlines(summary, ["ppo", "ppo_ptx"], "sft", judges)
+    return headlines(summary, ["ppo", "ppo_ptx"], "sft", judges, "base")
 
 
 def words(headline: Headline) -> str:
@@ -250,6 +250,16 @@ def test_the_first_stage_that_fails_is_at_fault(runs: Path) -> None:
     summary["win_rate_vs_sft"]["base"] = rate(0.48)
     assert lead(summary)[-1].answer == "Fine-tuning"
     assert len(lead(summary)[-1].sentences) == 3
+
+
+def test_fine_tuning_is_compared_with_what_it_began_from(runs: Path) -> None:
+    """Whatever that is called; nothing, if it did not answer."""
+    assert start_of(read_runs(runs)) is None
+    config = runs / "sft" / "config.yaml"
+    config.write_text(config.read_text() + "model: /somewhere/base/model\n")
+    assert start_of(read_runs(runs)) == "base"
+    config.write_text(config.read_text().replace("/base/", "/other/"))
+    assert start_of(read_runs(runs)) is None
 
 
 def test_a_reward_model_that_agrees_less_than_labelers_do(runs: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tutelage.models.precision import device
-from tutelage.models.tokens import PLAIN_TEMPLATE, load_tokenizer
+from tutelage.models.tokens import has_template, load_tokenizer
 from tutelage.runs import inputs_of, open_run
 from tutelage.settings.benchmarks import LmEvalConfig
 from tutelage.stats.intervals import Z
@@ -29,8 +29,7 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 def wants_template(folder: str, choice: str) -> bool:
     """Whether a model's prompts go through its chat template."""
-    own = not str(load_tokenizer(folder).chat_template).endswith(PLAIN_TEMPLATE)
-    return choice == "always" or (choice == "auto" and own)
+    return choice == "always" or (choice == "auto" and has_template(load_tokenizer(folder)))
 
 
 def evaluate(folder: str, config: LmEvalConfig) -> dict[str, Any]:

@@ -41,6 +41,11 @@ OPENED_THOUGHT = re.compile(r"<(\w+)>\s*$")  # at the end of a generation prompt
 MARK = "tutelage"  # what a template writes after it is how it ends a turn
 
 
+def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a loaded tokenizer's chat template is one that its folder brought, not the plain one."""
+    return not str(tokenizer.chat_template).endswith(PLAIN_TEMPLATE)
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id, with a chat template and a padding token of its own.
 

@@ -51,20 +51,22 @@ def names(of: Sequence[str]) -> str:
 
 
 def headlines(
-    summary: Mapping[str, Any], trained: Sequence[str], baseline: str, judges: Mapping[str, str]
-) -> list[Headline]:
+    summary: Mapping[str, Any], trained: Sequence[str], baseline: str, judges: Mapping[str, str],
+    start: str | None = None,
+) -> list[Headline]:  # fmt: skip
     """The five answers, in the order in which a reader asks.
 
     Args:
         trained: names of the models that came out of reinforcement learning or DPO.
         judges: who each judge is, by name; the first is the one that counts.
+        start: name of the model that the baseline was fine-tuned from, if it answered, too.
     """
     return [
         preferred(summary, trained, baseline, judges),
         price(summary, trained, baseline),
         hacked(summary, trained, baseline),
         sound(summary),
-        at_fault(summary, trained, baseline),
+        at_fault(summary, trained, baseline, start),
     ]
 
 
@@ -157,7 +159,10 @@ def hacked(summary: Mapping[str, Any], trained: Sequence[str], baseline: str) ->
     if not both:
         return Headline(
             question, "Not measured", None,
-            sentences=["It takes scores and preferences of the same answers: a `reward_model` for `tutelage answer`, and `tutelage judge`."],  # noqa: E501
+            sentences=[
+                "It takes scores and preferences of the same answers: a `reward_model` for `tutelage answer`, and "
+                "`tutelage judge`."
+            ],
         )  # fmt: skip
     rises = {n: scores[n] - scores[baseline] for n in both}
     shown = {n: f"{rises[n]:+.2f}, wins {100 * wins[n]['mean']:.0f}\u00a0%" for n in both}
@@ -225,16 +230,15 @@ def sound(summary: Mapping[str, Any]) -> Headline:
     return Headline(question, "Yes", 1, figures, sentences)
 
 
-def at_fault(summary: Mapping[str, Any], trained: Sequence[str], baseline: str) -> Headline:
+def at_fault(summary: Mapping[str, Any], trained: Sequence[str], baseline: str, start: str | None) -> Headline:
     """The first stage that did not do its part: labels, fine-tuning, reward model, optimisation, or too much of it."""
     question = "Which stage is at fault?"
     wins, scores = summary[f"win_rate_vs_{baseline}"], summary["scores"]
     numbers = summary["reward_model"]
     checks: list[tuple[str, bool, str]] = []  # the stage, whether it did its part, and if not, why
-    untrained = [n for n in ("base",) if n in wins and n != baseline]
-    for name in untrained:
-        why = f"{baseline} is not shown to beat {name}: look at the demonstrations, or train longer"
-        checks.append(("fine-tuning", wins[name]["high"] < 0.5, why))
+    if start in wins:
+        why = f"{baseline} is not shown to beat {start}: look at the demonstrations, or train longer"
+        checks.append(("fine-tuning", wins[start]["high"] < 0.5, why))
     if shared := numbers.get("same_pairs", {}).get("labelers"):
         why = f"two labelers agree on {percent(shared)} of the pairs, no more than chance: look at the instructions"
         checks.append(("labels", shared["low"] > 0.5, why))

@@ -73,7 +73,8 @@ def run(config: ReportConfig) -> None:
     if first(folders, "overoptimize"):
         summary["overoptimization"] = falls(folders)
     judges = numbers.judges_of(folders)
-    answers = headlines(summary, list(numbers.trained_models(folders)), numbers.baseline_of(folders), judges)
+    trained, baseline = list(numbers.trained_models(folders)), numbers.baseline_of(folders)
+    answers = headlines(summary, trained, baseline, judges, numbers.start_of(folders))
     shown = Shown(opened.folder / "figures")
     html = page(config, folders, summary, answers, shown)
     write_json(opened.folder / "summary.json", summary)

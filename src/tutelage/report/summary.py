@@ -147,6 +147,14 @@ def trained_models(folders: Sequence[Folder]) -> dict[str, bool]:
     return {name: run.settings.get("pretraining_texts") is not None for name, run in made_by.items()}
 
 
+def start_of(folders: Sequence[Folder]) -> str | None:
+    """The answering model that the baseline was fine-tuned from; None if no run here made the baseline, or it did not
+    answer."""
+    answer, made_by = first(folders, "answer"), _makers(folders, "sft").get(baseline_of(folders))
+    models = answer.settings["models"] if answer and made_by else {}
+    return next((name for name, path in models.items() if made_by and path == made_by.settings.get("model")), None)
+
+
 def plain_of(folders: Sequence[Folder]) -> dict[str, str]:
     """Answering models with pretraining text mixed in -> the model that the same algorithm made without it."""
     mixed: dict[str, str | None] = {}

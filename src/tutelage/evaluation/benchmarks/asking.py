@@ -13,7 +13,7 @@ from tutelage.evaluation.benchmarks.protocol import Ask, Continuations, Generati
 from tutelage.models.architecture import context_length, stop_ids
 from tutelage.models.forward import logprob_sums_by_group, pass_tokens
 from tutelage.models.precision import full_precision
-from tutelage.models.tokens import PLAIN_TEMPLATE, decode_answer, encode_pairs, encode_prompt, encode_text
+from tutelage.models.tokens import decode_answer, encode_pairs, encode_prompt, encode_text
 from tutelage.sampling.completions import Writer
 from tutelage.sampling.engines import open_sampler
 from tutelage.sampling.seeds import request_seed
@@ -27,11 +27,6 @@ class Group:
     context: list[int]
     texts: list[list[int]]
     cut: bool = False
-
-
-def has_template(writer: Writer) -> bool:
-    """Whether a model's folder brings a chat template of its own."""
-    return not str(writer.tokenizer.chat_template).endswith(PLAIN_TEMPLATE)
 
 
 def encode_group(writer: Writer, ask: Continuations) -> Group | None:

@@ -20,13 +20,13 @@ from rich.table import Table
 from tutelage.data.datasets import read_texts, write_jsonl
 from tutelage.data.records import Prompt
 from tutelage.evaluation.benchmarks import crows_pairs, ifeval, lambada, reading, toxicity, truthfulqa, winogender
-from tutelage.evaluation.benchmarks.asking import ask, fits, has_template
+from tutelage.evaluation.benchmarks.asking import ask, fits
 from tutelage.evaluation.benchmarks.classified import classifier_inputs, classify, described, open_classifier
 from tutelage.evaluation.benchmarks.protocol import Generation, Item, Measure, Scores, Task
 from tutelage.evaluation.benchmarks.results import results_of, tax_row
 from tutelage.evaluation.tax import document_losses
 from tutelage.models.loading import load_policy
-from tutelage.models.tokens import load_tokenizer, same_tokens
+from tutelage.models.tokens import has_template, load_tokenizer, same_tokens
 from tutelage.rewards.reward import Reward
 from tutelage.runs import Run, dropped, inputs_of, open_run
 from tutelage.sampling.completions import Writer
@@ -154,7 +154,7 @@ def run(config: BenchmarkConfig) -> None:
         return
     texts = read_texts(config.texts) if config.texts else None
     writers = open_writers(config)
-    chat = config.chat if config.chat is not None else [n for n, w in writers.items() if has_template(w)]
+    chat = config.chat if config.chat is not None else [n for n, w in writers.items() if has_template(w.tokenizer)]
     works = {name: work_of(name, source, writers, chat, config) for name, source in config.tasks.items()}
     reward = open_classifier(config) if CLASSIFIED in works else None
     unused = dropped(
